@@ -1,0 +1,401 @@
+"""Every knob of a run: strict, frozen, read from one YAML file plus dotted overrides. Imports no torch.
+
+A knob lives here once, documented beneath its field. Whatever can be known to be wrong without loading a model is
+refused here, in one sentence that names the value and the way out. What needs files or tokenizers to be checked is
+checked by `selfplay.loop.preflight`.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+T = TypeVar("T", bound=BaseModel)
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be run. The message is one for the user: what, which value, the way out."""
+
+
+class Section(BaseModel):
+    """Base of every section of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Sampling(Section):
+    """How completions are drawn from a model."""
+
+    temperature: NonNegative = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling. Must stay 1 where PPO samples: cutting the tail biases the importance ratio."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep the k likeliest tokens; 0 keeps all. Must stay 0 where PPO samples."""
+    max_tokens: Count = 128
+    """Longest completion, in tokens."""
+    stop: Texts = ()
+    """Strings that end a completion, besides the model's own end tokens. The text is cut before the string."""
+    n: Count = 1
+    """Completions per prompt."""
+    seed: int = 0
+    """With the transformers engine a completion depends on (seed, prompt id, index) and the weights alone."""
+
+
+class PromptSource(Section):
+    """Where prompts come from."""
+
+    source: str = "stories"
+    """`stories` (the built-in set), a .jsonl / .parquet / .txt file, or the name of a dataset on the hub."""
+    split: str = "train"
+    """Split of a hub dataset, or of the built-in set (`train` and `heldout` never share a prompt)."""
+    column: str = "prompt"
+    """Column with the prompt: a string or a list of {role, content}. All other columns become `meta`."""
+    limit: Count | None = None
+    """Use the first so many prompts; the built-in set makes exactly so many (default 1,024)."""
+
+
+class Prompts(Section):
+    """Prompts to learn from, and prompts to measure on. The two may not overlap."""
+
+    train: PromptSource = PromptSource()
+    heldout: PromptSource = PromptSource(split="heldout", limit=256)
+
+
+class Architecture(Section):
+    """A Llama small enough to pretrain where you sit."""
+
+    layers: Count = 4
+    hidden_size: Count = 128
+    heads: Count = 4
+    """hidden_size / heads is the head size. vLLM's CPU kernels want 32, 64, 80, 96, 112, 128, ..."""
+    intermediate_size: Count = 352
+    context: Count = 256
+    """Longest sequence, in tokens."""
+    tie_embeddings: bool = True
+    """Share the input and output embeddings."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Architecture":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}")
+        return self
+
+
+class Optimisation(Section):
+    """Plain supervised training: AdamW, linear warm-up, cosine or linear decay."""
+
+    steps: Count = 300
+    batch_size: Count = 64
+    """Sequences per optimiser step."""
+    learning_rate: Positive = 3e-3
+    warmup: Unit = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.01
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+
+
+class Demonstrations(Section):
+    """Supervised fine-tuning on prompt-response pairs, with TRL's SFTTrainer; the loss is on the response only."""
+
+    source: str = "stories"
+    """`stories` (built in, of mixed quality), a .jsonl / .parquet file or a dataset with `prompt` and `completion`."""
+    count: Count = 6000
+    """Use so many demonstrations at most."""
+    training: Optimisation = Optimisation(steps=200, learning_rate=2e-3)
+
+
+class Bootstrap(Section):
+    """A policy from text alone: train a BPE tokenizer, pretrain a small Llama, fine-tune it on demonstrations."""
+
+    corpus: str = "stories"
+    """`stories` (built in), a text file, a folder of .txt files, or the name of a dataset with a `text` column."""
+    documents: Count = 20000
+    """Documents made of the built-in corpus, or at most used of another one."""
+    vocabulary: Annotated[int, Field(ge=260)] = 512
+    """Size of the byte-level BPE vocabulary, special tokens included."""
+    architecture: Architecture = Architecture()
+    pretrain: Optimisation = Optimisation()
+    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """Share of the documents kept back to measure bits per character."""
+    sft: Demonstrations | None = Demonstrations()
+    """Fine-tuning after pretraining; null leaves the pretrained model as it is."""
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning. Needs the `peft` extra."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    targets: Texts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Policy(Section):
+    """The model that improves."""
+
+    model: str | None = None
+    """A checkpoint on disk or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    bootstrap: Bootstrap | None = None
+    """Make the start from text instead of naming a model."""
+    sft: Demonstrations | None = None
+    """Fine-tune the named model first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights when generating; training keeps float32 master weights."""
+    lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Policy":
+        if (self.model is None) == (self.bootstrap is None):
+            raise ValueError("a policy comes either from `model` or from `bootstrap`: set exactly one of them")
+        if self.bootstrap is not None and self.sft is not None:
+            raise ValueError("`policy.sft` fine-tunes `policy.model`; with a bootstrap, set `policy.bootstrap.sft`")
+        return self
+
+
+class Engine(Section):
+    """Who produces text."""
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    batch_size: Count = 256
+    """Rows decoded at once by the transformers engine."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.45
+    """Share of the GPU's memory that vLLM takes."""
+    cpu_cache_gib: Count = 1
+    """Size of vLLM's KV cache on a CPU, in GiB."""
+    tensor_parallel: Count = 1
+    """GPUs that one vLLM engine is spread over."""
+
+
+class Generate(Section):
+    """Pairs of completions to be judged."""
+
+    completions: Annotated[int, Field(ge=2)] = 2
+    """K completions per prompt."""
+    prompts: Count = 512
+    """Prompts drawn from the training prompts in each iteration, without repeats until all were used."""
+    opponent: Literal["self", "previous", "start", "pool"] = "self"
+    """Whose completions the policy's are paired with: its own, those of the iteration before, of the start, or of an
+    earlier iteration drawn at random for each prompt."""
+
+
+class Judge(Section):
+    """Who says which completion is better."""
+
+    file: str = "stories"
+    """A judge file: the name of a shipped one, or the path of a YAML file of your own."""
+    model: str | None = None
+    """Overrides the file's model: a checkpoint, a hub id, `policy`, or an endpoint's model name."""
+
+
+class Reward(Section):
+    """The reward model, trained on the verdicts with TRL's RewardTrainer."""
+
+    kind: Literal["model"] = "model"
+    backbone: str = "policy"
+    """Weights to start from: `policy` (the current one), `start`, or a checkpoint or hub id."""
+    epochs: Count = 2
+    batch_size: Count = 64
+    """Pairs per optimiser step."""
+    learning_rate: Positive = 1e-4
+    warmup: Unit = 0.05
+    heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    """Share of the prompts whose pairs are kept back to measure accuracy and calibration."""
+    replay: Unit = 0.0
+    """Share of each earlier iteration's preferences that is mixed in."""
+    margin: bool = False
+    """Use the verdict's margin in the loss (Touvron et al. 2023, Llama 2)."""
+    extra_rounds: Annotated[int, Field(ge=0)] = 2
+    """How often to fetch as many pairs again if the held-out accuracy is not above chance (lower bound <= 0.5)."""
+
+
+class PPO(Section):
+    """Proximal policy optimisation (Schulman et al. 2017) as used on language models since Ziegler et al. 2019."""
+
+    kind: Literal["ppo"] = "ppo"
+    steps: Count = 20
+    """Optimisation steps: each one samples `episodes` and learns from them."""
+    episodes: Count = 256
+    """Prompts sampled per step, one completion each."""
+    epochs: Count = 2
+    """Passes over the episodes of a step."""
+    minibatches: Count = 4
+    """Optimiser steps per pass."""
+    micro_batch_tokens: Count = 16384
+    """Most tokens, padding included, in one forward pass; changes speed and memory, never the gradients."""
+    learning_rate: Positive = 3e-4
+    critic_learning_rate: Positive = 1e-3
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup: Unit = 0.0
+    clip: Positive = 0.2
+    """Clipping range of the ratio (Schulman 2017)."""
+    value_clip: Positive = 0.2
+    """Clipping range of the value around its old estimate (Ziegler 2019)."""
+    discount: Unit = 1.0
+    """Gamma."""
+    gae_lambda: Unit = 0.95
+    """Lambda of generalised advantage estimation (Schulman 2016)."""
+    kl_coefficient: NonNegative = 0.05
+    """Beta, weight of the KL to the reference."""
+    reference: Literal["start", "previous"] = "previous"
+    """What the KL is measured against: iteration 0, or the policy this iteration began with."""
+    missing_eos_penalty: NonNegative = 1.0
+    """Subtracted from the score of a response that was cut off at max_tokens."""
+    max_grad_norm: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> "PPO":
+        if self.episodes % self.minibatches:
+            raise ValueError(f"episodes {self.episodes} is not divisible by minibatches {self.minibatches}")
+        return self
+
+
+class Evaluate(Section):
+    """Comparison with the policy before and with the start, on the held-out prompts."""
+
+    judge: str | None = None
+    """Judge file that measures; default the one that labels."""
+    temperature: NonNegative = 1.0
+    resamples: Annotated[int, Field(ge=2000)] = 2000
+    """Bootstrap resamples over prompts behind every 95% interval."""
+
+
+class Recipe(Section):
+    """One file, one run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    output: str | None = None
+    """The run's directory; default `runs/NAME`."""
+    seed: int = 0
+    iterations: Count = 2
+    threads: Count | None = None
+    """CPU threads for torch; default all cores."""
+    prompts: Prompts = Prompts()
+    policy: Policy
+    engine: Engine = Engine()
+    sampling: Sampling = Sampling()
+    generate: Generate = Generate()
+    judge: Judge = Judge()
+    reward: Reward = Reward()
+    algorithm: PPO = PPO()
+    evaluate: Evaluate = Evaluate()
+    report_to: Texts = ()
+    """Trackers beside metrics.jsonl: wandb, tensorboard, trackio, mlflow."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is kept."""
+        return Path(self.output or f"runs/{self.name}")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature is 0: greedy completions of one prompt are all the same, so there "
+                             "is nothing to compare; use a temperature above 0")
+        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
+            raise ValueError("sampling.top_p and top_k bias PPO's importance ratio: leave them at 1 and 0")
+        train, heldout = self.prompts.train, self.prompts.heldout
+        if train.source == heldout.source and train.split == heldout.split:
+            raise ValueError(f"prompts.train and prompts.heldout are the same ({train.source!r}, split "
+                             f"{train.split!r}): held-out prompts must not be trained on; name another file or split")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its two traps: `1e-4` is a number, and `on` / `off` / `yes` / `no` are text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf|\.nan)$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str = "the text") -> Any:
+    """Parse YAML; raises ConfigError that names `where` and the line."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one `dotted.key=value` in a tree of mappings, in place; the value is read as YAML."""
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value, such as algorithm.steps=10")
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[leaf] = parse_yaml(value, f"the value of {key}")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides. Raises ConfigError with a sentence for every mistake."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no recipe {str(path)!r}; write one with `selfplay init {path}`")
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no mapping of settings; `selfplay init` writes one to start from")
+    tree.setdefault("name", path.stem)
+    for override in overrides:
+        apply_override(tree, override)
+    return validate(Recipe, tree, str(path))
+
+
+def validate(model: type[T], tree: Any, where: str) -> T:
+    """`model.model_validate(tree)` whose errors are sentences; raises ConfigError naming `where`."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_sentence(model, item) for item in error.errors())) from None
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    """One of pydantic's errors, said to a user."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(model, location[:-1]), n=1, cutoff=0.5)
+        return f"unknown setting {key!r}" + (f", did you mean {'.'.join([*location[:-1], near[0]])!r}?" if near else "")
+    if error["type"] == "missing":
+        return f"setting {key!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
+    """The settings that exist at a place of the tree."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            return []
+        inner = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+                 if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

@@ -1,0 +1,33 @@
+"""Who produces text. The protocol that every engine keeps; importing it loads neither torch nor vllm."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from selfplay.config import Sampling
+from selfplay.records import Completion, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Engine(Protocol):
+    """Turns prompts into text with one set of weights."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt, in the order of the prompts."""
+        ...
+
+    def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
+        """For each prompt, the log-probability (nats, temperature 1) of each choice as the next token.
+
+        Raises ConfigError for a choice that is not exactly one token.
+        """
+        ...
+
+    def update_weights(self, model: "PreTrainedModel") -> None:
+        """Generate with the weights of `model` (same architecture) from now on."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+        ...
