@@ -1,0 +1,209 @@
+"""Text from a transformers model in this process: batched by length, with a cache that grows in place.
+
+A completion depends on the weights and on (seed, prompt id, index) alone: each has random numbers of its own, one
+per position, so neither its neighbours in a batch nor the point at which a run was resumed change it. Finished rows
+leave the batch. Left out: admitting new rows into a running batch (vLLM does that), beam search.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from selfplay.config import ConfigError, Sampling
+from selfplay.models import decode, encode_prompt, stop_token_ids
+from selfplay.records import Completion, Prompt
+
+LEAST_ROWS_TO_DROP = 8
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer in one buffer of fixed capacity; each step writes into it and copies nothing else."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D) keys and values; gives all of them so far."""
+        if not self.is_initialized:
+            rows, heads, _, size = key_states.shape
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.key_buffer = key_states.new_empty(rows, heads, self.capacity, size)
+            self.value_buffer = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+            self.is_initialized = True
+        start, self.length = self.length, self.length + key_states.shape[2]
+        self.key_buffer[:, :, start : self.length] = key_states
+        self.value_buffer[:, :, start : self.length] = value_states
+        self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Positions written so far."""
+        return self.length
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows of the batch but these."""
+        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
+
+
+@dataclass
+class Row:
+    """One completion in the making."""
+
+    prompt: Prompt
+    index: int
+    prompt_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+def uniforms(seed: int, prompt_id: str, index: int, count: int) -> numpy.ndarray:
+    """`count` uniform numbers in [0, 1) that belong to one completion: a Philox stream keyed by a hash of its name."""
+    name = f"{seed}\x00{prompt_id}\x00{index}".encode()
+    key = int.from_bytes(hashlib.sha256(name).digest()[:16], "little")
+    return numpy.random.Generator(numpy.random.Philox(key=key)).random(count, dtype=numpy.float64)
+
+
+def filtered_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V) float32 log-probabilities after temperature, top-k and top-p; what is cut has -inf."""
+    logprobs = torch.log_softmax(logits.float() / (sampling.temperature or 1.0), dim=-1)
+    if sampling.top_k:
+        smallest = logprobs.topk(min(sampling.top_k, logprobs.shape[-1])).values[:, -1:]
+        logprobs = logprobs.masked_fill(logprobs < smallest, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, places = logprobs.sort(descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()
+        cut = torch.zeros_like(places, dtype=torch.bool).scatter(1, places, before >= sampling.top_p)
+        logprobs = logprobs.masked_fill(cut, -torch.inf)
+    if sampling.top_k or sampling.top_p < 1:
+        logprobs = torch.log_softmax(logprobs, dim=-1)
+    return logprobs
+
+
+def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
+    """(B,) tokens drawn by inverting the cumulative distribution at `uniform` (B,), in float64."""
+    cumulative = logprobs.double().exp().cumsum(-1)
+    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=logprobs.shape[-1] - 1)
+
+
+class TransformersEngine:
+    """Generates with a `transformers` causal language model that is loaded already; shares its weights."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "policy",
+                 batch_size: int = 256) -> None:
+        self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
+        self.stop_ids = frozenset(stop_token_ids(model.generation_config, tokenizer))
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        rows = []
+        for prompt in prompts:
+            ids = encode_prompt(self.tokenizer, prompt)
+            if limit is not None and len(ids) + sampling.max_tokens > limit:
+                raise ConfigError(f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
+                                  f"{sampling.max_tokens} that is more than the model's context of {limit}: shorten one")
+            rows += [Row(prompt, index, ids) for index in range(sampling.n)]
+        training = self.model.training
+        self.model.eval()
+        by_length = sorted(rows, key=lambda row: len(row.prompt_ids))
+        for start in range(0, len(by_length), self.batch_size):
+            self._decode_batch(by_length[start : start + self.batch_size], sampling)
+        self.model.train(training)
+        finished = [self._completion(row, sampling) for row in rows]
+        return [finished[start : start + sampling.n] for start in range(0, len(finished), sampling.n)]
+
+    @torch.inference_mode()
+    def _decode_batch(self, rows: list[Row], sampling: Sampling) -> None:
+        """Fill the rows' tokens and log-probabilities, all of them one step at a time."""
+        where = self.model.device
+        width = max(len(row.prompt_ids) for row in rows)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row.prompt_ids)) + row.prompt_ids for row in rows], device=where)
+        lengths = torch.tensor([len(row.prompt_ids) for row in rows], device=where)
+        mask = torch.zeros(len(rows), width + sampling.max_tokens, dtype=torch.long, device=where)
+        mask[:, width:] = 1
+        mask[:, :width] = torch.arange(width, device=where) >= width - lengths[:, None]
+        positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
+        random = torch.from_numpy(numpy.stack([
+            uniforms(sampling.seed, row.prompt.id, row.index, sampling.max_tokens) for row in rows])).to(where)
+        layers = [GrowingLayer(width + sampling.max_tokens) for _ in range(self.model.config.num_hidden_layers)]
+        cache = Cache(layers=layers)
+        active = list(rows)
+        for step in range(sampling.max_tokens):
+            logits = self.model(input_ids=ids, attention_mask=mask[:, : width + step], position_ids=positions,
+                                past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            logprobs = filtered_logprobs(logits, sampling)
+            tokens = draw(logprobs, random[:, step]) if sampling.temperature else logprobs.argmax(-1)
+            chosen = logprobs.gather(1, tokens.unsqueeze(-1)).squeeze(-1)
+            self._append(active, tokens.tolist(), chosen.tolist(), sampling)
+            going = [place for place, row in enumerate(active) if not row.finished]
+            if not going:
+                return
+            if len(active) - len(going) >= max(LEAST_ROWS_TO_DROP, len(active) // 8):
+                kept = torch.tensor(going, device=where)
+                for layer in layers:
+                    layer.keep(kept)
+                active = [active[place] for place in going]
+                tokens, lengths, mask, random = tokens[kept], lengths[kept], mask[kept], random[kept]
+            ids, positions = tokens.unsqueeze(-1), (lengths + step).unsqueeze(-1)
+
+    def _append(self, active: list[Row], tokens: list[int], logprobs: list[float], sampling: Sampling) -> None:
+        """Add one token to each row that is not finished, and see whether it ends there."""
+        for row, token, logprob in zip(active, tokens, logprobs, strict=True):
+            if row.finished:
+                continue
+            row.token_ids.append(token)
+            row.logprobs.append(logprob)
+            row.finished = token in self.stop_ids or self._ends_in_stop_string(row.token_ids, sampling.stop)
+
+    def _ends_in_stop_string(self, token_ids: list[int], stop: Sequence[str]) -> bool:
+        if not stop:
+            return False
+        longest = max(len(string.encode()) for string in stop)
+        tail = self.tokenizer.decode(token_ids[-longest - 8 :], skip_special_tokens=True)
+        return any(string in tail for string in stop)
+
+    def _completion(self, row: Row, sampling: Sampling) -> Completion:
+        return Completion(
+            id=f"{row.prompt.id}/{row.index}", prompt_id=row.prompt.id,
+            text=decode(self.tokenizer, row.token_ids, sampling.stop), token_ids=tuple(row.token_ids),
+            finish_reason="stop" if row.finished else "length", policy=self.name, logprobs=tuple(row.logprobs))
+
+    @torch.inference_mode()
+    def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
+        """For each prompt, the log-probability (nats, temperature 1) of each choice as the next token."""
+        token_ids = single_tokens(self.tokenizer, choices)
+        results = []
+        for prompt in prompts:
+            ids = torch.tensor([encode_prompt(self.tokenizer, prompt)], device=self.model.device)
+            logits = self.model(input_ids=ids, logits_to_keep=1).logits[0, -1]
+            results.append(torch.log_softmax(logits.float(), dim=-1)[token_ids].tolist())
+        return results
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        """Generate with `model` from now on (nothing is copied)."""
+        self.model = model
+
+    def close(self) -> None:
+        """Nothing to give back: the model belongs to the caller."""
+
+
+def single_tokens(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[int]:
+    """The token of each choice. Raises ConfigError for a choice of several tokens, or two with one token."""
+    encoded = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
+    for choice, ids in zip(choices, encoded, strict=True):
+        if len(ids) != 1:
+            raise ConfigError(f"the label {choice!r} is {len(ids)} tokens for this model, but its probability can be "
+                              "read off only for labels of one token: use other labels, or output kind regex")
+    if len({ids[0] for ids in encoded}) < len(choices):
+        raise ConfigError(f"the labels {list(choices)} are not distinct tokens for this model: use other labels")
+    return [ids[0] for ids in encoded]

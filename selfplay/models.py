@@ -1,0 +1,221 @@
+"""Load and save policies and reward models; turn prompts into tokens and tokens into text, the same way everywhere.
+
+Every engine, trainer and reward model sees the token ids that `encode_prompt` gives, followed by the ids that were
+sampled: text is never tokenized twice. Left out: adapters (see `selfplay.rl`) and quantised weights.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from selfplay.config import ConfigError
+from selfplay.records import Completion, Prompt
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer whose padding token differs from its end token.
+
+    Raises ConfigError if `path` holds none, or if it has no token that could serve as padding: with pad == eos a
+    reward model reads its score one token too early, and a response cannot be told from its padding.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}") from None
+    if tokenizer.eos_token is None:
+        raise ConfigError(f"the tokenizer of {str(path)!r} has no end-of-sequence token; set `eos_token` in its "
+                          "tokenizer_config.json")
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        taken = {tokenizer.eos_token, tokenizer.bos_token}
+        spare = [token for token in tokenizer.all_special_tokens if token not in taken]
+        spare += [token for token in tokenizer.get_added_vocab() if token not in taken and token not in spare]
+        if not spare:
+            raise ConfigError(f"the tokenizer of {str(path)!r} pads with its end token and has no other special token; "
+                              "set `pad_token` in its tokenizer_config.json to a token that text never holds")
+        tokenizer.pad_token = spare[0]
+    return tokenizer
+
+
+def load_policy(path: str | Path, revision: str | None = None, dtype: str = "float32") -> PreTrainedModel:
+    """A causal language model in `dtype`, on `device()`, with dropout off. Raises ConfigError if there is none."""
+    return _load(AutoModelForCausalLM, path, revision=revision, dtype=dtype)
+
+
+def load_scalar_model(path: str | Path, revision: str | None = None) -> PreTrainedModel:
+    """A model with one output per sequence (`AutoModelForSequenceClassification`, one label), in float32.
+
+    A checkpoint without such a head gets a new one, normal with deviation 1 / sqrt(d + 1) for hidden size d ("The N+
+    implementation details of RLHF with PPO", 2024), drawn from torch's global generator.
+    """
+    with _quiet_transformers():
+        model = _load(AutoModelForSequenceClassification, path, revision=revision, dtype="float32", num_labels=1)
+    architectures = getattr(AutoConfig.from_pretrained(path, revision=revision), "architectures", None) or [""]
+    if "SequenceClassification" not in architectures[0]:
+        torch.nn.init.normal_(model.score.weight, std=1 / (model.config.hidden_size + 1) ** 0.5)
+    return model
+
+
+def _load(kind: Any, path: str | Path, **options: Any) -> PreTrainedModel:
+    try:
+        model = kind.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no model could be loaded from {str(path)!r}: {_first_line(error)}; name a directory "
+                          "written by save_pretrained, or a model on the hub") from None
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.to(device()).eval()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+class _quiet_transformers:
+    """No warning about a head that is new on purpose."""
+
+    def __enter__(self) -> None:
+        self.level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
+    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end a response: the tokenizer's end token and all of the model's `eos_token_id`."""
+    configured = getattr(model_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({token for token in [tokenizer.eos_token_id, *listed] if token is not None}))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt, ready for the response to follow.
+
+    With a chat template, the conversation and the header of the answer; without one, the text of the only message
+    behind whatever the tokenizer puts at the start. Raises ConfigError for a conversation and no template.
+    """
+    if tokenizer.chat_template:
+        messages = [message.model_dump() for message in prompt.messages]
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    if len(prompt.messages) > 1:
+        raise ConfigError(f"prompt {prompt.id!r} is a conversation, but the model has no chat template; use "
+                          "single-message prompts, or a model with a template")
+    ids = list(tokenizer(prompt.text)["input_ids"])
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """Text of a response: special tokens left out, cut before the first of the `stop` strings."""
+    text = tokenizer.decode(token_ids, skip_special_tokens=True)
+    cuts = [position for position in (text.find(string) for string in stop) if position >= 0]
+    return text[: min(cuts)] if cuts else text
+
+
+class RewardModel:
+    """A scalar model with the shift and scale that make its scores mean 0, deviation 1 on the start's samples.
+
+    The two live in the checkpoint's config.json (`selfplay_reward: {mean, deviation}`), so that they travel with it;
+    `AutoModelForSequenceClassification` reads the same directory and gives the scores before shift and scale.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int = 32768) -> None:
+        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "RewardModel":
+        """Read a checkpoint written by `save`."""
+        return cls(load_scalar_model(directory), load_tokenizer(directory))
+
+    @property
+    def mean(self) -> float:
+        """Mean of the raw scores on the start's samples."""
+        return float(getattr(self.model.config, "selfplay_reward", {}).get("mean", 0.0))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the raw scores on the start's samples."""
+        return float(getattr(self.model.config, "selfplay_reward", {}).get("deviation", 1.0))
+
+    def normalise(self, raw_scores: Sequence[float]) -> None:
+        """Set shift and scale from raw scores on the start's samples."""
+        values = torch.tensor(raw_scores, dtype=torch.float64)
+        self.model.config.selfplay_reward = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+        """One score per response, higher is better, in deviations from the start's mean."""
+        encoded = [[*encode_prompt(self.tokenizer, prompt), *response.token_ids]
+                   for prompt, response in zip(prompts, responses, strict=True)]
+        return [(value - self.mean) / self.deviation for value in self.raw(encoded)]
+
+    @torch.inference_mode()
+    def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The head's output at the last token of each sequence of token ids."""
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        scores = [0.0] * len(sequences)
+        start = 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and (end - start + 1) * len(sequences[order[end]]) <= self.batch_tokens:
+                end += 1
+            rows = order[start:end]
+            ids, mask = right_pad([sequences[row] for row in rows], self.tokenizer.pad_token_id, self.model.device)
+            hidden = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+            last = hidden[torch.arange(len(rows), device=ids.device), mask.sum(1) - 1]
+            for row, value in zip(rows, self.model.score(last).squeeze(-1).float().tolist(), strict=True):
+                scores[row] = value
+            start = end
+        return scores
+
+    def save(self, directory: str | Path) -> None:
+        """Write model, tokenizer, shift and scale."""
+        save(self.model, self.tokenizer, directory)
+
+
+def right_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) -> tuple[Tensor, Tensor]:
+    """Sequences of token ids as (B, T) ids and a (B, T) mask that is 1 on tokens and 0 on the padding behind them."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences])
+    mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
+    return ids.to(where), mask.to(where)
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether a model is a directory here (then its config must be there too) rather than a hub id."""
+    return Path(path).is_dir()
+
+
+def context_length(path: str | Path, revision: str | None = None) -> int | None:
+    """Longest sequence a checkpoint takes, in tokens, or None if its config does not say."""
+    if is_local(path):
+        config_file = Path(path) / "config.json"
+        if not config_file.is_file():
+            raise ConfigError(f"{str(path)!r} is no checkpoint: it has no config.json")
+        return json.loads(config_file.read_text()).get("max_position_embeddings")
+    return getattr(AutoConfig.from_pretrained(path, revision=revision), "max_position_embeddings", None)
