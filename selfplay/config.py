@@ -51,6 +51,35 @@ class Sampling(Section):
     """With the transformers engine a completion depends on (seed, prompt id, index) and the weights alone."""
 
 
+class Endpoint(Section):
+    """A server that speaks OpenAI's protocol: `vllm serve`, or a hosted model."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    """Where it is, up to and with `/v1`."""
+    api: Literal["chat", "completions"] = "chat"
+    """`chat` sends messages; `completions` sends the text of a single message, for models without a chat template."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key. The key itself never stands in a file."""
+    concurrency: Count = 16
+    """Most calls under way at once."""
+    requests_per_minute: Count | None = None
+    """Most calls begun in any minute."""
+    timeout: Positive = 120.0
+    """Seconds after which a call is given up, slow bytes included."""
+    retries: Annotated[int, Field(ge=0)] = 5
+    """How often a call that failed on the way (429, 5xx, timeout, cut connection, unreadable answer) is made again."""
+    longest_wait: Positive = 60.0
+    """Most seconds between two tries; they double from 1, with jitter, and a server's Retry-After counts."""
+    guided: bool = True
+    """Send the JSON schema with the call (`response_format`), for servers that can decode along it."""
+    input_price: NonNegative = 0.0
+    """Dollars per million tokens read."""
+    output_price: NonNegative = 0.0
+    """Dollars per million tokens written."""
+    max_cost: Positive | None = None
+    """Dollars that one run may spend; then it stops, with everything saved."""
+
+
 class PromptSource(Section):
     """Where prompts come from."""
 
@@ -390,6 +419,8 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
 def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
     """The settings that exist at a place of the tree."""
     for part in location:
+        if part.isdigit():
+            continue
         field = model.model_fields.get(part)
         if field is None:
             return []
