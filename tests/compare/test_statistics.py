@@ -1,0 +1,137 @@
+"""Win rates, intervals and tests against sums done by hand, scipy's own bootstrap, and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import bootstrap
+
+from selfplay.compare import statistics as stats
+
+
+def test_win_rate_counts_ties_half_and_unscored_apart():
+    # Scored: 1, 1, 0.5, 0, 0.5 -> 3 / 5; two ties; one None.
+    result = stats.win_rate("new", "old", [1, 1, 0.5, None, 0, 0.5])
+    assert (result.a, result.b, result.n, result.ties, result.unscored) == ("new", "old", 5, 2, 1)
+    assert result.win_rate == pytest.approx(0.6, abs=1e-12)
+
+
+def test_graded_preferences_are_averaged_and_only_exact_halves_are_ties():
+    # (0.25 + 0.75 + 0.49) / 3 = 0.496666...
+    result = stats.win_rate("a", "b", [0.25, 0.75, 0.49])
+    assert result.win_rate == pytest.approx(1.49 / 3, abs=1e-12)
+    assert result.ties == 0
+
+
+@pytest.mark.parametrize("preferences", [[], [None], [None, None]])
+def test_nothing_scored_has_no_rate(preferences):
+    result = stats.win_rate("a", "b", preferences)
+    assert (result.win_rate, result.low, result.high, result.n) == (None, None, None, 0)
+    assert result.unscored == len(preferences)
+
+
+@pytest.mark.parametrize("wrong", [-0.01, 1.01, 2.0])
+def test_a_preference_outside_the_unit_interval_is_refused(wrong):
+    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+        stats.win_rate("a", "b", [0.5, wrong])
+
+
+def test_interval_is_that_of_a_direct_bootstrap():
+    values = np.random.default_rng(5).choice([0, 0.25, 0.5, 1], size=300)
+    ours = stats.win_rate("a", "b", values, resamples=20_000)
+    direct = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
+    # Two runs of 20,000 resamples: each end has a Monte Carlo error of about 0.0003 (a fifth of se / 10).
+    assert ours.low == pytest.approx(direct.low, abs=0.0015)
+    assert ours.high == pytest.approx(direct.high, abs=0.0015)
+
+
+def test_interval_of_two_prompts_by_hand():
+    # Resamples of {0, 1}: mean 0 with chance 1/4, 1/2 with 1/2, 1 with 1/4: the 2.5% and 97.5% quantiles are 0 and 1.
+    result = stats.win_rate("a", "b", [0, 1])
+    assert (result.low, result.high) == (0, 1)
+
+
+def test_the_same_seed_gives_the_same_interval_and_chunks_change_nothing(monkeypatch):
+    values = list(np.random.default_rng(0).random(50))
+    whole = stats.win_rate("a", "b", values, seed=3)
+    assert stats.win_rate("a", "b", values, seed=3) == whole
+    assert stats.win_rate("a", "b", values, seed=4) != whole
+    monkeypatch.setattr(stats, "CHUNK", 50 * 7)
+    assert stats.win_rate("a", "b", values, seed=3) == whole
+
+
+def test_resampled_prompts_are_drawn_with_replacement():
+    counts = np.concatenate(list(stats.resample_counts(40, 500, seed=0)))
+    assert counts.shape == (500, 40)
+    assert np.all(counts.sum(axis=1) == 40)
+    # A prompt is missed by a sample with chance (1 - 1/40)^40 = 0.3632; 20,000 cells, so within 0.015 (4 se).
+    assert np.mean(counts == 0) == pytest.approx((1 - 1 / 40) ** 40, abs=0.015)
+
+
+def test_all_wins_do_not_pretend_to_certainty():
+    # 10 wins in 10: the lower Clopper-Pearson bound is 0.025^(1/10) = 0.691503.
+    result = stats.win_rate("a", "b", [1] * 10)
+    assert (result.low, result.high) == (pytest.approx(0.025**0.1, abs=1e-9), 1.0)
+    mirrored = stats.win_rate("a", "b", [0] * 10)
+    assert (mirrored.low, mirrored.high) == (0.0, pytest.approx(1 - 0.025**0.1, abs=1e-9))
+
+
+def test_all_ties_leave_room_on_both_sides():
+    # q = 1 - 0.025^(1/4) = 0.602364; 0.5 (1 - q) = 0.198818 and + q.
+    result = stats.win_rate("a", "b", [0.5] * 4)
+    assert result.low == pytest.approx(0.5 * 0.025**0.25, abs=1e-9)
+    assert result.high == pytest.approx(1 - 0.5 * 0.025**0.25, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.integers(0, 64).map(lambda n: n / 64)), max_size=30))
+def test_swapping_the_names_mirrors_the_result(preferences):
+    ours = stats.win_rate("a", "b", preferences, seed=1)
+    swapped = stats.win_rate("b", "a", [None if p is None else 1 - p for p in preferences], seed=1)
+    assert (ours.n, ours.unscored) == (swapped.n, swapped.unscored)
+    if ours.win_rate is not None:
+        assert 0 <= ours.low <= ours.win_rate + 1e-12 and ours.win_rate - 1e-12 <= ours.high <= 1
+        assert swapped.win_rate == pytest.approx(1 - ours.win_rate, abs=1e-9)
+        assert (swapped.low, swapped.high) == (pytest.approx(1 - ours.high, abs=1e-9),
+                                               pytest.approx(1 - ours.low, abs=1e-9))
+
+
+def test_standard_error_by_hand():
+    # 0, 1, 1: mean 2/3, squares (4 + 1 + 1)/9 = 2/3, over n - 1 = 2: 1/3; sqrt(1/3) / sqrt(3) = 1/3.
+    assert stats.standard_error([0, 1, None, 1]) == pytest.approx(1 / 3, abs=1e-12)
+    assert stats.standard_error([1]) is None
+
+
+def test_sign_test_by_hand():
+    # 8 wins, 1 loss, ties dropped: 2 (1 + 9) / 2^9 = 20 / 512.
+    assert stats.sign_test([1] * 8 + [0] + [0.5] * 30 + [None]) == pytest.approx(20 / 512, abs=1e-12)
+    assert stats.sign_test([0.5, None]) == 1.0
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.03, 0.04 -> 3 * 0.01, max(0.03, 2 * 0.03), max(0.06, 0.04) = 0.03, 0.06, 0.06.
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06], abs=1e-12)
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert stats.holm([]) == []
+
+
+def test_prompts_needed_by_hand():
+    # (1.959964 + 0.841621) * 0.5 / 0.05 = 28.01585 -> 784.888; / 4 * (1 + sqrt(1 + 2 / 39.2444))^2 = 804.76.
+    assert stats.prompts_needed(0.05, 0.5) == 805
+    assert stats.prompts_needed(-0.05, 0.5) == 805
+    assert stats.prompts_needed(0.0, 0.5) is None
+    assert stats.prompts_needed(0.5, 0.0) == math.ceil(0.25 * (1 + math.sqrt(5)) ** 2)
+
+
+def test_intervals_cover_the_truth_in_95_of_100_simulations():
+    generator = np.random.default_rng(11)
+    covered = 0
+    for simulation in range(1000):
+        strength = generator.uniform(0.2, 0.8)  # of a against b: wins, ties and losses drawn from it
+        wins, ties = strength * 0.8, 0.2
+        values = generator.choice([1, 0.5, 0], size=200, p=[wins, ties, 1 - wins - ties])
+        result = stats.win_rate("a", "b", values, seed=simulation)
+        covered += result.low <= wins + ties / 2 <= result.high
+    assert 930 <= covered <= 970
