@@ -1,0 +1,193 @@
+"""Finds and reads judge files: names of shipped judges, files beside a judge file, Python named in it.
+
+What a file refers to (templates, rubrics, members, Python files) is resolved relative to the file, so that a judge can
+live anywhere. Python is looked up here but not run before a judge is built.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from judges.spec import MODES, JudgeSpec, JurySpec, ModelSpec, PythonSpec
+from selfplay.config import ConfigError, parse_yaml, validate
+
+SHIPPED = Path(__file__).parent.parent / "prompts" / "judges"
+RUBRICS = Path(__file__).parent.parent / "prompts" / "rubrics"
+
+
+def shipped(folder: Path = SHIPPED) -> dict[str, Path]:
+    """Name -> file of everything shipped in a folder, in alphabetical order."""
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name_or_path: str | Path, beside: Path | None = None, folder: Path = SHIPPED, what: str = "judge") -> Path:
+    """The file meant by a shipped name or by a path (relative to `beside`, else to here). Raises ConfigError for none."""
+    text = str(name_or_path)
+    looks_like_path = "/" in text or "\\" in text or text.endswith((".yaml", ".yml"))
+    path = (beside or Path()) / Path(text).expanduser()
+    if looks_like_path:
+        if not path.is_file():
+            raise ConfigError(f"there is no {what} file {str(path)!r}")
+        return path
+    known = shipped(folder)
+    if text not in known:
+        near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
+        raise ConfigError(f"there is no {what} {text!r}" + (f", did you mean {near[0]!r}?" if near else "")
+                          + f"; shipped are {', '.join(known)}; or give the path of a YAML file")
+    return known[text]
+
+
+def load_spec(name_or_path: str | Path, model: str | None = None) -> JudgeSpec:
+    """Read a judge: a shipped name, a YAML file, or `python: package.module:Class`. `model` overrides the file's own.
+
+    Raises ConfigError with a sentence for whatever is wrong with it.
+    """
+    text = str(name_or_path)
+    if text.startswith("python:"):
+        reference = text.removeprefix("python:").strip()
+        tree: Any = {"name": reference.partition(":")[2] or "python", "mode": "python", "python": reference}
+        return parse_spec(tree, text, Path(), model)
+    path = find(text)
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if isinstance(tree, dict):
+        tree.setdefault("name", path.stem)
+    return parse_spec(tree, str(path), path.parent, model)
+
+
+def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: str | None = None) -> JudgeSpec:
+    """A judge from what its YAML holds; references are relative to `folder`. Raises ConfigError naming `where`."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("mode"), str) or tree["mode"] not in MODES:
+        given = tree.get("mode") if isinstance(tree, dict) else None
+        raise ConfigError(f"{where}: mode = {given!r}, but a judge file names one of the modes {', '.join(MODES)}")
+    kind = MODES[tree["mode"]]
+    tree = dict(tree)
+    if model is not None:
+        if "model" not in kind.model_fields:
+            raise ConfigError(f"{where}: a judge of mode {tree['mode']} asks no model of its own, so {model!r} cannot be its model")
+        tree["model"] = model
+    resolve(tree, folder, where)
+    spec = validate(kind, tree, where)
+    if isinstance(spec, JurySpec):
+        for part in spec.parts:  # reads the members' files, so that a mistake in one shows now
+            part.needs_model
+    if isinstance(spec, ModelSpec):
+        from prompts.render import check_templates
+
+        check_templates(spec, where)
+    return spec
+
+
+def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:
+    """Put what files beside the judge hold in its tree, and make the paths in it absolute; in place."""
+    if isinstance(tree.get("messages"), list):
+        tree["messages"] = [_with_content(item, folder, where) for item in tree["messages"]]
+    if isinstance(tree.get("criteria"), str):
+        rubric = find(tree["criteria"], folder, RUBRICS, "rubric")
+        criteria = parse_yaml(rubric.read_text(encoding="utf-8"), str(rubric))
+        tree["criteria"] = criteria.get("criteria") if isinstance(criteria, dict) else criteria
+        _resolve_python(tree["criteria"], rubric.parent)
+    else:
+        _resolve_python(tree.get("criteria"), folder)
+    _resolve_python([tree], folder)
+    if isinstance(tree.get("members"), list):
+        tree["members"] = [dict(member, judge=str(find(member["judge"], folder).absolute()))
+                           if isinstance(member, dict) and isinstance(member.get("judge"), str) else member
+                           for member in tree["members"]]
+
+
+def _with_content(message: Any, folder: Path, where: str) -> Any:
+    """A message whose `file` was read."""
+    if not isinstance(message, dict) or "file" not in message:
+        return message
+    path = folder / str(message["file"])
+    if not path.is_file():
+        raise ConfigError(f"{where}: messages: there is no template file {str(path)!r}")
+    rest = {key: value for key, value in message.items() if key != "file"}
+    return {**rest, "content": path.read_text(encoding="utf-8")}
+
+
+def _resolve_python(items: Any, folder: Path) -> None:
+    """Make `./file.py:name` absolute in every mapping that has `python`; in place. Raises ConfigError for no such file."""
+    for item in items if isinstance(items, list) else []:
+        reference = item.get("python") if isinstance(item, dict) else None
+        if isinstance(reference, str):
+            place, colon, name = reference.rpartition(":")
+            if not colon or not place or not name.isidentifier():
+                raise ConfigError(f"python: {reference!r} is not of the form package.module:name or ./file.py:name")
+            if place.endswith(".py"):
+                path = (folder / Path(place).expanduser()).absolute()
+                if not path.is_file():
+                    raise ConfigError(f"python: {reference!r}: there is no file {str(path)!r}")
+                item["python"] = f"{path}:{name}"
+
+
+def load_object(reference: str) -> Any:
+    """What `package.module:name` or `/path/file.py:name` names. Raises ConfigError for what is not there or cannot be called."""
+    place, _, name = reference.rpartition(":")
+    module = _load_module(place, reference)
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, dir(module), n=1, cutoff=0.5)
+        raise ConfigError(f"python: {place} has no {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    found = getattr(module, name)
+    if not callable(found):
+        raise ConfigError(f"python: {reference} is a {type(found).__name__}, not a function or class")
+    return found
+
+
+def _load_module(place: str, reference: str) -> ModuleType:
+    """Import a module by name, or a file by path (once per content of the file)."""
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ImportError as error:
+            raise ConfigError(f"python: {reference}: {error}; name an installed module, or a file as ./file.py:name") from None
+    name = f"judge_file_{hashlib.sha256(place.encode() + Path(place).read_bytes()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    location = importlib.util.spec_from_file_location(name, place)
+    assert location is not None and location.loader is not None
+    module = importlib.util.module_from_spec(location)
+    sys.modules[name] = module
+    try:
+        location.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, Exception):
+            raise ConfigError(f"python: {place} cannot be run: {type(error).__name__}: {error}") from error
+        raise
+    return module
+
+
+def digest(spec: JudgeSpec) -> str:
+    """Names exactly what the judge does: sha256 over its resolved file and over the Python files that it names."""
+    total = hashlib.sha256()
+    for part in spec.parts:
+        total.update(part.model_dump_json().encode())
+        for reference in _references(part):
+            total.update(_source(reference.rpartition(":")[0]))
+    return total.hexdigest()
+
+
+def _references(spec: JudgeSpec) -> Iterator[str]:
+    if isinstance(spec, PythonSpec):
+        yield spec.python
+    for criterion in getattr(spec, "criteria", ()):
+        if criterion.python is not None:
+            yield criterion.python
+
+
+def _source(place: str) -> bytes:
+    """The bytes of a Python file or module; empty for a module that is not there or not in a file."""
+    if place.endswith(".py"):
+        return Path(place).read_bytes()
+    try:
+        location = importlib.util.find_spec(place)
+    except ImportError:
+        return b""
+    return Path(location.origin).read_bytes() if location and location.origin and Path(location.origin).is_file() else b""

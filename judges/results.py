@@ -1,0 +1,122 @@
+"""From verdicts to what is done with them: one preference per pair, preferences to train on, the judge's health."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+from judges.spec import JudgeSpec
+from selfplay.records import Pair, Preference, Verdict, mean_preference
+
+EVEN = 1e-9
+"""A preference this close to one half is a tie."""
+
+
+def settle(verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, float | None]:
+    """Pair id -> the preference for its first response, over all verdicts on the pair; None if it is unscored.
+
+    Two orders are averaged. With `spec`, its `disagreement` and `margin` apply: what two orders that name different
+    winners give, and how close to one half is a tie. A pair of which one order could not be read is unscored.
+    """
+    by_pair: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        by_pair[verdict.pair_id].append(verdict)
+    return {pair_id: _settle_one(rows, spec) for pair_id, rows in by_pair.items()}
+
+
+def _settle_one(rows: Sequence[Verdict], spec: JudgeSpec | None) -> float | None:
+    preference = mean_preference(rows)
+    if preference is None:
+        return None
+    if disagree(rows):
+        rule: Literal["mean", "tie", "drop"] = getattr(spec, "disagreement", "mean")
+        if rule != "mean":
+            return 0.5 if rule == "tie" else None
+    if abs(2 * preference - 1) <= _margin(rows, spec) + EVEN:
+        return 0.5
+    return preference
+
+
+def _margin(rows: Sequence[Verdict], spec: JudgeSpec | None) -> float:
+    """The margin of preferences: a judge that scores each response (order "none") applied its own to the scores."""
+    return spec.margin if spec is not None and rows[0].order != "none" else 0.0
+
+
+def disagree(rows: Sequence[Verdict]) -> bool:
+    """Whether verdicts on one pair name different winners (a tie names none)."""
+    winners = {winner(row.preference) for row in rows}
+    return {"first", "second"} <= winners
+
+
+def winner(preference: float | None) -> Literal["first", "second", "tie"] | None:
+    """Who is preferred."""
+    if preference is None:
+        return None
+    return "tie" if abs(preference - 0.5) <= EVEN else "first" if preference > 0.5 else "second"
+
+
+def to_preferences(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
+                   spec: JudgeSpec | None = None) -> tuple[list[Preference], dict[str, int]]:
+    """The decided pairs as chosen and rejected, in the order of `pairs`, and what became of the rest.
+
+    Counts: `pairs`, `decided`, `ties`, `unscored` (no verdict, or one that could not be read, or two orders that the
+    judge's file drops), `identical` (the same text twice: no pair at all). They add up to `pairs`.
+    """
+    settled = settle(verdicts, spec)
+    counts = dict.fromkeys(("pairs", "decided", "ties", "unscored", "identical"), 0)
+    counts["pairs"] = len(pairs)
+    decided = []
+    for pair in pairs:
+        preference = settled.get(pair.id)
+        if pair.first.text == pair.second.text:
+            counts["identical"] += 1
+        elif preference is None:
+            counts["unscored"] += 1
+        elif winner(preference) == "tie":
+            counts["ties"] += 1
+        else:
+            counts["decided"] += 1
+            chosen, rejected = (pair.first, pair.second) if preference > 0.5 else (pair.second, pair.first)
+            decided.append(Preference(pair_id=pair.id, prompt=pair.prompt, chosen=chosen, rejected=rejected,
+                                      margin=abs(2 * preference - 1), confidence=max(preference, 1 - preference)))
+    return decided, counts
+
+
+def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, float | int | None]:
+    """How the judge behaved on these pairs. Shares are in [0, 1], null where there is nothing to take a share of.
+
+    `pairs`, `decided`, `ties`, `unscored`: counts of pairs, as in `to_preferences`, identical ones left out.
+    `swap_consistency`: share of pairs with both orders read on which both say the same (first, second, or tie).
+    `first_share`: share of decided answers that chose the place shown first; a judge without order has none.
+    `longer_share`: share of decided pairs, of different length in characters, whose longer response was preferred.
+    `unscored_answers`: share of single verdicts (each order by itself) that could not be read.
+    """
+    by_id = {pair.id: pair for pair in pairs if pair.first.text != pair.second.text}
+    rows = [verdict for verdict in verdicts if verdict.pair_id in by_id]
+    decided, counts = to_preferences(list(by_id.values()), rows, spec)
+    unequal = [preference for preference in decided if len(preference.chosen.text) != len(preference.rejected.text)]
+    longer = [len(preference.chosen.text) > len(preference.rejected.text) for preference in unequal]
+    return {
+        "pairs": counts["pairs"], "decided": counts["decided"], "ties": counts["ties"], "unscored": counts["unscored"],
+        "swap_consistency": _share(_consistent(rows)), "first_share": _share(_chose_first(rows)),
+        "longer_share": _share(longer), "unscored_answers": _share([row.preference is None for row in rows]),
+    }
+
+
+def _consistent(rows: Sequence[Verdict]) -> list[bool]:
+    """For each pair with two readable orders, whether they name the same winner."""
+    by_pair: dict[str, dict[str, Verdict]] = defaultdict(dict)
+    for row in rows:
+        if row.preference is not None:
+            by_pair[row.pair_id][row.order] = row
+    both = [orders for orders in by_pair.values() if {"forward", "reversed"} <= orders.keys()]
+    return [winner(orders["forward"].preference) == winner(orders["reversed"].preference) for orders in both]
+
+
+def _chose_first(rows: Sequence[Verdict]) -> list[bool]:
+    """For each decided answer about two shown responses, whether it chose the one shown first."""
+    return [(winner(row.preference) == "first") == (row.order == "forward") for row in rows
+            if row.order != "none" and winner(row.preference) in ("first", "second")]
+
+
+def _share(values: Sequence[bool]) -> float | None:
+    return sum(values) / len(values) if values else None

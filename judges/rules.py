@@ -1,0 +1,68 @@
+"""Rules: weighted Python functions on each response, no model. Also what a rubric makes of its criteria's values."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from judges.files import load_object
+from judges.scoring import Assessment, ScoringJudge
+from judges.sections import Criterion
+from judges.spec import RulesSpec
+from selfplay.records import Completion, Prompt
+
+Function = Callable[[Prompt, str], float]
+
+
+class Unscorable(Exception):
+    """A criterion gave no number in [0, 1]; the message says which and why."""
+
+
+class RulesJudge(ScoringJudge):
+    """Scores a response by the criteria of a judge file of mode rules."""
+
+    spec: RulesSpec
+
+    def __init__(self, spec: RulesSpec) -> None:
+        super().__init__(spec)
+        self.functions: dict[str, Function] = {criterion.name: load_object(criterion.python or "") for criterion in spec.criteria}
+
+    def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
+        """Apply every function to every response."""
+        return [self._assess(prompt, completion.text) for prompt, completion in zip(prompts, completions, strict=True)]
+
+    def _assess(self, prompt: Prompt, response: str) -> Assessment:
+        try:
+            values = {name: apply(function, name, prompt, response) for name, function in self.functions.items()}
+        except Unscorable as problem:
+            return Assessment(None, error=str(problem))
+        return Assessment(aggregate(self.spec.criteria, values, self.spec.aggregation), tuple(values.items()))
+
+
+def apply(function: Function, name: str, prompt: Prompt, response: str) -> float:
+    """The function's value; raises Unscorable if it raises, or if that is no number in [0, 1]."""
+    try:
+        value = function(prompt, response)
+    except Exception as error:
+        raise Unscorable(f"criterion {name!r} raised {type(error).__name__}: {error}") from error
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise Unscorable(f"criterion {name!r} returned {value!r}, not a number in [0, 1]") from None
+    if isinstance(value, str) or not math.isfinite(number) or not 0 <= number <= 1:
+        raise Unscorable(f"criterion {name!r} returned {value!r}, not a number in [0, 1]")
+    return number
+
+
+def aggregate(criteria: Sequence[Criterion], values: Mapping[str, float], how: str = "mean") -> float:
+    """One score in [0, 1] from the criteria's values.
+
+    A negative criterion counts as 1 - value. A gate at 0 makes the score 0 and otherwise has no say. The rest give their
+    weighted mean, or with `how` "minimum" the smallest.
+    """
+    met = {criterion.name: 1 - values[criterion.name] if criterion.negative else values[criterion.name] for criterion in criteria}
+    if any(criterion.gate and met[criterion.name] == 0 for criterion in criteria):
+        return 0.0
+    weighed = [criterion for criterion in criteria if not criterion.gate]
+    if how == "minimum":
+        return min(met[criterion.name] for criterion in weighed)
+    total = sum(criterion.weight for criterion in weighed)
+    return min(1.0, sum(criterion.weight * met[criterion.name] for criterion in weighed) / total)

@@ -1,0 +1,77 @@
+"""Judges that score each response by itself: the higher score wins. Base of rules, rubric and pointwise judges."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from judges.failures import stop_if_failing
+from judges.spec import JudgeSpec
+from selfplay.records import Completion, Pair, Prompt, Verdict
+
+SAME = 1e-9
+"""Scores this close differ by rounding only."""
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What was made of one response: `score` in [0, 1] or None, and then `error`; the criteria's values by name."""
+
+    score: float | None
+    parts: tuple[tuple[str, float], ...] = ()
+    reason: str = ""
+    raw: str = ""
+    error: str = ""
+
+
+class ScoringJudge:
+    """Compares by scores. A subclass says in `assess` how a response is scored."""
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        self.spec = spec
+
+    def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
+        """What to make of each completion of the prompt in the same place."""
+        raise NotImplementedError
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
+        """A score in [0, 1] for each completion of the prompt in the same place; None where there is none."""
+        return [assessment.score for assessment in self.assess(prompts, completions)]
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict per pair, of order "none". Raises JudgeStopped above `on_error.max_failure_rate`.
+
+        A completion that stands in several pairs is assessed once.
+        """
+        asked = {(pair.prompt.id, completion.id, completion.text): (pair.prompt, completion)
+                 for pair in pairs for completion in (pair.first, pair.second)}
+        results = self.assess([prompt for prompt, _ in asked.values()], [completion for _, completion in asked.values()])
+        found = dict(zip(asked, results, strict=True))
+        verdicts = [self._compare(pair, *(found[pair.prompt.id, completion.id, completion.text]
+                                          for completion in (pair.first, pair.second))) for pair in pairs]
+        stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
+        return verdicts
+
+    def _compare(self, pair: Pair, first: Assessment, second: Assessment) -> Verdict:
+        raw = f"{first.raw}\n\n{second.raw}" if first.raw or second.raw else ""
+        if first.score is None or second.score is None:
+            error = "; ".join(f"{place}: {one.error}" for place, one in (("first", first), ("second", second)) if one.score is None)
+            return Verdict(pair_id=pair.id, judge=self.spec.name, order="none", preference=None, raw=raw, error=error)
+        difference = first.score - second.score
+        preference = 0.5 if abs(difference) <= self.spec.margin + SAME else float(difference > 0)
+        return Verdict(pair_id=pair.id, judge=self.spec.name, order="none", preference=preference,
+                       reason=compare_in_words(first, second), raw=raw)
+
+
+def compare_in_words(first: Assessment, second: Assessment) -> str:
+    """Which response has the higher score and what made the difference, criterion by criterion."""
+    assert first.score is not None and second.score is not None
+    other = dict(second.parts)
+    apart = [(name, value, other[name]) for name, value in first.parts if name in other and abs(value - other[name]) > SAME]
+    words = f"score {first.score:.2f} {_sign(first.score, second.score)} {second.score:.2f}"
+    if apart:
+        words += ": " + ", ".join(f"{name} {value:.2f} {_sign(value, rest)} {rest:.2f}" for name, value, rest in apart)
+    spoken = "; ".join(f"{place}: {one.reason}" for place, one in (("first", first), ("second", second)) if one.reason)
+    return f"{words}. {spoken}" if spoken else words
+
+
+def _sign(left: float, right: float) -> str:
+    return "=" if abs(left - right) <= SAME else ">" if left > right else "<"

@@ -1,0 +1,217 @@
+"""The sections of a judge file that several modes share, each knob documented beneath its field."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from selfplay.config import Count, NonNegative, Positive, Sampling, Section, Texts, Unit
+
+Whole = Annotated[int, Field(ge=0)]
+PROSE = ("A good answer is short, and so is this one.", "I think B is a good response.", "Both are fine; response A is better, I think.",
+         "The first response has 3 mistakes and 10 good points.", "It deserves an 8, or maybe a 7 out of 10.")
+
+
+class JudgeSampling(Sampling):
+    """How the judge's answer is drawn."""
+
+    temperature: NonNegative = 0.0
+    """Divides the logits; 0 is greedy."""
+    max_tokens: Count = 512
+    """Longest answer, in tokens. An answer that is cut off there is not read."""
+    n: Count = 1
+    """Answers per question (self-consistency): their verdicts are averaged, if more than half can be read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "JudgeSampling":
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(f"sampling.n = {self.n} answers at temperature 0 are all the same: set n to 1 or a temperature above 0")
+        return self
+
+
+class Template(Section):
+    """One message to the judge."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    """A Jinja2 template; see docs/judges.md for its variables. In a file, `file: NAME` may stand instead of `content`."""
+
+
+class Example(Section):
+    """A solved case, shown to the judge before the real one (few-shot)."""
+
+    prompt: str
+    responses: Texts
+    """The responses, in the order shown: two for pairwise, one for pointwise and rubric."""
+    answer: str
+    """What the judge should have said, word for word."""
+    meta: dict[str, Any] = Field(default_factory=dict)
+    """The row's own columns, where the template uses them."""
+
+
+class Output(Section):
+    """How the judge's answer is read. Whatever does not fit is an unscored pair, never a guess."""
+
+    kind: Literal["json", "regex", "logprob"]
+    """`json`: an object with the verdict under `key`; `regex`: what `pattern` matches; `logprob`: the probabilities of
+    the labels as the next token."""
+    labels: dict[str, Unit] | None = None
+    """Label -> degree in [0, 1]: that the first response shown is better (pairwise), or the score (pointwise, rubric)."""
+    range: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    """Instead of labels, for scores: the smallest and the largest number, mapped to 0 and 1."""
+    pattern: str | None = None
+    """regex: a pattern with one group, the verdict. It must not match in ordinary prose."""
+    match: Literal["last", "unique", "first"] = "last"
+    """regex: which match counts; `unique` refuses an answer with two different verdicts."""
+    key: str = "verdict"
+    """json: where the verdict stands."""
+    reason_key: str = "reason"
+    """json: where the reason stands, if the judge gives one."""
+    json_schema: dict[str, Any] | None = None
+    """json: the schema for guided decoding; default an object of a reason (a string) and a verdict on the menu."""
+    tokens: dict[str, Texts] | None = None
+    """logprob: label -> the texts, each one token, that count for it; default the label itself."""
+    least_mass: Unit = 0.01
+    """logprob: if all labels together are less likely than this, the judge meant to say something else: unscored."""
+    allow_truncated: bool = False
+    """Read answers that were cut off at `sampling.max_tokens` too: for a judge whose whole answer is the verdict."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Output":
+        given = self.model_fields_set
+        belongs = {"pattern": "regex", "match": "regex", "key": "json", "reason_key": "json", "json_schema": "json",
+                   "tokens": "logprob", "least_mass": "logprob"}
+        for name, kind in belongs.items():
+            if name in given and kind != self.kind:
+                raise ValueError(f"{name} belongs to kind {kind}, not to {self.kind}: remove it")
+        if self.labels is not None and self.range is not None:
+            raise ValueError("the judge answers either with one of `labels` or with a number in `range`: remove one of them")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range {list(self.range)} goes from the smallest to the largest number")
+        if self.labels is not None and len(self.labels) < 2:
+            raise ValueError(f"labels {list(self.labels)}: a judge needs two labels or more")
+        if self.kind == "logprob" and self.labels is None:
+            raise ValueError("kind logprob needs `labels`, since a probability belongs to a label")
+        if self.tokens is not None and set(self.tokens) != set(self.labels or {}):
+            raise ValueError(f"tokens names {sorted(self.tokens)}, but the labels are {sorted(self.labels or {})}")
+        if self.kind == "regex":
+            check_pattern(self.pattern)
+        return self
+
+
+def check_pattern(pattern: str | None) -> None:
+    """Raises ValueError for a pattern without its one group, or one that reads a verdict out of ordinary prose."""
+    if pattern is None:
+        raise ValueError(r"kind regex needs `pattern`, such as '\[\[(A|B)\]\]'")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+    if compiled.groups != 1:
+        raise ValueError(f"pattern {pattern!r} has {compiled.groups} groups, but needs exactly one: the verdict; write (?:...) for others")
+    for sentence in PROSE:
+        if compiled.search(sentence):
+            raise ValueError(f"pattern {pattern!r} also matches in the sentence {sentence!r}: let the judge put its verdict in a "
+                             r"delimiter, such as '\[\[(A|B)\]\]', or match the whole answer, such as '^\s*(A|B)\s*$'")
+
+
+class OnError(Section):
+    """What happens when an answer cannot be read."""
+
+    retries: Whole = 1
+    """How often to ask again, each time with another seed."""
+    retry_temperature: NonNegative = 0.7
+    """Least temperature of a retry without `repair`: a greedy one would say the same again."""
+    repair: str | None = None
+    """Ask by a further message instead, such as "End with [[A]] or [[B]]."; the unreadable answer stands before it."""
+    action: Literal["drop", "abort"] = "drop"
+    """`drop`: the pair stays unscored; `abort`: the stage stops at the first one."""
+    max_failure_rate: Unit = 0.1
+    """Above this share of unscored pairs the stage stops, with examples of what the judge said."""
+
+
+class Limits(Section):
+    """Bounds on what judging may take; null is no bound."""
+
+    response_characters: Count | None = None
+    """A longer response is cut there, and the judge is told so."""
+    calls: Count | None = None
+    """Most calls of the model in one labelling; then the stage stops, with everything saved."""
+    tokens: Count | None = None
+    """Most tokens, read and written, where the engine counts them."""
+
+
+class Untrusted(Section):
+    """How prompts, responses and the row's columns, which may hold anything, are put into the messages."""
+
+    fence: Literal["block", "none"] = "block"
+    """`block`: each stands on lines of its own between fences longer than any run of backticks inside it. `none`: as it
+    is, for a judge model that was trained so."""
+    strip: Texts = ()
+    """Further special tokens of the judge model to take out; the common ones always are."""
+
+
+class Thresholds(Section):
+    """What the judge must reach on the gold set, on the canaries and on a run's own pairs; else it is not trusted."""
+
+    accuracy: Unit | None = None
+    """Least share right on the gold set (lower bound of its 95% interval; an unscored pair is not right)."""
+    swap_consistency: Unit = 0.5
+    """Least share of pairs on which both orders agree."""
+    first_share: Annotated[float, Field(ge=0.5, le=1)] = 0.75
+    """Largest share of one position among the decided answers."""
+    longer_share: Annotated[float, Field(ge=0.5, le=1)] = 0.9
+    """Largest share of decided gold pairs on which the longer, or the shorter, response won."""
+    ties: Unit = 0.9
+    """Largest share of ties."""
+    unscored: Unit = 0.1
+    """Largest share of unscored pairs."""
+    canary_wins: Unit = 0.1
+    """Largest share of canaries (empty, echoed, injected ... responses) that beat an honest answer."""
+
+
+class JudgeTest(Section):
+    """A case with the verdict that must come out, run by `selfplay judge check` without a model."""
+
+    prompt: str = "Say something."
+    responses: Texts = ("one response", "another response")
+    meta: dict[str, Any] = Field(default_factory=dict)
+    outputs: Annotated[tuple[str | dict[str, float], ...], Field(strict=False)] = ()
+    """What the model says, word for word, call by call (both orders: two); for logprob, label -> probability."""
+    expect: Literal["first", "second", "tie", "unscored"] | Unit
+    """The verdict, or the exact preference or score."""
+
+
+class Criterion(Section):
+    """One thing to look at. Keep it atomic: compound criteria are the ones that get gamed."""
+
+    name: str
+    text: str | None = None
+    """A question for the language model, answered by one of `choices`."""
+    python: str | None = None
+    """`package.module:function` or `./file.py:function`, from (prompt: Prompt, response: str) to a number in [0, 1]."""
+    weight: Positive = 1.0
+    choices: dict[str, Unit] | None = None
+    """What the model may answer and what it is worth; default those of the judge's output."""
+    gate: bool = False
+    """If it is not met at all (0), the whole score is 0; it carries no weight of its own."""
+    negative: bool = False
+    """Being met counts against the response: the value becomes 1 - value."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Criterion":
+        if (self.text is None) == (self.python is None):
+            raise ValueError(f"criterion {self.name!r} needs either `text`, a question for the model, or `python`, a function")
+        if self.choices is not None and self.text is None:
+            raise ValueError(f"criterion {self.name!r}: choices are for the model; a Python function returns a number")
+        return self
+
+
+def check_criteria(criteria: tuple[Criterion, ...]) -> None:
+    """Raises ValueError if two criteria share a name or all of them are gates."""
+    names = [criterion.name for criterion in criteria]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"criteria: the name {twice[0]!r} stands twice")
+    if all(criterion.gate for criterion in criteria):
+        raise ValueError("criteria: all are gates, so that nothing tells responses apart; make one a weighted criterion")

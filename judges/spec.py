@@ -1,0 +1,297 @@
+"""What a judge file may say: one strict class per mode, each knob documented beneath its field.
+
+Reading files and finding shipped judges is `judges.files`; turning a spec into a judge is `judges.build`. Nothing here
+loads a model or runs a user's code.
+"""
+
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from judges.sections import (
+    Criterion,
+    Example,
+    JudgeSampling,
+    JudgeTest,
+    Limits,
+    OnError,
+    Output,
+    Template,
+    Thresholds,
+    Untrusted,
+    check_criteria,
+)
+from selfplay.config import Count, Endpoint, Positive, Section, Texts, Unit
+
+Mode = Literal["pairwise", "pointwise", "listwise", "rubric", "rules", "jury", "python"]
+
+
+class JudgeSpec(Section):
+    """What all judges have."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    version: Count = 1
+    """Raise it when the judge changes its mind on purpose."""
+    description: str = ""
+    mode: Mode
+    """pairwise, pointwise, listwise, rubric (criteria, by language model or Python), rules (criteria in Python), jury, python."""
+    margin: Unit = 0.0
+    """Scores this close, or a mean preference with |2 p - 1| this small, are a tie."""
+    on_error: OnError = OnError()
+    thresholds: Thresholds = Thresholds()
+    tests: Annotated[tuple[JudgeTest, ...], Field(strict=False)] = ()
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether `build` needs an engine."""
+        return False
+
+    @property
+    def scores(self) -> bool:
+        """Whether the judge can score one response by itself."""
+        return False
+
+    @property
+    def both_orders(self) -> bool:
+        """Whether each pair gets two verdicts, one per order."""
+        return False
+
+    @property
+    def parts(self) -> tuple["JudgeSpec", ...]:
+        """The specs of all judges inside, this one first: more than one in a jury."""
+        return (self,)
+
+
+class ModelSpec(JudgeSpec):
+    """What all judges that ask a language model have."""
+
+    model: str | None = None
+    """A checkpoint, a hub id, the model's name at `endpoint`, or `policy`: the model under training judges itself."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    endpoint: Endpoint | None = None
+    """An OpenAI-compatible server that has the model."""
+    sampling: JudgeSampling = JudgeSampling()
+    messages: Annotated[tuple[Template, ...], Field(strict=False)] = ()
+    examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()
+    output: Output
+    limits: Limits = Limits()
+    untrusted: Untrusted = Untrusted()
+    principles: Texts = ()
+    """A constitution: one is drawn for each pair, the same in both orders, and is `principle` in the template."""
+    reference: str = "reference"
+    """The column of the row that holds the reference answer, `reference` in the template."""
+
+    @property
+    def needs_model(self) -> bool:
+        """Always."""
+        return True
+
+    @model_validator(mode="after")
+    def _check_messages(self) -> "ModelSpec":
+        if not self.messages:
+            raise ValueError("messages: a judge that asks a model needs at least one message, of role user")
+        if self.messages[-1].role != "user":
+            raise ValueError(f"messages: the last one has the role {self.messages[-1].role}, but the judge answers the user")
+        if self.endpoint is not None and self.model is None:
+            raise ValueError("endpoint is set but model is not: name the model as the server calls it")
+        if self.mode != "listwise" and self.output.labels is None and self.output.range is None:
+            raise ValueError("output: name what the judge may say: either `labels` ({A: 1, B: 0}) or `range` ([1, 10])")
+        return self
+
+
+class PairwiseSpec(ModelSpec):
+    """A language model is shown two responses and says which is better."""
+
+    mode: Literal["pairwise"]
+    order: Literal["both", "random", "fixed"] = "both"
+    """Ask in both orders; in one drawn for each pair; or always with the first response first."""
+    disagreement: Literal["mean", "tie", "drop"] = "mean"
+    """What two orders that name different winners give: their mean, a tie, or no verdict."""
+    ties: bool = True
+    """Whether the judge may say that both are equally good: then a label has the value 0.5."""
+
+    @property
+    def both_orders(self) -> bool:
+        """Whether each pair gets two verdicts."""
+        return self.order == "both"
+
+    @model_validator(mode="after")
+    def _check(self) -> "PairwiseSpec":
+        if self.output.labels is None:
+            raise ValueError("output.range is for scores; a pairwise judge needs output.labels, such as {A: 1, B: 0}")
+        if not self.ties and 0.5 in self.output.labels.values():
+            raise ValueError("ties is false, but a label has the value 0.5: remove the label, or set ties to true")
+        values = self.output.labels.values()
+        if not (max(values) > 0.5 > min(values)):
+            raise ValueError(f"output.labels {self.output.labels}: one label must prefer the first response (above 0.5), "
+                             "one the second (below 0.5)")
+        return self
+
+
+class PointwiseSpec(ModelSpec):
+    """A language model scores each response by itself; the higher score wins."""
+
+    mode: Literal["pointwise"]
+
+    @property
+    def scores(self) -> bool:
+        """Always."""
+        return True
+
+
+class ListwiseSpec(ModelSpec):
+    """A language model ranks all responses to a prompt at once; pairs follow from the ranking."""
+
+    mode: Literal["listwise"]
+    order: Literal["both", "random", "fixed"] = "both"
+    """Ask for the responses as they come and reversed; in an order drawn per prompt; or as they come."""
+    disagreement: Literal["mean", "tie", "drop"] = "mean"
+    """What two rankings that order a pair differently give: their mean, a tie, or no verdict."""
+    largest: Annotated[int, Field(ge=2, le=26)] = 10
+    """Most responses in one list; they are called A, B, C, ..."""
+    output: Output = Output(kind="regex", pattern=r"\[\[([A-Z](?:\s*[>=]\s*[A-Z])+)\]\]")
+    """`json` or `regex`; the verdict is a ranking, best first, such as `B > A = C`."""
+
+    @property
+    def both_orders(self) -> bool:
+        """Whether each pair gets two verdicts."""
+        return self.order == "both"
+
+    @model_validator(mode="after")
+    def _check(self) -> "ListwiseSpec":
+        if self.output.kind == "logprob" or self.output.labels is not None or self.output.range is not None:
+            raise ValueError("output: a listwise judge answers with a ranking: kind json or regex, no labels and no range")
+        return self
+
+
+class RulesSpec(JudgeSpec):
+    """Python functions score each response; the higher weighted mean wins."""
+
+    mode: Literal["rules"]
+    criteria: Annotated[tuple[Criterion, ...], Field(strict=False, min_length=1)]
+    aggregation: Literal["mean", "minimum"] = "mean"
+    """Weighted mean of the criteria, or the worst of them."""
+
+    @property
+    def scores(self) -> bool:
+        """Always."""
+        return True
+
+    @model_validator(mode="after")
+    def _check(self) -> "RulesSpec":
+        check_criteria(self.criteria)
+        asking = [criterion.name for criterion in self.criteria if criterion.python is None]
+        if asking:
+            raise ValueError(f"criteria: {asking[0]!r} is a question for a model; rules are in Python, so use mode rubric")
+        return self
+
+
+class RubricSpec(ModelSpec):
+    """Weighted criteria, each a Python function or a question to a language model, asked one at a time."""
+
+    mode: Literal["rubric"]
+    criteria: Annotated[tuple[Criterion, ...], Field(strict=False, min_length=1)]
+    """The criteria, or the name of a rubric: a file beside this one, or a shipped one."""
+    aggregation: Literal["mean", "minimum"] = "mean"
+    """Weighted mean of the criteria, or the worst of them."""
+    messages: Annotated[tuple[Template, ...], Field(strict=False)] = (
+        Template(role="user", content="Someone was asked:\n\n{{ prompt }}\n\nThis is the answer:\n\n{{ response }}\n\n{{ criterion }} "
+                                      "Reply with {{ labels | join(' or ') }} in double square brackets, such as [[{{ labels[0] }}]]."),)
+    output: Output = Output(kind="regex", pattern=r"\[\[([^\[\]]+)\]\]", labels={"yes": 1.0, "no": 0.0})
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a criterion is a question."""
+        return any(criterion.python is None for criterion in self.criteria)
+
+    @property
+    def scores(self) -> bool:
+        """Always."""
+        return True
+
+    @model_validator(mode="after")
+    def _check(self) -> "RubricSpec":
+        check_criteria(self.criteria)
+        return self
+
+
+class Member(Section):
+    """One judge of a jury."""
+
+    judge: str
+    """The name of a shipped judge, or the path of a judge file."""
+    weight: Positive = 1.0
+    model: str | None = None
+    """Overrides the file's model."""
+
+    @cached_property
+    def spec(self) -> JudgeSpec:
+        """The member's own file."""
+        from judges.files import load_spec
+
+        return load_spec(self.judge, model=self.model)
+
+
+class JurySpec(JudgeSpec):
+    """Several judges vote on each pair."""
+
+    mode: Literal["jury"]
+    members: Annotated[tuple[Member, ...], Field(strict=False, min_length=2)]
+    aggregation: Literal["mean", "median", "majority", "minimum"] = "mean"
+    """Weighted mean or median of the preferences; the weighted majority of winners; or, most careful, the least decided
+    preference if all members prefer the same response, and else a tie."""
+    quorum: Count | None = None
+    """Least number of members whose verdict can be read; default more than half."""
+
+    @property
+    def least(self) -> int:
+        """The quorum."""
+        return self.quorum or len(self.members) // 2 + 1
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a member does."""
+        return any(member.spec.needs_model for member in self.members)
+
+    @property
+    def scores(self) -> bool:
+        """Whether all members do."""
+        return all(member.spec.scores for member in self.members)
+
+    @property
+    def parts(self) -> tuple[JudgeSpec, ...]:
+        """This spec and its members', juries in juries opened."""
+        return (self, *(part for member in self.members for part in member.spec.parts))
+
+    @model_validator(mode="after")
+    def _check(self) -> "JurySpec":
+        if self.quorum is not None and self.quorum > len(self.members):
+            raise ValueError(f"quorum {self.quorum} is more than the {len(self.members)} members")
+        return self
+
+
+class PythonSpec(JudgeSpec):
+    """A class of the user's own: `judge(pairs) -> list[Verdict]`, and if it can, `score(prompts, completions)`."""
+
+    mode: Literal["python"]
+    python: str
+    """`package.module:Class` or `./file.py:Class`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the class as keywords; with a model, `engine` is passed as well."""
+    model: str | None = None
+    """A model whose engine the class needs, or `policy`."""
+    revision: str | None = None
+    endpoint: Endpoint | None = None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model is named."""
+        return self.model is not None
+
+
+MODES: dict[str, type[JudgeSpec]] = {
+    "pairwise": PairwiseSpec, "pointwise": PointwiseSpec, "listwise": ListwiseSpec, "rubric": RubricSpec,
+    "rules": RulesSpec, "jury": JurySpec, "python": PythonSpec,
+}
