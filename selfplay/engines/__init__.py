@@ -1,13 +1,20 @@
 """Who produces text. The protocol that every engine keeps; importing it loads neither torch nor vllm."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from selfplay.config import Sampling
 from selfplay.records import Completion, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class GuidedSampling(Sampling):
+    """Sampling along a JSON schema. An engine without guided decoding samples freely: whoever asks checks the answer."""
+
+    json_schema: dict[str, Any]
+    """The schema that the text must fit."""
 
 
 class Engine(Protocol):
