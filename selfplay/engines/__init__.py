@@ -1,6 +1,7 @@
 """Who produces text. The protocol that every engine keeps; importing it loads neither torch nor vllm."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfplay.config import Sampling
@@ -15,6 +16,22 @@ class GuidedSampling(Sampling):
 
     json_schema: dict[str, Any]
     """The schema that the text must fit."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt, and what that took.
+
+    `texts` and how each ended (`stop` or `length`); or, where log-probabilities were asked for, choice -> nats. `cost` is in
+    dollars. Token counts are 0 where the engine does not count.
+    """
+
+    texts: tuple[str, ...] = ()
+    finish_reasons: tuple[str, ...] = ()
+    logprobs: dict[str, float] | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
 
 
 class Engine(Protocol):
