@@ -98,7 +98,7 @@ def _gather(prompts: tuple[str, ...], models: tuple[str, ...], data: Array) -> V
     cell = prompt * shape[1] + column.ravel()
 
     def add(weights: Array) -> Array:
-        return np.bincount(cell, weights=weights, minlength=shape[0] * shape[1]).reshape(shape)
+        return np.asarray(np.bincount(cell, weights=weights, minlength=shape[0] * shape[1]), dtype=np.float64).reshape(shape)
 
     scored, measured = ~np.isnan(preference), ~np.isnan(length)
     with np.errstate(invalid="ignore"):

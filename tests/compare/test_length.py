@@ -13,10 +13,10 @@ def judged(quality: dict[str, float], words: dict[str, float], taste: float, pro
     generator = np.random.default_rng(seed)
     hard = generator.normal(0, difficulty, prompts) if difficulty else np.zeros(prompts)
     votes = []
-    for name in quality:
+    for name, value in quality.items():
         own, start = generator.normal(words[name], 20, prompts), generator.normal(100, 20, prompts)
         d = own - start
-        chance = sigmoid(quality[name] + hard + taste * np.tanh(d / d.std()))
+        chance = sigmoid(value + hard + taste * np.tanh(d / d.std()))
         for x in range(prompts):
             votes.append(Vote(str(x), name, "start", float(generator.random() < chance[x]), own[x], start[x]))
     return tabulate(votes, models=["start", *quality])
