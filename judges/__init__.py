@@ -12,4 +12,5 @@ from judges.files import digest, load_spec, shipped
 from judges.results import health, settle, to_preferences
 from judges.spec import JudgeSpec
 
-__all__ = ["Judge", "JudgeSpec", "JudgeStopped", "build", "digest", "health", "load_spec", "settle", "shipped", "to_preferences"]
+__all__ = ["Judge", "JudgeSpec", "JudgeStopped", "build", "digest", "health", "load_spec", "settle", "shipped",
+           "to_preferences"]

@@ -2,38 +2,98 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
+from judges.asking import Asker
+from judges.cache import AnswerCache
+from judges.jury import JuryJudge
+from judges.listwise import ListwiseJudge
+from judges.own import OwnJudge
+from judges.pairwise import PairwiseJudge
+from judges.pointwise import PointwiseJudge, RubricJudge
 from judges.rules import RulesJudge
-from judges.spec import JudgeSpec, RulesSpec
+from judges.spec import (
+    JudgeSpec,
+    JurySpec,
+    ListwiseSpec,
+    ModelSpec,
+    PairwiseSpec,
+    PointwiseSpec,
+    PythonSpec,
+    RubricSpec,
+    RulesSpec,
+)
 from selfplay.config import ConfigError
 from selfplay.engines import Engine
 from selfplay.records import Pair, Verdict
 
 Opener = Callable[[JudgeSpec], Engine]
+Advance = Callable[[int], None]
 
 
 class Judge(Protocol):
     """Says which response of a pair is better. Those whose spec `scores` also have
     `score(prompts, completions) -> list[float | None]`, in [0, 1]."""
 
-    spec: JudgeSpec
+    @property
+    def spec(self) -> JudgeSpec:
+        """The judge's file."""
+        ...
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair and order, in the order of the pairs. Raises JudgeStopped above the file's failure rate."""
+        """One verdict per pair and order, in the order of the pairs.
+
+        Raises JudgeStopped if more of them cannot be read than the judge's file allows.
+        """
         ...
 
 
-def build(spec: JudgeSpec, engine: Engine | Opener | None = None, cache: Path | None = None, *, seed: int = 0) -> Judge:
+def build(spec: JudgeSpec, engine: Engine | Opener | None = None, cache: Path | AnswerCache | None = None, *,
+          seed: int = 0, weights: str = "", advance: Advance = lambda count: None) -> Judge:
     """A judge as its file says.
 
-    `engine` answers for the judge's model; a jury with several models takes a function from a member's spec to its
-    engine. `cache` is a sqlite file that keeps every answer. `seed` draws orders and principles. Raises ConfigError if
-    the judge needs a model and has none, or if Python that it names cannot be found.
+    `engine` answers for the judge's model; a jury whose members have different models takes a function from a member's
+    spec to its engine. `cache` is a sqlite file that keeps every answer. `seed` draws orders and principles. `weights`
+    names the weights behind the model `policy`, such as a hash of its checkpoint: without it, what that model says is
+    not kept in `cache`, since the next iteration's would be mistaken for it. `advance(count)` is called as questions
+    are settled. Raises ConfigError if the judge needs a model and has none, or if Python that it names cannot be found.
     """
-    if spec.needs_model and engine is None:
-        raise ConfigError(f"judge {spec.name!r} asks a language model, but there is none: set judge.model in the recipe or "
-                          "`model` in the judge's file")
+    check_engine(spec, engine)
     if isinstance(spec, RulesSpec):
         return RulesJudge(spec)
-    raise ConfigError(f"mode {spec.mode}")
+    answers = cache if isinstance(cache, AnswerCache) else AnswerCache(cache)
+    if isinstance(spec, JurySpec):
+        lenient = [member.spec.model_copy(update={"on_error": member.spec.on_error.model_copy(
+            update={"action": "drop", "max_failure_rate": 1.0})}) for member in spec.members]
+        return JuryJudge(spec, [build(one, engine, answers, seed=seed, weights=weights, advance=advance)
+                                for one in lenient])
+    opened = None
+    if engine is not None and spec.needs_model:
+        opened = cast(Engine, engine) if hasattr(engine, "generate") else cast(Opener, engine)(spec)
+    if isinstance(spec, PythonSpec):
+        return OwnJudge(spec, opened)
+    if not isinstance(spec, ModelSpec):
+        raise ConfigError(f"judge {spec.name!r} has the mode {spec.mode!r}, which cannot be built")
+    kept = AnswerCache() if spec.model == "policy" and not weights else answers
+    asker = Asker(spec, opened, kept, seed, weights if spec.model == "policy" else "", advance) if opened else None
+    if isinstance(spec, RubricSpec):
+        return RubricJudge(spec, asker, seed)
+    assert asker is not None
+    if isinstance(spec, PairwiseSpec):
+        return PairwiseJudge(spec, asker, seed)
+    if isinstance(spec, ListwiseSpec):
+        return ListwiseJudge(spec, asker, seed)
+    return PointwiseJudge(cast(PointwiseSpec, spec), asker, seed)
+
+
+def check_engine(spec: JudgeSpec, engine: Engine | Opener | None) -> None:
+    """Raises ConfigError if the judge needs a model and there is none, or needs several and there is one."""
+    asking = [part for part in spec.parts if part.needs_model and not isinstance(part, JurySpec)]
+    if asking and engine is None:
+        raise ConfigError(f"judge {asking[0].name!r} asks a language model, but there is none: set judge.model in the "
+                          "recipe, or `model` in the judge's file")
+    models = {(getattr(part, "model", None), getattr(part, "revision", None)) for part in asking}
+    if len(models) > 1 and hasattr(engine, "generate"):
+        names = ", ".join(sorted(str(model) for model, _ in models))
+        raise ConfigError(f"judge {spec.name!r} asks {len(models)} models ({names}) but got one engine: pass a function "
+                          "from a member's spec to its engine")

@@ -25,6 +25,8 @@ def stop_if_failing(judge: str, verdicts: Sequence[Verdict], rule: OnError, expe
         return
     shown = "; ".join(f"{verdict.error}: {verdict.raw[:160]!r}" if verdict.raw else verdict.error
                       for verdict in islice({verdict.error: verdict for verdict in failed}.values(), EXAMPLES))
-    allowed = "on_error.action is abort" if rule.action == "abort" else f"on_error.max_failure_rate is {rule.max_failure_rate:g}"
-    raise JudgeStopped(f"judge {judge!r} gave no verdict on {len(failed)} of {total} ({allowed}): {shown}; see what it is asked "
-                       f"and says with `selfplay judge try`")
+    allowed = f"on_error.max_failure_rate is {rule.max_failure_rate:g}"
+    if rule.action == "abort":
+        allowed = "on_error.action is abort"
+    raise JudgeStopped(f"judge {judge!r} gave no verdict on {len(failed)} of {total} ({allowed}): {shown}; see what it "
+                       "is asked and says with `selfplay judge try`")

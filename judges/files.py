@@ -27,7 +27,7 @@ def shipped(folder: Path = SHIPPED) -> dict[str, Path]:
 
 
 def find(name_or_path: str | Path, beside: Path | None = None, folder: Path = SHIPPED, what: str = "judge") -> Path:
-    """The file meant by a shipped name or by a path (relative to `beside`, else to here). Raises ConfigError for none."""
+    """The file of a shipped name or of a path, relative to `beside` or to here. Raises ConfigError for none."""
     text = str(name_or_path)
     looks_like_path = "/" in text or "\\" in text or text.endswith((".yaml", ".yml"))
     path = (beside or Path()) / Path(text).expanduser()
@@ -69,7 +69,8 @@ def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: st
     tree = dict(tree)
     if model is not None:
         if "model" not in kind.model_fields:
-            raise ConfigError(f"{where}: a judge of mode {tree['mode']} asks no model of its own, so {model!r} cannot be its model")
+            raise ConfigError(f"{where}: a judge of mode {tree['mode']} asks no model of its own, so {model!r} cannot "
+                              "be its model")
         tree["model"] = model
     resolve(tree, folder, where)
     spec = validate(kind, tree, where)
@@ -77,7 +78,7 @@ def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: st
         for part in spec.parts:  # reads the members' files, so that a mistake in one shows now
             part.needs_model
     if isinstance(spec, ModelSpec):
-        from prompts.render import check_templates
+        from judges.messages import check_templates
 
         check_templates(spec, where)
     return spec
@@ -113,7 +114,7 @@ def _with_content(message: Any, folder: Path, where: str) -> Any:
 
 
 def _resolve_python(items: Any, folder: Path) -> None:
-    """Make `./file.py:name` absolute in every mapping that has `python`; in place. Raises ConfigError for no such file."""
+    """Make `./file.py:name` absolute in every mapping that has `python`; in place. Raises ConfigError for no file."""
     for item in items if isinstance(items, list) else []:
         reference = item.get("python") if isinstance(item, dict) else None
         if isinstance(reference, str):
@@ -128,7 +129,10 @@ def _resolve_python(items: Any, folder: Path) -> None:
 
 
 def load_object(reference: str) -> Any:
-    """What `package.module:name` or `/path/file.py:name` names. Raises ConfigError for what is not there or cannot be called."""
+    """What `package.module:name` or `/path/file.py:name` names.
+
+    Raises ConfigError for what is not there or cannot be called.
+    """
     place, _, name = reference.rpartition(":")
     module = _load_module(place, reference)
     if not hasattr(module, name):
@@ -146,7 +150,8 @@ def _load_module(place: str, reference: str) -> ModuleType:
         try:
             return importlib.import_module(place)
         except ImportError as error:
-            raise ConfigError(f"python: {reference}: {error}; name an installed module, or a file as ./file.py:name") from None
+            raise ConfigError(f"python: {reference}: {error}; name an installed module, or a file as "
+                              "./file.py:name") from None
     name = f"judge_file_{hashlib.sha256(place.encode() + Path(place).read_bytes()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -190,4 +195,5 @@ def _source(place: str) -> bytes:
         location = importlib.util.find_spec(place)
     except ImportError:
         return b""
-    return Path(location.origin).read_bytes() if location and location.origin and Path(location.origin).is_file() else b""
+    file = Path(location.origin) if location is not None and location.origin else None
+    return file.read_bytes() if file is not None and file.is_file() else b""

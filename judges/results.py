@@ -81,7 +81,8 @@ def to_preferences(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
     return decided, counts
 
 
-def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, float | int | None]:
+def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
+           spec: JudgeSpec | None = None) -> dict[str, float | int | None]:
     """How the judge behaved on these pairs. Shares are in [0, 1], null where there is nothing to take a share of.
 
     `pairs`, `decided`, `ties`, `unscored`: counts of pairs, as in `to_preferences`, identical ones left out.

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from selfplay.config import Count, NonNegative, Positive, Sampling, Section, Texts, Unit
 
 Whole = Annotated[int, Field(ge=0)]
-PROSE = ("A good answer is short, and so is this one.", "I think B is a good response.", "Both are fine; response A is better, I think.",
+PROSE = ("A good answer is short, and so is this one.", "I think B is a good response.",
+         "Both are fine; response A is better, I think.",
          "The first response has 3 mistakes and 10 good points.", "It deserves an 8, or maybe a 7 out of 10.")
 
 
@@ -25,7 +26,8 @@ class JudgeSampling(Sampling):
     @model_validator(mode="after")
     def _check(self) -> "JudgeSampling":
         if self.n > 1 and self.temperature == 0:
-            raise ValueError(f"sampling.n = {self.n} answers at temperature 0 are all the same: set n to 1 or a temperature above 0")
+            raise ValueError(f"sampling.n = {self.n} answers at temperature 0 are all the same: set n to 1 or a "
+                             "temperature above 0")
         return self
 
 
@@ -34,7 +36,7 @@ class Template(Section):
 
     role: Literal["system", "user", "assistant"]
     content: str
-    """A Jinja2 template; see docs/judges.md for its variables. In a file, `file: NAME` may stand instead of `content`."""
+    """A Jinja2 template; docs/judges.md lists its variables. In a file, `file: NAME` may stand instead."""
 
 
 class Example(Section):
@@ -56,7 +58,7 @@ class Output(Section):
     """`json`: an object with the verdict under `key`; `regex`: what `pattern` matches; `logprob`: the probabilities of
     the labels as the next token."""
     labels: dict[str, Unit] | None = None
-    """Label -> degree in [0, 1]: that the first response shown is better (pairwise), or the score (pointwise, rubric)."""
+    """Label -> degree in [0, 1] to which the first response shown is better, or, for scores, the score."""
     range: Annotated[tuple[float, float], Field(strict=False)] | None = None
     """Instead of labels, for scores: the smallest and the largest number, mapped to 0 and 1."""
     pattern: str | None = None
@@ -85,7 +87,8 @@ class Output(Section):
             if name in given and kind != self.kind:
                 raise ValueError(f"{name} belongs to kind {kind}, not to {self.kind}: remove it")
         if self.labels is not None and self.range is not None:
-            raise ValueError("the judge answers either with one of `labels` or with a number in `range`: remove one of them")
+            raise ValueError("the judge answers either with one of `labels` or with a number in `range`: remove one of "
+                             "them")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range {list(self.range)} goes from the smallest to the largest number")
         if self.labels is not None and len(self.labels) < 2:
@@ -108,10 +111,12 @@ def check_pattern(pattern: str | None) -> None:
     except re.error as error:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
     if compiled.groups != 1:
-        raise ValueError(f"pattern {pattern!r} has {compiled.groups} groups, but needs exactly one: the verdict; write (?:...) for others")
+        raise ValueError(f"pattern {pattern!r} has {compiled.groups} groups, but needs exactly one: the verdict; write "
+                         "(?:...) for others")
     for sentence in PROSE:
         if compiled.search(sentence):
-            raise ValueError(f"pattern {pattern!r} also matches in the sentence {sentence!r}: let the judge put its verdict in a "
+            raise ValueError(f"pattern {pattern!r} also matches in the sentence {sentence!r}: let the judge put its "
+                             "verdict in a "
                              r"delimiter, such as '\[\[(A|B)\]\]', or match the whole answer, such as '^\s*(A|B)\s*$'")
 
 
@@ -201,7 +206,8 @@ class Criterion(Section):
     @model_validator(mode="after")
     def _check(self) -> "Criterion":
         if (self.text is None) == (self.python is None):
-            raise ValueError(f"criterion {self.name!r} needs either `text`, a question for the model, or `python`, a function")
+            raise ValueError(f"criterion {self.name!r} needs either `text`, a question for the model, or `python`, a "
+                             "function")
         if self.choices is not None and self.text is None:
             raise ValueError(f"criterion {self.name!r}: choices are for the model; a Python function returns a number")
         return self
@@ -214,4 +220,4 @@ def check_criteria(criteria: tuple[Criterion, ...]) -> None:
     if twice:
         raise ValueError(f"criteria: the name {twice[0]!r} stands twice")
     if all(criterion.gate for criterion in criteria):
-        raise ValueError("criteria: all are gates, so that nothing tells responses apart; make one a weighted criterion")
+        raise ValueError("criteria: all are gates, so that nothing tells responses apart; give one a weight instead")

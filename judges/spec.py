@@ -27,6 +27,17 @@ from selfplay.config import Count, Endpoint, Positive, Section, Texts, Unit
 Mode = Literal["pairwise", "pointwise", "listwise", "rubric", "rules", "jury", "python"]
 
 
+CRITERION = """Someone was asked:
+
+{{ prompt }}
+
+This is the answer:
+
+{{ response }}
+
+{{ criterion }} End with {% for label in labels %}[[{{ label }}]]{{ ' or ' if not loop.last }}{% endfor %}."""
+
+
 class JudgeSpec(Section):
     """What all judges have."""
 
@@ -35,7 +46,7 @@ class JudgeSpec(Section):
     """Raise it when the judge changes its mind on purpose."""
     description: str = ""
     mode: Mode
-    """pairwise, pointwise, listwise, rubric (criteria, by language model or Python), rules (criteria in Python), jury, python."""
+    """pairwise, pointwise, listwise, rubric (questions and Python), rules (Python), jury, python."""
     margin: Unit = 0.0
     """Scores this close, or a mean preference with |2 p - 1| this small, are a tie."""
     on_error: OnError = OnError()
@@ -93,7 +104,8 @@ class ModelSpec(JudgeSpec):
         if not self.messages:
             raise ValueError("messages: a judge that asks a model needs at least one message, of role user")
         if self.messages[-1].role != "user":
-            raise ValueError(f"messages: the last one has the role {self.messages[-1].role}, but the judge answers the user")
+            raise ValueError(f"messages: the last one has the role {self.messages[-1].role}, but the judge answers the "
+                             "user")
         if self.endpoint is not None and self.model is None:
             raise ValueError("endpoint is set but model is not: name the model as the server calls it")
         if self.mode != "listwise" and self.output.labels is None and self.output.range is None:
@@ -125,8 +137,8 @@ class PairwiseSpec(ModelSpec):
             raise ValueError("ties is false, but a label has the value 0.5: remove the label, or set ties to true")
         values = self.output.labels.values()
         if not (max(values) > 0.5 > min(values)):
-            raise ValueError(f"output.labels {self.output.labels}: one label must prefer the first response (above 0.5), "
-                             "one the second (below 0.5)")
+            raise ValueError(f"output.labels {self.output.labels}: one label must prefer the first response (above "
+                             "0.5), one the second (below 0.5)")
         return self
 
 
@@ -162,7 +174,10 @@ class ListwiseSpec(ModelSpec):
     @model_validator(mode="after")
     def _check(self) -> "ListwiseSpec":
         if self.output.kind == "logprob" or self.output.labels is not None or self.output.range is not None:
-            raise ValueError("output: a listwise judge answers with a ranking: kind json or regex, no labels and no range")
+            raise ValueError("output: a listwise judge answers with a ranking: kind json or regex, no labels and no "
+                             "range")
+        if self.sampling.n > 1:
+            raise ValueError("sampling.n: rankings cannot be averaged; ask a listwise judge once")
         return self
 
 
@@ -184,7 +199,8 @@ class RulesSpec(JudgeSpec):
         check_criteria(self.criteria)
         asking = [criterion.name for criterion in self.criteria if criterion.python is None]
         if asking:
-            raise ValueError(f"criteria: {asking[0]!r} is a question for a model; rules are in Python, so use mode rubric")
+            raise ValueError(f"criteria: {asking[0]!r} is a question for a model; rules are in Python, so use mode "
+                             "rubric")
         return self
 
 
@@ -197,8 +213,7 @@ class RubricSpec(ModelSpec):
     aggregation: Literal["mean", "minimum"] = "mean"
     """Weighted mean of the criteria, or the worst of them."""
     messages: Annotated[tuple[Template, ...], Field(strict=False)] = (
-        Template(role="user", content="Someone was asked:\n\n{{ prompt }}\n\nThis is the answer:\n\n{{ response }}\n\n{{ criterion }} "
-                                      "Reply with {{ labels | join(' or ') }} in double square brackets, such as [[{{ labels[0] }}]]."),)
+        Template(role="user", content=CRITERION),)
     output: Output = Output(kind="regex", pattern=r"\[\[([^\[\]]+)\]\]", labels={"yes": 1.0, "no": 0.0})
 
     @property

@@ -1,0 +1,178 @@
+"""Asks a language model, through the cache, and asks again where the answer cannot be read.
+
+Every raw answer is cached as it comes, so that a kill or a new parser costs no calls. An unreadable answer in the cache
+is no answer: it is asked again, with the same seed, so that a resumed run ends as one that was never killed. A call
+that failed on the way is not cached at all.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from judges.cache import AnswerCache, key_of
+from judges.calling import Call, make_calls
+from judges.failures import JudgeStopped
+from judges.parse import Menu, Reading, answer_schema, average, read, read_logprobs
+from judges.spec import ModelSpec
+from selfplay.config import Sampling
+from selfplay.engines import Answer, Engine, GuidedSampling
+from selfplay.records import Message
+
+LEAST, MOST, SECONDS = 128, 8192, 30.0
+"""An engine without `stream` gets as many calls at once as it answers in about 30 s: enough to keep it busy, and few
+enough to lose when killed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Messages to the judge and what it may say."""
+
+    messages: tuple[Message, ...]
+    menu: Menu
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a question: the reading and the raw answer behind it."""
+
+    reading: Reading
+    raw: str = ""
+
+
+def raw_text(answer: Answer) -> str:
+    """An answer as one text, for people."""
+    if answer.logprobs is not None:
+        return json.dumps({token: round(value, 6) for token, value in answer.logprobs.items()})
+    return "\n\n---\n\n".join(answer.texts)
+
+
+class Asker:
+    """Puts questions to the model of one judge file."""
+
+    def __init__(self, spec: ModelSpec, engine: Engine, cache: AnswerCache, seed: int = 0, weights: str = "",
+                 advance: Callable[[int], None] = lambda count: None) -> None:
+        self.spec, self.engine, self.cache = spec, engine, cache
+        self.seed, self.weights, self.advance = seed, weights, advance
+        self.calls = self.tokens = 0
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        """A reply to each question; one without a verdict says why in `reading.error`.
+
+        Raises JudgeStopped beyond the file's limits, and ConfigError if the engine cannot go on; answers that came
+        before are in the cache.
+        """
+        replies = {place: reply for place, question in enumerate(questions)
+                   if (reply := self._recall(question)) is not None}
+        self.advance(len(replies))
+        waiting = [place for place in range(len(questions)) if place not in replies]
+        for attempt in range(self.attempts):
+            calls = [self._call(questions[place], attempt, replies[place].raw if attempt else "") for place in waiting]
+            again = []
+            for number, answer, error in self._answers(calls):
+                place = waiting[number]
+                reading = Reading(None, error=error) if answer is None else self._read(questions[place], answer)
+                replies[place] = Reply(reading, "" if answer is None else raw_text(answer))
+                if not reading.readable and answer is not None and attempt + 1 < self.attempts:
+                    again.append(place)
+                else:
+                    self.advance(1)
+            waiting = sorted(again)
+        return [replies[place] for place in range(len(questions))]
+
+    @property
+    def attempts(self) -> int:
+        """Most calls per question. Log-probabilities are the same each time."""
+        return 1 if self.spec.output.kind == "logprob" else self.spec.on_error.retries + 1
+
+    def _recall(self, question: Question) -> Reply | None:
+        """The first readable answer in the cache, over the first call and its retries as they would be made."""
+        raw = ""
+        for attempt in range(self.attempts):
+            call = self._call(question, attempt, raw)
+            answer = self.cache.get([call.key]).get(call.key)
+            if answer is None:
+                return None
+            raw = raw_text(answer)
+            reply = Reply(self._read(question, answer), raw)
+            if reply.reading.readable:
+                return reply
+        return None
+
+    def _call(self, question: Question, attempt: int, raw: str) -> Call:
+        """The call for a question's attempt; `raw` is the unreadable answer before."""
+        rules, sampling, messages = self.spec.on_error, self.spec.sampling, question.messages
+        changes: dict[str, Any] = {"seed": sampling.seed + self.seed + attempt}
+        if attempt and rules.repair is not None and self.spec.output.kind != "logprob" and raw:
+            messages = (*messages, Message(role="assistant", content=raw), Message(role="user", content=rules.repair))
+        elif attempt:
+            changes["temperature"] = max(sampling.temperature, rules.retry_temperature)
+        drawn: Sampling = sampling.model_copy(update=changes)
+        if self.spec.output.kind == "json":
+            drawn = GuidedSampling(**drawn.model_dump(), json_schema=answer_schema(self.spec.output, question.menu))
+        choices = self._tokens(question.menu) if self.spec.output.kind == "logprob" else None
+        key = key_of(messages=[message.model_dump() for message in messages], model=self.spec.model,
+                     revision=self.spec.revision,
+                     weights=self.weights, url=self.spec.endpoint.url if self.spec.endpoint else "",
+                     asked=drawn.model_dump() if choices is None else choices)
+        return Call(key, messages, drawn, choices)
+
+    def _tokens(self, menu: Menu) -> tuple[str, ...]:
+        """The texts whose log-probabilities a logprob judge asks for."""
+        tokens = self.spec.output.tokens or {}
+        return tuple(dict.fromkeys(token for label in menu.labels or {} for token in tokens.get(label, (label,))))
+
+    def _read(self, question: Question, answer: Answer) -> Reading:
+        if answer.logprobs is not None:
+            return read_logprobs(self.spec.output, question.menu, answer.logprobs)
+        if not answer.texts:
+            return Reading(None, error="no answer")
+        return average([read(self.spec.output, question.menu, text, reason)
+                        for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)])
+
+    def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Answer | None, str]]:
+        """(number of the call, its answer or None, error) as they come, each in the cache before it is given out.
+
+        Calls with one key are made once.
+        """
+        twins: dict[str, list[int]] = {}
+        for number, call in enumerate(calls):
+            twins.setdefault(call.key, []).append(number)
+        by_sampling: dict[tuple[str, object], list[Call]] = {}
+        for numbers in twins.values():
+            call = calls[numbers[0]]
+            by_sampling.setdefault((call.sampling.model_dump_json(), call.choices), []).append(call)
+        for group in by_sampling.values():
+            start, size = 0, LEAST
+            while start < len(group):
+                chunk = group[start : start + self._allowance(size)]
+                if not chunk:
+                    raise JudgeStopped(f"judge {self.spec.name!r} reached its limit of {self._limit()}; the answers so "
+                                       "far are saved: raise `limits` in its file and give the same command to go on")
+                began = time.monotonic()
+                for place, answer, error in make_calls(self.engine, chunk):
+                    self._keep(chunk[place], answer)
+                    for number in twins[chunk[place].key]:
+                        yield number, answer, error
+                start += len(chunk)
+                size = max(LEAST, min(MOST, int(SECONDS * len(chunk) / max(time.monotonic() - began, 1e-3))))
+
+    def _keep(self, call: Call, answer: Answer | None) -> None:
+        """Count a call and save its answer."""
+        self.calls += 1
+        if answer is not None:
+            self.tokens += answer.input_tokens + answer.output_tokens
+            self.cache.put([(call.key, answer)], self.spec.model or "")
+
+    def _allowance(self, count: int) -> int:
+        """How many of `count` calls the file's limits still allow."""
+        limits = self.spec.limits
+        if limits.tokens is not None and self.tokens >= limits.tokens:
+            return 0
+        return count if limits.calls is None else max(0, min(count, limits.calls - self.calls))
+
+    def _limit(self) -> str:
+        limits = self.spec.limits
+        spent_calls = limits.calls is not None and self.calls >= limits.calls
+        return f"{limits.calls} calls" if spent_calls else f"{limits.tokens} tokens"

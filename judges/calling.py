@@ -1,0 +1,62 @@
+"""Calls an engine: one answer per call, as they come, and a refused prompt costs no other its answer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from selfplay.config import ConfigError, Sampling
+from selfplay.engines import Answer, Engine
+from selfplay.records import Message, Prompt
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the model: for text, or with `choices` for log-probabilities. `key` names all that it depends on."""
+
+    key: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    choices: tuple[str, ...] | None
+
+
+def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[tuple[int, Answer | None, str]]:
+    """(place in `calls`, answer or None, error) as the answers come. All calls have one sampling and the same choices.
+
+    An engine with `stream` gives each answer when it is there; others give all at once.
+    """
+    prompts = [Prompt(id=call.key[:16], messages=call.messages) for call in calls]
+    if hasattr(engine, "stream"):
+        yield from engine.stream(prompts, calls[0].sampling, calls[0].choices)
+    else:
+        yield from answers_or_refusals(engine, prompts, calls[0].sampling, calls[0].choices)
+
+
+def answers_or_refusals(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling,
+                      choices: Sequence[str] | None) -> Iterator[tuple[int, Answer | None, str]]:
+    """(place, answer, error) from an engine that answers all at once.
+
+    If it refuses the lot, such as for one prompt beyond the model's context, halves are tried, so that only the prompts
+    it refuses go without an answer.
+    """
+    try:
+        answers = answer_all(engine, prompts, sampling, choices)
+    except ConfigError as error:
+        if len(prompts) == 1:
+            yield 0, None, str(error)
+            return
+        middle = len(prompts) // 2
+        yield from answers_or_refusals(engine, prompts[:middle], sampling, choices)
+        for place, answer, problem in answers_or_refusals(engine, prompts[middle:], sampling, choices):
+            yield middle + place, answer, problem
+        return
+    yield from ((place, answer, "") for place, answer in enumerate(answers))
+
+
+def answer_all(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling,
+               choices: Sequence[str] | None) -> list[Answer]:
+    """The engine's texts, or the log-probabilities of `choices`, one answer per prompt."""
+    if choices is not None:
+        return [Answer(logprobs=dict(zip(choices, row, strict=True)))
+                for row in engine.choice_logprobs(prompts, choices)]
+    return [Answer(tuple(one.text for one in made), tuple(one.finish_reason for one in made),
+                   output_tokens=sum(len(one.token_ids) for one in made))
+            for made in engine.generate(prompts, sampling)]

@@ -1,0 +1,49 @@
+"""Pairwise judges: a language model is shown two responses, in one order or both, and says which is better."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from judges.asking import Asker, Question
+from judges.failures import stop_if_failing
+from judges.messages import Conversation, drawn, principle
+from judges.parse import Menu
+from judges.spec import PairwiseSpec
+from selfplay.records import Pair, Verdict
+
+Direction = Literal["forward", "reversed"]
+
+
+class PairwiseJudge:
+    """Asks by the templates of a judge file of mode pairwise."""
+
+    def __init__(self, spec: PairwiseSpec, asker: Asker, seed: int = 0) -> None:
+        self.spec, self.asker, self.seed = spec, asker, seed
+        self.conversation = Conversation(spec)
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One verdict per pair and order asked. Raises JudgeStopped above `on_error.max_failure_rate`."""
+        cases = [(pair, order) for pair in pairs for order in self.orders(pair)]
+        replies = self.asker.ask([self.question(pair, order) for pair, order in cases])
+        verdicts = []
+        for (pair, order), reply in zip(cases, replies, strict=True):
+            shown_first = reply.reading.value
+            preference = shown_first if shown_first is None or order == "forward" else 1 - shown_first
+            verdicts.append(Verdict(pair_id=pair.id, judge=self.spec.name, order=order, preference=preference,
+                                    reason=reply.reading.reason, raw=reply.raw, error=reply.reading.error))
+        stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
+        return verdicts
+
+    def orders(self, pair: Pair) -> tuple[Direction, ...]:
+        """The orders in which this pair is asked."""
+        if self.spec.order == "both":
+            return ("forward", "reversed")
+        if self.spec.order == "random" and drawn(self.seed, "order", pair.id, 2):
+            return ("reversed",)
+        return ("forward",)
+
+    def question(self, pair: Pair, order: Direction) -> Question:
+        """What the model is asked; reversed shows the second response first."""
+        responses = [pair.first.text, pair.second.text]
+        shown = responses if order == "forward" else responses[::-1]
+        variables = principle(self.spec, self.seed, pair.id)
+        return Question(self.conversation.messages(pair.prompt, shown, **variables), Menu(self.spec.output.labels))

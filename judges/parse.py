@@ -1,0 +1,204 @@
+"""Reads a verdict out of what a judge said. Whatever is not plainly a verdict is none, and the reason is kept.
+
+Left out on purpose: mending broken JSON and guessing from prose, because both turn text into verdicts nobody gave.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from judges.sections import Output
+
+FENCED = re.compile(r"\A```[A-Za-z]*\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
+STARTS = 200
+"""Most opening braces that are tried as the beginning of the object."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`value` in [0, 1] as the file's labels or range say, `label` the verdict's own text; or None and `error`.
+
+    A ranking has its label only.
+    """
+
+    value: float | None
+    label: str = ""
+    reason: str = ""
+    error: str = ""
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is a verdict."""
+        return not self.error
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What the judge may say: labels with their values, or a range of numbers, or a ranking of so many responses."""
+
+    labels: Mapping[str, float] | None = None
+    range: tuple[float, float] | None = None
+    ranking: int | None = None
+
+    def value(self, label: str) -> float | None:
+        """The value of a verdict in [0, 1], None for a ranking. Raises ValueError for one that is not on the menu."""
+        if self.ranking is not None:
+            read_ranking(label, self.ranking)
+            return None
+        if self.labels is not None:
+            if label not in self.labels:
+                raise ValueError(f"{label!r} is not one of {', '.join(self.labels)}")
+            return float(self.labels[label])
+        return self._number(label)
+
+    def _number(self, label: str) -> float:
+        assert self.range is not None
+        low, high = self.range
+        try:
+            number = float(label)
+        except ValueError:
+            raise ValueError(f"{label!r} is not a number") from None
+        if not math.isfinite(number) or not low <= number <= high:
+            raise ValueError(f"{label!r} is not between {low:g} and {high:g}")
+        return (number - low) / (high - low)
+
+
+def read_ranking(label: str, count: int) -> list[int]:
+    """The rank (0 is best) of each of the responses A, B, C, ... in a ranking such as `B > A = C`.
+
+    Raises ValueError unless each of the `count` letters stands there exactly once.
+    """
+    groups = [[name.strip() for name in group.split("=")] for group in label.split(">")]
+    ranks = {name: rank for rank, group in enumerate(groups) for name in group}
+    wanted = [chr(ord("A") + place) for place in range(count)]
+    if sum(len(group) for group in groups) != count or set(ranks) != set(wanted):
+        raise ValueError(f"{label!r} does not rank each of {', '.join(wanted)} once")
+    return [ranks[name] for name in wanted]
+
+
+def read(output: Output, menu: Menu, text: str, finish_reason: str = "stop") -> Reading:
+    """The verdict in one answer of a `json` or `regex` judge."""
+    if not text.strip():
+        return Reading(None, error="empty answer")
+    if finish_reason == "length" and not output.allow_truncated:
+        return Reading(None, error="answer cut off at max_tokens")
+    try:
+        label, reason = find_json(output, text) if output.kind == "json" else find_match(output, text)
+        return Reading(menu.value(label), label, reason)
+    except ValueError as problem:
+        return Reading(None, error=str(problem))
+
+
+def find_match(output: Output, text: str) -> tuple[str, str]:
+    """Verdict and reason (the text before it) by the file's pattern. Raises ValueError if there is none, or several."""
+    matches = [match for match in re.finditer(output.pattern or "", text) if match.group(1) is not None]
+    if not matches:
+        raise ValueError("no verdict found")
+    labels = list(dict.fromkeys(match.group(1).strip() for match in matches))
+    if output.match == "unique" and len(labels) > 1:
+        raise ValueError(f"two different verdicts: {labels[0]!r} and {labels[1]!r}")
+    chosen = matches[0] if output.match == "first" else matches[-1]
+    return chosen.group(1).strip(), text[: chosen.start()].strip()
+
+
+def find_json(output: Output, text: str) -> tuple[str, str]:
+    """Verdict and reason from the JSON object that ends the answer, alone or behind prose, bare or in a code fence.
+
+    Raises ValueError if the answer does not end with an object, if a key stands twice in it, if it has no verdict, or
+    if an earlier object gives another verdict.
+    """
+    text = text.strip()
+    whole = FENCED.match(text)
+    text = (whole.group(1) if whole else text.removesuffix("```")).strip()
+    found = objects(text)
+    if not found or found[-1][1] != len(text):
+        raise ValueError("no JSON object at the end of the answer")
+    answer = found[-1][0]
+    if output.key not in answer:
+        raise ValueError(f"no {output.key!r} in the JSON object")
+    label = as_label(answer[output.key])
+    for earlier, _ in found[:-1]:
+        if output.key in earlier and as_label(earlier[output.key]) != label:
+            raise ValueError(f"two different verdicts: {as_label(earlier[output.key])!r} and {label!r}")
+    reason = answer.get(output.reason_key, "")
+    return label, reason if isinstance(reason, str) else json.dumps(reason)
+
+
+def objects(text: str) -> list[tuple[dict[str, Any], int]]:
+    """The JSON objects in a text, outermost ones, left to right, each with the place where it ends."""
+    decoder = json.JSONDecoder(object_pairs_hook=without_twins)
+    found: list[tuple[dict[str, Any], int]] = []
+    place = text.find("{")
+    for _ in range(STARTS):
+        if place < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(text, place)
+            found.append((value, end))
+        except (ValueError, RecursionError):
+            end = place + 1
+        place = text.find("{", end)
+    return found
+
+
+def without_twins(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object as a dict. Raises ValueError if a key stands twice."""
+    if len({key for key, _ in items}) < len(items):
+        raise ValueError("a key stands twice in a JSON object")
+    return dict(items)
+
+
+def as_label(value: Any) -> str:
+    """A verdict in JSON, a text or a number, as text. Raises ValueError for anything else."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return repr(value)
+    raise ValueError(f"the verdict {value!r} is neither text nor a number")
+
+
+def read_logprobs(output: Output, menu: Menu, logprobs: Mapping[str, float]) -> Reading:
+    """The expected value under the labels' probabilities. `logprobs`: token -> log-probability in nats."""
+    assert menu.labels is not None
+    tokens = output.tokens or {}
+    chances = {label: sum(math.exp(logprobs[token]) for token in tokens.get(label, (label,))) for label in menu.labels}
+    mass = sum(chances.values())
+    if not math.isfinite(mass) or mass <= 0:
+        return Reading(None, error="the model gave no probabilities for the labels")
+    if mass < output.least_mass:
+        return Reading(None, error=f"the labels together have probability {mass:.2g}, below {output.least_mass:g}")
+    value = sum(chance * menu.labels[label] for label, chance in chances.items()) / mass
+    likeliest = max(chances, key=lambda label: chances[label])
+    return Reading(min(1.0, max(0.0, value)), likeliest, f"P({likeliest}) = {chances[likeliest] / mass:.3f}")
+
+
+def answer_schema(output: Output, menu: Menu) -> dict[str, Any]:
+    """The JSON schema of an answer: the file's own, or a reason and then a verdict on the menu."""
+    if output.json_schema is not None:
+        return output.json_schema
+    verdict: dict[str, Any] = {"type": "string"}
+    if menu.labels is not None:
+        verdict = {"type": "string", "enum": list(menu.labels)}
+    elif menu.range is not None:
+        low, high = menu.range
+        whole = low.is_integer() and high.is_integer()
+        verdict = {"type": "integer" if whole else "number", "minimum": low, "maximum": high}
+    return {"type": "object", "additionalProperties": False, "required": [output.reason_key, output.key],
+            "properties": {output.reason_key: {"type": "string"}, output.key: verdict}}
+
+
+def average(readings: Sequence[Reading]) -> Reading:
+    """One reading from several answers to one question: the mean, if more than half of them can be read."""
+    if len(readings) == 1:
+        return readings[0]
+    values = [reading.value for reading in readings if reading.value is not None]
+    if 2 * len(values) <= len(readings):
+        worst = next((reading.error for reading in readings if reading.error), "no answer")
+        return Reading(None, error=f"only {len(values)} of {len(readings)} answers can be read: {worst}")
+    mean = sum(values) / len(values)
+    nearest = min((reading for reading in readings if reading.value is not None),
+                  key=lambda one: abs((one.value or 0.0) - mean))
+    return Reading(mean, nearest.label, f"mean of {len(values)} answers; one of them: {nearest.reason}".rstrip(": "))

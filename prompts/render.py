@@ -1,0 +1,114 @@
+"""Messages from Jinja2 templates and text that nobody vouches for.
+
+Prompts, responses and the row's columns may hold anything: template syntax, chat markup, fences, the judge's own
+verdict. Each becomes a `Data` object, whose text enters the message once, cleaned of special tokens and between fences
+longer than any run of backticks inside it, and is never read as a template. Templates run in Jinja2's sandbox and may
+use only variables that exist. Left out: includes and macros from other files.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from selfplay.config import ConfigError
+from selfplay.records import Message
+
+SPECIAL_TOKENS = re.compile(
+    r"<\|[^|<>\s]{1,64}\|>|<｜[^｜<>\s]{1,64}｜>"  # <|im_start|>, <|eot_id|>, DeepSeek's full-width bars
+    r"|</?s>|<(?:bos|eos|pad|unk|mask|sep|cls)>|<(?:start|end)_of_turn>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\ufeff]")
+
+
+def clean(text: str, strip: Sequence[str] = ()) -> str:
+    """The text without chat markup, control characters and half surrogates; line ends become newlines.
+
+    Tokens are taken out until none is left, so that taking out one cannot make another.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode("utf-8")
+    text = CONTROL.sub("", text)
+    before = None
+    while before != text:
+        before, text = text, SPECIAL_TOKENS.sub("", text)
+        for token in strip:
+            text = text.replace(token, "")
+    return text
+
+
+def fence(text: str) -> str:
+    """The text on lines of its own between two equal runs of backticks, longer than any run inside it, at least
+    three."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    bar = "`" * max(3, longest + 1)
+    return f"{bar}\n{text}\n{bar}"
+
+
+class Data:
+    """Text that nobody vouches for. In a template it prints fenced; it compares, counts and tests like its text."""
+
+    __slots__ = ("_text", "_form", "_cut")
+
+    def __init__(self, text: str, form: Literal["block", "none"] = "block", strip: Sequence[str] = (),
+                 limit: int | None = None) -> None:
+        cleaned = clean(text, strip)
+        self._form = form
+        self._cut = max(0, len(cleaned) - limit) if limit is not None else 0
+        self._text = cleaned[:limit] if self._cut else cleaned
+
+    def __str__(self) -> str:
+        shown = fence(self._text) if self._form == "block" else self._text
+        return f"{shown}\n(cut here: {self._cut} more characters)" if self._cut else shown
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def __contains__(self, part: object) -> bool:
+        return str(part) in self._text
+
+    def __eq__(self, other: object) -> bool:
+        return self._text == (other._text if isinstance(other, Data) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def wrap(value: Any, form: Literal["block", "none"] = "block", strip: Sequence[str] = ()) -> Any:
+    """A row's column as data: texts wrapped, lists and mappings gone through (keys cleaned), numbers and None as they
+    are."""
+    if isinstance(value, Mapping):
+        return {clean(str(key), strip): wrap(item, form, strip) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [wrap(item, form, strip) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else Data(str(value), form, strip)
+
+
+def compile_template(source: str, known: Sequence[str], where: str) -> Template:
+    """A template that uses none but the `known` variables. Raises ConfigError naming `where` for any other, or bad
+    syntax."""
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    try:
+        tree = environment.parse(source)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"{where}: the template is not valid, line {error.lineno}: {error.message}") from None
+    for name in sorted(meta.find_undeclared_variables(tree) - set(known) - set(environment.globals)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        raise ConfigError(f"{where}: the template uses {name!r}, which does not exist"
+                          + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"))
+    return environment.from_string(tree)
+
+
+def render(template: Template, role: Literal["system", "user", "assistant"], variables: Mapping[str, Any],
+           where: str) -> Message:
+    """One message. Raises ConfigError naming `where` if the template asks for something that this row does not have."""
+    try:
+        return Message(role=role, content=template.render(variables).strip())
+    except UndefinedError as error:
+        columns = ", ".join(variables.get("meta", {})) or "none"
+        raise ConfigError(f"{where}: the template asks for what this row does not have: {error.message} (its columns: "
+                          f"{columns})") from None
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        raise ConfigError(f"{where}: the template cannot be filled in: {type(error).__name__}: {error}") from None
