@@ -26,7 +26,7 @@ def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 def distinct_n(texts: Iterable[str], n: int) -> float | None:
     """Different n-grams over all n-grams of all texts, in (0, 1] (Li et al. 2016); `None` if there is no n-gram.
 
-    Falls as more text is looked at, so compare equal numbers of texts only.
+    Falls as more text is looked at, so compare equal amounts of text only (see `cut_alike`).
     """
     seen: set[tuple[str, ...]] = set()
     total = 0
@@ -35,6 +35,13 @@ def distinct_n(texts: Iterable[str], n: int) -> float | None:
         seen.update(grams)
         total += len(grams)
     return len(seen) / total if total else None
+
+
+def cut_alike(texts: Sequence[str]) -> list[str]:
+    """The words of each text, all cut to the number that the shortest has."""
+    tokens = [words(text) for text in texts]
+    shortest = min(map(len, tokens), default=0)
+    return [" ".join(one[:shortest]) for one in tokens]
 
 
 def unique_share(texts: Sequence[str]) -> float | None:
