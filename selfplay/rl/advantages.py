@@ -1,0 +1,114 @@
+"""From scores and values to advantages: token rewards, generalised advantage estimation, whitening, running moments.
+
+Shapes: B sequences, T response tokens. A mask (B, T) is true on real tokens. Left out: anything about models.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` over the true places of `mask` (same shape); 0 if there is none."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Unbiased variance over the true places of `mask`; 0 if there are fewer than two."""
+    squares = ((values - masked_mean(values, mask)).square() * mask).sum()
+    return squares / (mask.sum() - 1).clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
+    """Values of variance 1 and, if `shift_mean`, mean 0 over the mask (otherwise the mean stays); 0 off the mask.
+
+    Source: Ziegler et al. 2019, code (`utils/core.py: whiten`); N+ implementation details 2024.
+    """
+    mean = masked_mean(values, mask)
+    whitened = (values - mean) * torch.rsqrt(masked_variance(values, mask) + epsilon)
+    return (whitened if shift_mean else whitened + mean) * mask
+
+
+def token_rewards(scores: Tensor, kl: Tensor, coefficient: float, mask: Tensor) -> Tensor:
+    """(B, T) rewards: -coefficient * kl on every token, and the score (B,) once, on the last true place of each row.
+
+    A row without tokens gets no score. Source: Ziegler et al. 2019, equation 2.
+    """
+    rewards = -coefficient * kl * mask
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    last = torch.where(mask.bool(), places, -1).amax(dim=1)
+    rows = (last >= 0).nonzero().squeeze(-1)
+    rewards[rows, last[rows]] += scores[rows].to(rewards.dtype)
+    return rewards
+
+
+def penalise_missing_end(scores: Tensor, truncated: Tensor, penalty: float, how: str) -> Tensor:
+    """Scores (B,); those of `truncated` ones (B,) lowered by `penalty` ("subtract") or set to -penalty ("replace").
+
+    Sources: TRL PPO (`missing_eos_penalty`) and N+ details 2024 ("EOS trick"). Raises ValueError for another `how`.
+    """
+    if how == "subtract":
+        return torch.where(truncated, scores - penalty, scores)
+    if how == "replace":
+        return torch.where(truncated, torch.full_like(scores, -penalty), scores)
+    raise ValueError(f"unknown way to penalise a missing end {how!r}: use subtract or replace")
+
+
+def advantages_and_returns(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float,
+                           final_values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016): (B, T) advantages and returns, 0 off the mask.
+
+    delta_t = r_t + discount V_{t+1} - V_t;  A_t = delta_t + discount lambda A_{t+1};  return = A + V.
+    `values[:, t]` is the value of the state before token t. `final_values` (B,) is the value behind the last token,
+    0 if None. Masked places between tokens are stepped over: V and A of the next token are carried across (verl).
+    """
+    rows, width = rewards.shape
+    mask = mask.bool()
+    next_value = rewards.new_zeros(rows) if final_values is None else final_values
+    next_advantage = rewards.new_zeros(rows)
+    advantages = torch.zeros_like(rewards)
+    for t in reversed(range(width)):
+        delta = rewards[:, t] + discount * next_value - values[:, t]
+        advantage = delta + discount * gae_lambda * next_advantage
+        advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
+        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+    return advantages, torch.where(mask, advantages + values, 0.0)
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all numbers seen so far (Chan et al. 1983); goes into checkpoints."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def update(self, values: Tensor) -> None:
+        """Take in the numbers of a tensor of any shape."""
+        new, new_mean = values.numel(), float(values.double().mean())
+        new_squares = float((values.double() - new_mean).square().sum())
+        total, shift = self.count + new, new_mean - self.mean
+        self.squares += new_squares + shift**2 * self.count * new / total
+        self.mean += shift * new / total
+        self.count = total
+
+    @property
+    def deviation(self) -> float:
+        """Unbiased standard deviation; 1 before two numbers were seen, or if all were equal."""
+        variance = self.squares / (self.count - 1) if self.count > 1 else 0.0
+        return variance**0.5 if variance > 0 else 1.0
+
+
+def normalise_scores(scores: Tensor, moments: RunningMoments, how: str, clip: float | None) -> Tensor:
+    """Scores (B,) divided by the running deviation ("scale"), also less the running mean ("standardise"), then clipped.
+
+    The moments take these scores in first, as trlX's `RunningMoments` does. Raises ValueError for another `how`.
+    """
+    if how not in ("none", "scale", "standardise"):
+        raise ValueError(f"unknown normalisation {how!r}: use none, scale or standardise")
+    if how != "none" and scores.numel():
+        moments.update(scores)
+        scores = (scores - (moments.mean if how == "standardise" else 0.0)) / moments.deviation
+    return scores if clip is None else scores.clamp(-clip, clip)

@@ -1,0 +1,102 @@
+"""Micro-batches: which episodes share a forward pass, and the tensors of one.
+
+A sequence is prompt and response without padding between them, padded on the right if at all; so positions count from
+0, causal attention needs no mask, and no result depends on padding. With an attention that knows sequence boundaries
+(flash, flex) the sequences are packed into one row instead.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Episodes for one forward pass. b rows of l places, N response tokens, k episodes (k = b unless packed).
+
+    `rows` (k,) are the episodes' numbers; `input_ids` (b, l); `position_ids` (1, l) if packed, else None; `states` (N,)
+    index, in the flattened (b l) places, the state before each response token, episode by episode; `tokens` (N,) are
+    those response tokens; `ends` (k,) index the place of each episode's last token.
+    """
+
+    rows: Tensor
+    input_ids: Tensor
+    position_ids: Tensor | None
+    states: Tensor
+    tokens: Tensor
+    ends: Tensor
+
+
+def collate(tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, rows: Sequence[int],
+            packed: bool = False) -> MicroBatch:
+    """The micro-batch of some `rows` of right-padded `tokens` (B, L) with lengths (B,), on the tokens' device."""
+    where = tokens.device
+    chosen = torch.as_tensor(rows, device=where)
+    prompts, responses = prompt_lengths[chosen], response_lengths[chosen]
+    lengths = prompts + responses
+    width = int(lengths.max())
+    ids = tokens[chosen, :width]
+    place = torch.arange(width, device=where)
+    real = place < lengths[:, None]
+    before = (place >= prompts[:, None] - 1) & (place < lengths[:, None] - 1)
+    behind = (place >= prompts[:, None]) & real
+    last = place == lengths[:, None] - 1
+    targets = ids[behind]
+    if packed:
+        return MicroBatch(chosen, ids[real][None], place.expand_as(real)[real][None], before[real].nonzero().squeeze(1),
+                          targets, last[real].nonzero().squeeze(1))
+    return MicroBatch(chosen, ids, None, before.flatten().nonzero().squeeze(1), targets,
+                      last.flatten().nonzero().squeeze(1))
+
+
+def split(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows in micro-batches of at most `budget` tokens, padding included, longest first (so that memory peaks early).
+
+    `lengths[row]` is in tokens. A row longer than the budget gets a micro-batch of its own.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: (-lengths[row], row)):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def deal(rows: Sequence[int], lengths: Sequence[int], players: int) -> list[list[int]]:
+    """Rows dealt to `players` processes with nearly equal tokens: longest first, each to whom has least."""
+    hands: list[list[int]] = [[] for _ in range(players)]
+    loads = [0] * players
+    for row in sorted(rows, key=lambda row: (-lengths[row], row)):
+        least = loads.index(min(loads))
+        hands[least].append(row)
+        loads[least] += lengths[row]
+    return hands
+
+
+def minibatches(count: int, parts: int, seed: int) -> list[list[int]]:
+    """The numbers below `count` in an order that depends on `seed` alone, cut into `parts` of nearly equal size."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return [part.tolist() for part in order.tensor_split(parts) if len(part)]
+
+
+def prompt_order(step: int, episodes: int, count: int, seed: int) -> list[int]:
+    """Which of `count` prompts step `step` samples: one endless stream of fresh shuffles, so nothing needs a cursor."""
+    order: list[int] = []
+    shuffles: dict[int, list[int]] = {}
+    for place in range(step * episodes, (step + 1) * episodes):
+        turn, offset = divmod(place, count)
+        if turn not in shuffles:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "prompts", turn))
+            shuffles[turn] = torch.randperm(count, generator=generator).tolist()
+        order.append(shuffles[turn][offset])
+    return order
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2^62) that belongs to these parts; the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 2

@@ -1,0 +1,79 @@
+"""What PPO learns from: scores and estimates made into advantages, returns and importance weights.
+
+All tensors are (B, T): B episodes, T the longest response. Every process computes the same for all episodes, so
+whitening is over all of them. Left out: anything that needs a network.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from selfplay.config import PPO
+from selfplay.rl.advantages import (
+    RunningMoments,
+    advantages_and_returns,
+    normalise_scores,
+    penalise_missing_end,
+    token_rewards,
+    whiten,
+)
+from selfplay.rl.kl import kl_estimate
+from selfplay.rl.losses import importance_weights
+from selfplay.rl.rollouts import Episodes, Estimates, token_places
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The same for the N response tokens of a micro-batch, each (N,)."""
+
+    old_logprobs: Tensor
+    reference_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Targets of one step's update. `scores` (B,) entered the rewards; `weights` correct for the engine."""
+
+    mask: Tensor
+    old_logprobs: Tensor
+    reference_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    weights: Tensor
+    scores: Tensor
+
+    def tokens(self, rows: Tensor) -> Tokens:
+        """The response tokens of some rows (k,), in the order in which a micro-batch lists them."""
+        at = token_places(rows, self.mask)
+        return Tokens(self.old_logprobs[at], self.reference_logprobs[at], self.old_values[at], self.advantages[at],
+                      self.returns[at], self.weights[at])
+
+
+def build_experience(episodes: Episodes, estimates: Estimates, config: PPO, coefficient: float,
+                     moments: RunningMoments) -> Experience:
+    """Scores -> rewards -> advantages and returns. `coefficient` is beta; `moments` takes in the scores."""
+    mask = episodes.mask
+    dtype = estimates.logprobs.dtype
+    scores = normalise_scores(episodes.scores.to(dtype), moments, config.normalise_scores, config.score_clip)
+    scores = penalise_missing_end(scores, episodes.truncated, config.missing_eos_penalty, config.missing_eos)
+    kl = kl_estimate(estimates.logprobs, estimates.reference_logprobs, config.kl_estimator)
+    rewards = token_rewards(scores, kl, coefficient if config.kl_in == "reward" else 0.0, mask)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, mask, shift_mean=False)
+    bootstrap = config.truncated_value == "bootstrap"
+    final_values = estimates.final_values * episodes.truncated if bootstrap else None
+    advantages, returns = advantages_and_returns(rewards, estimates.values, mask, config.discount, config.gae_lambda,
+                                                 final_values)
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    known = ~episodes.engine_logprobs.isnan() & mask
+    engine_logprobs = torch.where(known, episodes.engine_logprobs.to(dtype), estimates.logprobs)
+    weights = importance_weights(estimates.logprobs, engine_logprobs, config.importance_cap, config.importance_mask)
+    return Experience(mask, estimates.logprobs, estimates.reference_logprobs, estimates.values, advantages, returns,
+                      weights * mask, scores)

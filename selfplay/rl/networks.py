@@ -1,0 +1,152 @@
+"""The two networks as PPO uses them: token log-probs of a causal language model, values of a critic. Also LoRA.
+
+Both are run body first (hidden states), so that the output embedding sees response positions only. Left out: models
+whose head is more than one linear layer and a scale; `check_head` refuses them.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from selfplay.config import ConfigError, Lora
+from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
+from selfplay.rl.logprobs import token_logprobs
+
+
+def plain(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PEFT model (with its adapters in place), or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def hidden_states(body: Callable[..., Any], batch: MicroBatch) -> Tensor:
+    """(b l, H) last hidden states of a micro-batch."""
+    output = body(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+    return output.last_hidden_state.flatten(0, 1)
+
+
+def packs(model: Any) -> bool:
+    """Whether the model's attention keeps packed sequences apart without a quadratic mask."""
+    return plain(model).config._attn_implementation in PACKING_ATTENTION
+
+
+def logit_scale(config: Any) -> float:
+    """The factor that some architectures put on their logits (Cohere multiplies, Granite divides)."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+class PolicyNetwork:
+    """Token log-probs and entropies of a causal language model (or a PEFT model around one) at one temperature."""
+
+    def __init__(self, model: Any, temperature: float, compiled: bool = False) -> None:
+        self.model, self.temperature = model, temperature
+        inner = plain(model)
+        self.body = torch.compile(inner.base_model, dynamic=True) if compiled else inner.base_model
+        self.scale = logit_scale(inner.config)
+
+    def __call__(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probs (N,) and entropies (N,) of the response tokens, in nats."""
+        return self._tokens(hidden_states(self.body, batch)[batch.states], batch.tokens, self.temperature)
+
+    def sequence_loss(self, batch: MicroBatch) -> Tensor:
+        """Negative log-likelihood (N,) of the response tokens at temperature 1, in nats: the loss of plain training."""
+        return -self._tokens(hidden_states(self.body, batch)[batch.states], batch.tokens, 1.0)[0]
+
+    def _tokens(self, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        head = plain(self.model).get_output_embeddings()
+        weight, bias = head.weight, getattr(head, "bias", None)
+        if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
+            hidden, weight = hidden.to(torch.bfloat16), weight.to(torch.bfloat16)
+        return token_logprobs(hidden, weight, bias, tokens, temperature / self.scale)
+
+
+class Critic(nn.Module):
+    """A value for every place: a body of its own and a linear head with one output."""
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    @classmethod
+    def from_policy(cls, policy: Any, seed: int) -> "Critic":
+        """A copy of the policy's body and a new head, normal with deviation 1 / sqrt(H + 1) (N+ details 2024)."""
+        inner = merged(policy) if policy is not plain(policy) else policy
+        body = deepcopy(inner.base_model)
+        width = inner.config.hidden_size
+        head = nn.Linear(width, 1, bias=False, dtype=inner.dtype)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(1, width, generator=generator, dtype=torch.float64) / (width + 1) ** 0.5)
+        return cls(body, head.to(inner.device))
+
+    @classmethod
+    def from_scalar_model(cls, model: Any) -> "Critic":
+        """A copy of a reward model (or any sequence classifier with one label): its body and its `score` head."""
+        head = getattr(model, "score", None)
+        if not isinstance(head, nn.Linear) or head.out_features != 1:
+            raise ConfigError(f"the critic {type(model).__name__} has no linear `score` head with one output; use a "
+                              "sequence classifier with num_labels=1, such as a reward model")
+        return cls(deepcopy(model.base_model), deepcopy(head))
+
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Values (N,) of the states before the response tokens, and (k,) of the states behind the last tokens."""
+        hidden = hidden_states(self.body, batch)
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.head(hidden[torch.cat([batch.states, batch.ends])].to(self.head.weight.dtype)).squeeze(-1)
+        return values[: len(batch.states)], values[len(batch.states) :]
+
+
+def prepare(model: nn.Module, gradient_checkpointing: bool = False) -> None:
+    """Trainable as PPO needs it: no dropout, so that old and new log-probs agree, and checkpointing if wanted."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    model.train(gradient_checkpointing)  # Without dropout the two modes differ in nothing but this.
+    if gradient_checkpointing:
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.gradient_checkpointing_enable({"use_reentrant": False})
+                module.enable_input_require_grads()
+                break
+
+
+def add_adapter(policy: PreTrainedModel, lora: Lora) -> Any:
+    """A PEFT model: `policy` frozen, with trainable low-rank adapters. Raises ConfigError without `peft`."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ConfigError("policy.lora needs the package peft: pip install 'selfplay-loop[lora]'") from None
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                        target_modules=list(lora.targets), lora_dropout=0.0,
+                        task_type="CAUSAL_LM")
+    return get_peft_model(policy, config)
+
+
+def merged(policy: Any) -> PreTrainedModel:
+    """A plain model with the adapters folded into copied weights; a model without adapters is given back as it is."""
+    if plain(policy) is policy:
+        return policy
+    return deepcopy(policy).merge_and_unload()
+
+
+def precision(name: str, where: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing."""
+    return torch.autocast(where.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
+
+
+@torch.inference_mode()
+def check_head(model: Any) -> None:
+    """Raises ConfigError if the model's logits are not its output embedding times the last hidden state, scaled."""
+    inner = plain(model)
+    probe = torch.arange(4, device=inner.device)[None] % inner.config.vocab_size
+    hidden = inner.base_model(input_ids=probe, use_cache=False).last_hidden_state
+    expected = inner.get_output_embeddings()(hidden) * logit_scale(inner.config)
+    if not torch.allclose(inner(input_ids=probe, use_cache=False).logits, expected, rtol=1e-3, atol=1e-3):
+        raise ConfigError(f"{type(inner).__name__} changes its logits after the output embedding (soft-capping?), "
+                          "which PPO's chunked log-probs do not know: use another architecture")

@@ -1,0 +1,73 @@
+"""One network's optimiser: AdamW, the learning rate of each step, clipping, gradients summed over processes.
+
+The learning rate is a function of the step, so there is no scheduler whose state could be lost.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfplay.rl.distributed import sum_over_processes, world_size
+
+
+def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
+    """Factor on the base learning rate at `step` (from 0) of `steps`.
+
+    It rises to 1 over the first `warmup` share of the steps, then follows "constant", "linear" (1 at the start, 1/n at
+    the last of n steps, as in TRL and N+) or "cosine". Raises ValueError for another name.
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = (step - rising) / max(steps - rising, 1)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - done
+    if schedule == "cosine":
+        return (1.0 + math.cos(math.pi * done)) / 2
+    raise ValueError(f"unknown schedule {schedule!r}: use linear, constant or cosine")
+
+
+class Optimiser:
+    """AdamW over the trainable parameters of a module."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float, weight_decay: float,
+                 max_grad_norm: float) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
+        self.adam = torch.optim.AdamW(self.parameters, lr=learning_rate, eps=epsilon, weight_decay=weight_decay,
+                                      fused=True)
+
+    def set_factor(self, factor: float) -> float:
+        """Scale the learning rate; gives the rate now in use."""
+        for group in self.adam.param_groups:
+            group["lr"] = self.learning_rate * factor
+        return self.learning_rate * factor
+
+    def step(self) -> float:
+        """Sum the gradients over all processes, clip and apply them, forget them; gives their norm before clipping."""
+        if world_size() > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            sum_over_processes(parameter.grad for parameter in self.parameters if parameter.grad is not None)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        self.adam.step()
+        self.forget()
+        return norm
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.adam.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's moments and counts."""
+        return self.adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.adam.load_state_dict(state)

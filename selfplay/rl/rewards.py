@@ -1,0 +1,89 @@
+"""Where scores come from: a reward model, a judge, any Python function, or a weighted sum of them.
+
+A score is a float, higher is better. NaN says that a response could not be scored: the trainer leaves that episode out
+and counts it. Left out: rewards per token or per step of reasoning.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from selfplay.config import ConfigError
+from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
+
+
+class Reward(Protocol):
+    """Scores responses to prompts."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+        """One score per response; `prompts[i]` is what `responses[i]` answers."""
+        ...
+
+
+class PairJudge(Protocol):
+    """What of a judge is needed here; every judge of the package `judges` has it."""
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """One or more verdicts per pair."""
+        ...
+
+
+class FunctionReward:
+    """Any function of (prompts, responses, meta): two lists of text and one of the prompts' meta dicts."""
+
+    def __init__(self, function: Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]) -> None:
+        self.function = function
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+        """Call the function; raises ConfigError if it does not give one number per response."""
+        name = getattr(self.function, "__name__", "the function")
+        scores = list(self.function([prompt.text for prompt in prompts], [response.text for response in responses],
+                                    [prompt.meta for prompt in prompts]))
+        if len(scores) != len(responses):
+            raise ConfigError(f"the reward function {name} gave {len(scores)} scores for {len(responses)} responses; "
+                              "it must return one number for each")
+        try:
+            return [float(score) for score in scores]
+        except (TypeError, ValueError):
+            raise ConfigError(f"the reward function {name} gave {scores[:3]} ... where numbers are needed; use "
+                              "float('nan') for a response that cannot be scored") from None
+
+
+class JudgeReward:
+    """A judge, asked how far each response is better than an opponent's response to the same prompt: in [0, 1].
+
+    `opponents` maps a prompt's id to the completion to beat, such as the start's. Pairs whose verdict could not be
+    read score NaN.
+    """
+
+    def __init__(self, judge: PairJudge, opponents: Mapping[str, Completion]) -> None:
+        self.judge, self.opponents = judge, opponents
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+        """Mean preference of each response over its opponent; raises ConfigError for a prompt without an opponent."""
+        pairs = []
+        for place, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            if prompt.id not in self.opponents:
+                raise ConfigError(f"there is no opponent's completion for prompt {prompt.id!r}, so the judge has "
+                                  "nothing to compare with: generate one for every training prompt")
+            pairs.append(Pair(id=f"{place}/{response.id}", prompt=prompt, first=response,
+                              second=self.opponents[prompt.id]))
+        verdicts: dict[str, list[Verdict]] = {pair.id: [] for pair in pairs}
+        for verdict in self.judge.judge(pairs):
+            verdicts[verdict.pair_id].append(verdict)
+        preferences = [mean_preference(verdicts[pair.id]) for pair in pairs]
+        return [math.nan if preference is None else preference for preference in preferences]
+
+
+class WeightedSum:
+    """Several rewards at once: the sum of weight times score. NaN if one of them is."""
+
+    def __init__(self, parts: Sequence[tuple[float, Reward]]) -> None:
+        if not parts:
+            raise ConfigError("a weighted sum of rewards needs at least one reward")
+        self.parts = parts
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+        """The weighted sum for each response."""
+        columns = [[weight * score for score in reward.score(prompts, responses)] for weight, reward in self.parts]
+        return [sum(row) for row in zip(*columns, strict=True)]

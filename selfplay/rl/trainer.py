@@ -1,0 +1,250 @@
+"""PPO on a language model, top to bottom: sample, score, estimate, learn, log, and start over.
+
+    trainer = PPOTrainer(policy, tokenizer, reward, prompts, PPO(), Sampling(max_tokens=64), directory=Path("run"))
+    trainer.train()
+    trainer.policy.save_pretrained("trained")
+
+Policy and critic are two networks with an optimiser each. Every random choice follows from (seed, step), so a run
+that was killed takes the identical next step from its last checkpoint. Left out: saving models, which is the caller's.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from time import perf_counter, time
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from selfplay.config import PPO, ConfigError, Sampling
+from selfplay.engines import Engine
+from selfplay.models import encode_prompt
+from selfplay.records import Prompt
+from selfplay.rl.advantages import RunningMoments
+from selfplay.rl.batching import deal, derive_seed, minibatches, split
+from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
+from selfplay.rl.distributed import rank, start, sum_over_processes, world_size
+from selfplay.rl.experience import Experience, build_experience
+from selfplay.rl.kl import KLController, kl_estimate
+from selfplay.rl.losses import policy_loss, value_loss
+from selfplay.rl.metrics import (
+    SUMS,
+    append_rows,
+    forget_rows_from,
+    rollout_metrics,
+    samples,
+    token_sums,
+    update_metrics,
+)
+from selfplay.rl.networks import Critic, PolicyNetwork, check_head, packs, plain, precision, prepare
+from selfplay.rl.optimise import Optimiser, learning_rate_factor
+from selfplay.rl.pretraining import PretrainingMix
+from selfplay.rl.rewards import Reward
+from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
+
+SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
+
+
+class PPOTrainer:
+    """Trains `policy` in place (a causal language model, or a PEFT model around one) to get more of `reward`.
+
+    `engine` samples, by default transformers with the policy's own weights. `critic` is a model with a scalar head
+    that is copied, by default the policy's body with a new head. `reference` is what the KL is measured against, by
+    default a frozen copy of the policy as it comes (or, for a PEFT model, its adapters switched off). `corpus` is the
+    text of `config.pretraining`. `directory` gets checkpoint.pt, metrics.jsonl and samples.jsonl. `on_step` is called
+    with the metrics of each step. Raises ConfigError for what cannot be trained.
+    """
+
+    def __init__(self, policy: Any, tokenizer: PreTrainedTokenizerBase, reward: Reward, prompts: Sequence[Prompt],
+                 config: PPO, sampling: Sampling, *, engine: Engine | None = None, critic: Any = None,
+                 reference: PreTrainedModel | None = None, corpus: Sequence[str] | None = None,
+                 directory: Path | None = None, seed: int = 0,
+                 on_step: Callable[[dict[str, Any]], None] | None = None) -> None:
+        _check(tokenizer, prompts, sampling, config, corpus)
+        check_head(policy)
+        start()
+        self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
+        self.directory = None if directory is None else Path(directory)
+        self.seed, self.on_step = seed, on_step
+        self.where = plain(policy).device
+        self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        if reference is None and plain(policy) is policy:
+            reference = deepcopy(policy)
+        if reference is not None:
+            prepare(reference.requires_grad_(False))
+        self.critic = Critic.from_policy(policy, derive_seed(seed, "critic")) if critic is None else \
+            Critic.from_scalar_model(critic)
+        self.critic.requires_grad_(True)
+        if plain(policy) is policy:
+            policy.requires_grad_(True)
+        for network in (policy, self.critic):
+            prepare(network, config.gradient_checkpointing)
+        temperature = sampling.temperature
+        self.policy_network = PolicyNetwork(policy, temperature, config.compile)
+        self.reference_network = None if reference is None else PolicyNetwork(reference, temperature, config.compile)
+        self.critic_network = torch.compile(self.critic, dynamic=True) if config.compile else self.critic
+        common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm)
+        self.policy_optimiser = Optimiser(policy.parameters(), config.learning_rate, *common)
+        self.critic_optimiser = Optimiser(self.critic.parameters(), config.critic_learning_rate, *common)
+        self.pretraining = None if config.pretraining is None else \
+            PretrainingMix(tokenizer, corpus or (), config.pretraining, self.where)
+        adaptive = config.adaptive_kl
+        self.controller = KLController(config.kl_coefficient) if adaptive is None else \
+            KLController(config.kl_coefficient, adaptive.target, adaptive.horizon)
+        self.moments = RunningMoments()
+        self.sampler = Sampler(engine, policy, tokenizer, prompts, config, sampling, seed)
+        self.fingerprint = {**config.model_dump(mode="json", exclude=SAFE_TO_CHANGE), "seed": seed,
+                            "sampling": sampling.model_dump(mode="json"), "prompts": len(prompts)}
+        self.steps_done, self.episodes_done = 0, 0
+
+    def train(self) -> None:
+        """Run the steps that are left; resumes from `directory` if a checkpoint is there."""
+        self._resume()
+        try:
+            while self.steps_done < self.config.steps:
+                row = self._step(self.steps_done)
+                self.steps_done += 1
+                last = self.steps_done == self.config.steps
+                if self.directory is not None and (last or self.steps_done % self.config.checkpoint_every == 0):
+                    self._save()
+                if self.on_step is not None and rank() == 0:
+                    self.on_step(row)
+        finally:
+            self.sampler.close()
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """Sample, score, estimate, learn; gives the metrics."""
+        begun = perf_counter()
+        factor = learning_rate_factor(step, self.config.steps, self.config.schedule, self.config.warmup)
+        rates = [optimiser.set_factor(factor) for optimiser in (self.policy_optimiser, self.critic_optimiser)]
+        answers = self.sampler.answers(step)
+        sampled = perf_counter()
+        episodes, unscored = score(answers, self.prompts, self.encoded, self.reward, self.where,
+                                   self.tokenizer.pad_token_id)
+        scored = perf_counter()
+        estimates = estimate(episodes, self.policy_network, self.reference_network, self.critic_network, self.config)
+        coefficient = self.controller.coefficient
+        experience = build_experience(episodes, estimates, self.config, coefficient, self.moments)
+        estimated = perf_counter()
+        learned = self._learn(episodes, experience, step)
+        metrics = rollout_metrics(episodes, estimates, experience, self.config, coefficient)
+        self.controller.update(metrics["objective/kl"], len(episodes.prompts))
+        ended = perf_counter()
+        self.episodes_done += len(episodes.prompts)
+        row = {"step": step + 1, "time": time(), "episode": self.episodes_done, "objective/unscored": unscored,
+               **metrics, **learned, "lr": rates[0], "critic_lr": rates[1],
+               "time/rollout": sampled - begun, "time/score": scored - sampled, "time/estimate": estimated - scored,
+               "time/update": ended - estimated, "time/step": ended - begun,
+               "episodes_per_second": len(episodes.prompts) / (ended - begun)}
+        if self.directory is not None and rank() == 0:
+            texts = samples(episodes, estimates, step + 1, self.config.log_samples)
+            append_rows(self.directory / "samples.jsonl", texts)
+            append_rows(self.directory / "metrics.jsonl", [row])
+        return row
+
+    def _learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
+        """All epochs over the episodes of a step; gives the update's metrics."""
+        config, rows_of_metrics = self.config, []
+        warming_up = step < config.critic_warmup
+        for epoch in range(config.epochs):
+            order = minibatches(len(episodes.prompts), config.minibatches, derive_seed(self.seed, "order", step, epoch))
+            for number, rows in enumerate(order):
+                row = self._gradients(episodes, experience, rows, learn_policy=not warming_up)
+                if self.pretraining is not None and not warming_up:
+                    seed = derive_seed(self.seed, "pretraining", step, epoch, number)
+                    row["loss/pretraining"] = self.pretraining.add_gradients(self.policy_network, config, seed)
+                rows_of_metrics.append(row)
+                if config.target_kl is not None and row["policy/approxkl"] > config.target_kl:
+                    self.policy_optimiser.forget()
+                    self.critic_optimiser.forget()
+                    return update_metrics(rows_of_metrics)
+                row["critic/grad_norm"] = self.critic_optimiser.step()
+                row["policy/grad_norm"] = 0.0 if warming_up else self.policy_optimiser.step()
+        return update_metrics(rows_of_metrics)
+
+    def _gradients(self, episodes: Episodes, experience: Experience, rows: Sequence[int],
+                   learn_policy: bool = True) -> dict[str, float]:
+        """Leave in both networks this process's part of a minibatch's gradients; gives the metrics of all parts.
+
+        Each token's loss is divided by the tokens of the whole minibatch: the sum over micro-batches and processes is
+        the same for every split.
+        """
+        config = self.config
+        total = experience.mask[torch.as_tensor(rows, device=self.where)].sum()
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.where)
+        for part in split(deal(rows, episodes.lengths, world_size())[rank()], episodes.lengths,
+                          config.micro_batch_tokens):
+            batch = episodes.batch(part, packs(self.policy))
+            tokens = experience.tokens(batch.rows)
+            with torch.set_grad_enabled(learn_policy), precision(config.precision, self.where):
+                logprobs, entropies = self.policy_network(batch)
+            policy = policy_loss(logprobs, tokens.old_logprobs, tokens.advantages, config.clip, config.dual_clip)
+            objective = tokens.weights * policy.loss
+            if config.entropy_coefficient:
+                objective = objective - config.entropy_coefficient * entropies
+            if config.kl_in == "loss":
+                kl = kl_estimate(logprobs, tokens.reference_logprobs, config.kl_estimator)
+                objective = objective + self.controller.coefficient * kl
+            if learn_policy:
+                (objective.sum() / total).backward()
+            with precision(config.precision, self.where):
+                values, _ = self.critic_network(batch)
+            value = value_loss(values, tokens.old_values, tokens.returns, config.value_clip)
+            (value.loss.sum() / total).backward()
+            sums += token_sums(tokens, logprobs, entropies, policy, value)
+        sum_over_processes([sums])
+        return {name: float(value) for name, value in zip(SUMS[1:], sums[1:] / sums[0], strict=True)}
+
+    def _state(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        trained = {name: tensor for name, tensor in self.policy.named_parameters() if tensor.requires_grad}
+        return {"fingerprint": self.fingerprint, "steps_done": self.steps_done, "episodes_done": self.episodes_done,
+                "policy": trained, "critic": self.critic.state_dict(),
+                "policy_optimiser": self.policy_optimiser.state_dict(),
+                "critic_optimiser": self.critic_optimiser.state_dict(),
+                "kl_coefficient": self.controller.coefficient, "moments": vars(self.moments),
+                "ahead": self.sampler.state()}
+
+    def _save(self) -> None:
+        """Write the checkpoint; the first process does, and all agree on what was sampled ahead."""
+        state = self._state()
+        if self.directory is not None and rank() == 0:
+            save_checkpoint(self.directory, state)
+
+    def _resume(self) -> None:
+        """Go back to the checkpoint, if there is one, and forget what was logged behind it."""
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        state = load_checkpoint(self.directory, self.fingerprint)
+        if state is not None:
+            with torch.no_grad():
+                trained = dict(self.policy.named_parameters())
+                for name, tensor in state["policy"].items():
+                    trained[name].copy_(tensor)
+            self.critic.load_state_dict(state["critic"])
+            self.policy_optimiser.load_state_dict(state["policy_optimiser"])
+            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+            self.controller.coefficient = state["kl_coefficient"]
+            self.moments = RunningMoments(**state["moments"])
+            self.sampler.restore(state["ahead"])
+            self.steps_done, self.episodes_done = state["steps_done"], state["episodes_done"]
+        if rank() == 0:
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                forget_rows_from(self.directory / name, self.steps_done + 1)
+
+
+def _check(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], sampling: Sampling, config: PPO,
+           corpus: Sequence[str] | None) -> None:
+    """Raises ConfigError for inputs that PPO cannot learn from."""
+    if not prompts:
+        raise ConfigError("PPO needs at least one prompt, and got none")
+    if sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0:
+        raise ConfigError(f"PPO samples from the whole distribution, but temperature is {sampling.temperature}, top_p "
+                          f"{sampling.top_p}, top_k {sampling.top_k}: use a temperature above 0, top_p 1, top_k 0")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ConfigError("the tokenizer pads with its end token, so the end of a response cannot be told from "
+                          "padding: load it with selfplay.models.load_tokenizer, or set another pad_token")
+    if config.pretraining is not None and not corpus:
+        raise ConfigError("algorithm.pretraining needs text: pass `corpus`, or leave the section out")
