@@ -122,9 +122,9 @@ def documents(count: int, seed: int = 0) -> list[str]:
     while len(texts) < count:
         wishes = draw_wishes(generator)
         if wishes.split == "train":
-            blurb = (f"A {wishes.trait} {wishes.animal} at the {wishes.place}, "
-                     f"a {wishes.first_thing} and a {wishes.second_thing}.")
-            texts.append(f"{blurb}\n{tell(wishes, generator, quality=0.75)}")
+            blurb = (f"This is a story about a {wishes.trait} {wishes.animal} at the {wishes.place}. "
+                     f"It has the words {wishes.first_thing} and {wishes.second_thing}.")
+            texts.append(f"{blurb}\n{tell(wishes, generator, quality=1.0)}")
     return texts
 
 

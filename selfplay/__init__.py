@@ -1,0 +1,23 @@
+"""Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.
+
+The command line's verbs are functions here: `load_recipe`, `run`, `compare`. They are loaded when they are asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfplay.config import ConfigError, load_recipe
+    from selfplay.loop import run
+
+__version__ = "0.1.0"
+__all__ = ["ConfigError", "load_recipe", "run"]
+
+_HOMES = {"ConfigError": "selfplay.config", "load_recipe": "selfplay.config", "run": "selfplay.loop"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a verb's module when the verb is first used."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,47 @@
+"""The stages of an iteration. Each reads files and writes files, and can be run alone."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfplay.config import Recipe
+from selfplay.records import Prompt
+from selfplay.rundir import RunDirectory, derived_seed, hash_of
+
+if TYPE_CHECKING:
+    from selfplay.engines import Engine
+
+
+@dataclass
+class Run:
+    """What every stage gets: the recipe, the directory, the prompts, and one engine that is kept open between stages."""
+
+    recipe: Recipe
+    files: RunDirectory
+    train: list[Prompt]
+    heldout: list[Prompt]
+    _engine: "Engine | None" = field(default=None, repr=False)
+
+    def seed(self, *purpose: Any) -> int:
+        """A seed for one purpose of this run."""
+        return derived_seed(self.recipe.seed, *purpose)
+
+    def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
+        """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""
+        return hash_of([self.recipe.seed, settings, [self.files.manifest_hash(*stage) for stage in inputs]])
+
+    def engine(self, checkpoint: Path, name: str) -> "Engine":
+        """The recipe's engine with a checkpoint's weights; valid until the next call."""
+        from selfplay.engines.open import open_engine, reload_engine
+
+        if self._engine is None:
+            self._engine = open_engine(self.recipe.engine, checkpoint, name, dtype=self.recipe.policy.dtype)
+        else:
+            reload_engine(self._engine, checkpoint, name)
+        return self._engine
+
+    def close(self) -> None:
+        """Close the engine."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None

@@ -1,0 +1,102 @@
+"""The command line: verbs to functions, no logic. A user's mistake is one sentence and exit code 2."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfplay.config import ConfigError, load_recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.")
+RunArgument = Annotated[Path, typer.Argument(help="A run's directory, such as runs/quickstart.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def emit(value: Any) -> None:
+    """Print a value as JSON on standard output."""
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def init(file: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+         force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False) -> None:
+    """Write a recipe with every setting, its default and what it does."""
+    from selfplay.template import write_recipe
+
+    write_recipe(file, force)
+    typer.echo(f"wrote {file}; run it with: selfplay run {file}")
+
+
+@app.command()
+def run(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+        overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as "
+                                                              "algorithm.steps=10.")] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the work it implies.")] = False,
+        as_json: Json = False) -> None:
+    """Run a recipe; give the same command again to go on with a run that was stopped."""
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        from selfplay.plan import check, work
+
+        check(loaded)
+        if as_json:
+            emit({"recipe": loaded.model_dump(mode="json"), "work": work(loaded)})
+        else:
+            import yaml
+
+            typer.echo(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+            for name, amount in work(loaded).items():
+                typer.echo(f"{name.replace('_', ' ')}: {'unknown' if amount is None else f'{amount:,}'}")
+        return
+    from selfplay.loop import run as run_loop
+
+    show(run_loop(loaded), as_json=as_json)
+
+
+@app.command()
+def show(directory: RunArgument,
+         prompt: Annotated[str | None, typer.Option(help="Id of a held-out prompt: show its transcripts.")] = None,
+         as_json: Json = False) -> None:
+    """Print a run's iterations as a table, or the transcripts of one prompt side by side."""
+    from rich.console import Console
+
+    from selfplay import show as showing
+
+    console = Console(highlight=False)
+    if prompt is not None:
+        found = showing.transcripts(directory, prompt)
+        emit(found) if as_json else showing.print_transcripts(found, console)
+        return
+    rows = showing.iterations(directory)
+    if as_json:
+        emit(rows)
+        return
+    showing.print_iterations(rows, console)
+    typer.echo(f"run: {directory}")
+
+
+def _stage(name: str) -> Any:
+    def command(directory: RunArgument,
+                iteration: Annotated[int, typer.Option("--iteration", "-i", min=1, help="Number of the iteration.")]) -> None:
+        from selfplay.loop import run_stage
+
+        typer.echo(run_stage(directory, name, iteration))
+
+    command.__doc__ = f"Run the stage `{name}` of one iteration alone."
+    return command
+
+
+for _name in ("generate", "label", "reward", "policy", "evaluate"):
+    app.command(_name)(_stage(_name))

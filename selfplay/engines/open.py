@@ -1,0 +1,27 @@
+"""Open the engine that a recipe names, and give an open one other weights."""
+
+from pathlib import Path
+from typing import Any
+
+from selfplay.config import Engine as EngineConfig
+from selfplay.engines import Engine
+from selfplay.models import load_policy, load_tokenizer
+
+
+def open_engine(config: EngineConfig, checkpoint: str | Path, name: str, *, dtype: str = "float32",
+                revision: str | None = None) -> Engine:
+    """An engine over a checkpoint; its completions carry `name` as their policy. Raises ConfigError if it cannot be."""
+    if config.kind == "vllm":
+        from selfplay.engines.vllm import VllmEngine
+
+        return VllmEngine(str(checkpoint), config=config, name=name, dtype=dtype, revision=revision)
+    from selfplay.engines.hf import TransformersEngine
+
+    model = load_policy(checkpoint, revision, dtype)
+    return TransformersEngine(model, load_tokenizer(checkpoint, revision), name, config.batch_size)
+
+
+def reload_engine(engine: Any, checkpoint: str | Path, name: str) -> None:
+    """Give an open engine the weights of another checkpoint of the same architecture and tokenizer."""
+    engine.update_weights(load_policy(checkpoint))
+    engine.name = name

@@ -1,0 +1,148 @@
+"""READ FIRST. A run: for each iteration, each stage that is not done yet.
+
+    start (given or bootstrapped), sampled on the held-out prompts
+    for each iteration:  generate pairs -> label -> reward model -> policy by PPO -> evaluate
+    with one brake: no PPO on a reward model that is not better than chance on pairs it has not seen
+
+Every stage reads files and writes files (`selfplay.rundir`), so running the same recipe again goes on where it stopped.
+"""
+
+import logging
+import os
+import warnings
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from selfplay.config import ConfigError, Recipe
+from selfplay.plan import check
+from selfplay.progress import say
+from selfplay.rundir import RunDirectory, read_json, write_json
+from selfplay.stages import Run
+
+STAGES = ("generate", "label", "reward", "policy", "evaluate")
+
+
+def run(recipe: Recipe) -> Path:
+    """Run a recipe to its end and give the run's directory; goes on with a run that was stopped.
+
+    Raises ConfigError, before anything expensive, for a recipe that cannot work or that differs from the one the
+    directory was begun with.
+    """
+    prompts = check(recipe)
+    files = RunDirectory(recipe.directory)
+    with files.locked():
+        files.begin(recipe)
+        settle_libraries(recipe)
+        with closing(Run(recipe, files, *prompts)) as current:
+            iterate(current)
+    return files.path
+
+
+def iterate(run: Run) -> None:
+    """All stages of all iterations, and `outcome.json` at the end."""
+    from selfplay.stages import bootstrap, evaluate, policy
+
+    do(run, 0, "policy", bootstrap)
+    do(run, 0, "evaluate", evaluate)
+    stopped = ""
+    for iteration in range(1, run.recipe.iterations + 1):
+        if not learn_reward(run, iteration):
+            stopped = (f"the reward model of iteration {iteration} is not better than chance on held-out pairs, even after "
+                       f"{run.recipe.reward.extra_rounds} more rounds of them: training on it would follow noise")
+            break
+        do(run, iteration, "policy", policy)
+        do(run, iteration, "evaluate", evaluate)
+    conclude(run, stopped)
+
+
+def learn_reward(run: Run, iteration: int) -> bool:
+    """Generate, label and train a reward model; more pairs while it is no better than chance. False if it stays so."""
+    from selfplay.stages import generate, label, reward
+
+    for extra in range(run.recipe.reward.extra_rounds + 1):
+        for name, stage in (("generate", generate), ("label", label), ("reward", reward)):
+            do(run, iteration, generate.stage_name(name, extra), stage, extra)
+        if reward.above_chance(run, iteration, extra):
+            return True
+        say(f"  not above chance: round {extra + 1} of {run.recipe.reward.extra_rounds} of more pairs")
+    return False
+
+
+def do(run: Run, iteration: int, name: str, stage: ModuleType, *extra: int) -> None:
+    """Run one stage if it is not done; raises ConfigError if it was done from something else than what is there now."""
+    if run.files.finished(iteration, name):
+        run.files.check_fingerprint(iteration, name, stage.fingerprint(run, iteration, *extra))
+        return
+    say(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
+    stage.run(run, iteration, *extra)
+
+
+def run_stage(directory: Path, name: str, iteration: int) -> Path:
+    """Run one stage of a run alone, on what the stages before it left; gives its folder."""
+    import importlib
+
+    files = RunDirectory(directory)
+    recipe = files.recipe().model_copy(update={"output": str(directory)})
+    needed = missing_before(files, name, iteration)
+    if needed is not None:
+        raise ConfigError(f"stage {name!r} of iteration {iteration} needs {needed}, which is not there: run that stage first, "
+                          f"or the whole recipe with `selfplay run`")
+    prompts = check(recipe)
+    with files.locked():
+        settle_libraries(recipe)
+        with closing(Run(recipe, files, *prompts)) as current:
+            do(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
+    return files.stage(iteration, name)
+
+
+def missing_before(files: RunDirectory, name: str, iteration: int) -> Path | None:
+    """The folder of the stage before, if it is missing."""
+    if iteration < 1:
+        raise ConfigError(f"iteration {iteration} has no stages: iterations are counted from 1")
+    place = STAGES.index(name)
+    before = (iteration - 1, "policy") if place == 0 else (iteration, STAGES[place - 1])
+    needed = [before, *([(iteration - 1, "evaluate")] if name == "evaluate" else [])]
+    return next((files.stage(*one) for one in needed if not files.finished(*one)), None)
+
+
+def conclude(run: Run, stopped: str) -> None:
+    """Say which iteration is best, and write it down: the highest win rate against the start, which itself has 0.5."""
+    rates: dict[int, float] = {0: 0.5}
+    for iteration in run.files.iterations()[1:]:
+        file = run.files.stage(iteration, "evaluate") / "evaluation.json"
+        if file.is_file() and (rate := read_json(file)["win_rate_vs_start"]["win_rate"]) is not None:
+            rates[iteration] = rate
+    best = max(rates, key=lambda iteration: rates[iteration])
+    reason = f"it beats the start {rates[best]:.1%} of the time" if best else "no iteration beats the start"
+    write_json(run.files.path / "outcome.json", {"best": best, "reason": reason, "stopped": stopped or None})
+    if stopped:
+        say(f"stopped: {stopped}")
+    say(f"best: iteration {best}, {reason}")
+
+
+def settle_libraries(recipe: Recipe) -> None:
+    """Threads, determinism, and no chatter: what matters is said by us."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import datasets
+    import torch
+    import transformers
+
+    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("trl", "accelerate", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """What a finished run concluded: `best`, `reason`, `stopped`. Raises ConfigError while it is not finished."""
+    file = directory / "outcome.json"
+    if not file.is_file():
+        raise ConfigError(f"the run {str(directory)!r} is not finished: go on with `selfplay run`")
+    return read_json(file)

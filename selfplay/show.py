@@ -1,0 +1,112 @@
+"""A run in numbers and in words: one row per iteration, and the transcripts of one prompt. Imports no torch."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from selfplay.config import ConfigError
+from selfplay.rundir import RunDirectory, read_json, read_rows
+
+
+def iterations(directory: Path) -> list[dict[str, Any]]:
+    """One mapping per iteration with an evaluation, the start first; null where a number does not exist.
+
+    Keys: iteration, win_rate_vs_start and win_rate_vs_previous ({value, low, high, n, ties, unscored}), mean_score,
+    mean_reward, reward_accuracy ({value, low, high, n}), kl_to_start (nats per response), mean_length (tokens),
+    truncated (share), judge ({swap_consistency, first_share, unscored}), seconds per stage.
+    """
+    files = RunDirectory(directory)
+    files.recipe()
+    rows = []
+    for number in files.iterations():
+        if not files.finished(number, "evaluate"):
+            continue
+        found = read_json(files.stage(number, "evaluate") / "evaluation.json")
+        rounds = sorted(files.iteration(number).glob("reward*/metrics.json"), key=lambda file: (len(file.parent.name), file.parent.name))
+        health_file = files.stage(number, "label") / "judge_health.json"
+        health = read_json(health_file) if health_file.is_file() else None
+        rows.append({
+            "iteration": number,
+            "win_rate_vs_start": _rate(found["win_rate_vs_start"]), "win_rate_vs_previous": _rate(found["win_rate_vs_previous"]),
+            "mean_score": found["mean_score"], "mean_reward": found["mean_reward"],
+            "reward_accuracy": read_json(rounds[-1])["accuracy"] if rounds else None,
+            "kl_to_start": found["kl_to_start"], "mean_length": found["mean_length"], "truncated": found["truncated"],
+            "distinct_2": found["distinct_2"],
+            "judge": health and {key: health[key] for key in ("swap_consistency", "first_share", "unscored")},
+            "seconds": files.seconds(number)})
+    return rows
+
+
+def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A comparison as show prints it."""
+    return comparison and {"value": comparison["win_rate"], **{key: comparison[key] for key in ("low", "high", "n", "ties", "unscored")}}
+
+
+def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
+    """The rows as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("iteration", "wins against start", "against previous", "score", "reward acc.", "KL", "tokens", "cut off", "seconds"):
+        table.add_column(title, justify="left" if title == "iteration" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["iteration"]) if row["iteration"] else "start", interval(row["win_rate_vs_start"]),
+            interval(row["win_rate_vs_previous"]), number(row["mean_score"], "{:.3f}"),
+            number((row["reward_accuracy"] or {}).get("value"), "{:.2f}"), number(row["kl_to_start"], "{:.1f}"),
+            number(row["mean_length"], "{:.0f}"), number(row["truncated"], "{:.0%}"), number(sum(row["seconds"].values()), "{:.0f}"))
+    console.print(table)
+
+
+def interval(rate: dict[str, Any] | None) -> str:
+    """A share with its 95% interval, in percent."""
+    if rate is None or rate["value"] is None:
+        return "-"
+    return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None else form.format(value)
+
+
+def transcripts(directory: Path, prompt_id: str) -> dict[str, Any]:
+    """What each iteration answered to one held-out prompt, and what the judge said. Raises ConfigError for an unknown id."""
+    files = RunDirectory(directory)
+    files.recipe()
+    answers: list[dict[str, Any]] = []
+    matches: list[dict[str, Any]] = []
+    known: list[str] = []
+    for iteration in files.iterations():
+        folder = files.stage(iteration, "evaluate")
+        if not (folder / "completions.parquet").is_file():
+            continue
+        rows = read_rows(folder / "completions.parquet")
+        known = [row["prompt_id"] for row in rows]
+        answers += [{"iteration": iteration, "text": row["text"], "finish_reason": row["finish_reason"], "tokens": len(row["token_ids"])}
+                    for row in rows if row["prompt_id"] == prompt_id]
+        if (folder / "matches.parquet").is_file():
+            matches += [row for row in read_rows(folder / "matches.parquet") if row["prompt_id"] == prompt_id]
+    if not answers:
+        near = difflib.get_close_matches(prompt_id, known, n=3, cutoff=0.3) or known[:3]
+        raise ConfigError(f"the run has no held-out prompt {prompt_id!r}; it has, for example, {', '.join(near)}")
+    return {"prompt_id": prompt_id, "prompt": matches[0]["prompt"] if matches else None, "answers": answers, "matches": matches}
+
+
+def print_transcripts(found: dict[str, Any], console: Console) -> None:
+    """The answers side by side, the verdicts beneath."""
+    from rich.text import Text
+
+    if found["prompt"]:
+        console.print(Text(found["prompt"], style="bold"))
+    table = Table(show_lines=True)
+    for answer in found["answers"]:
+        table.add_column(f"iteration {answer['iteration']}" if answer["iteration"] else "start", ratio=1)
+    table.add_row(*[Text(answer["text"]) for answer in found["answers"]])
+    console.print(table)
+    for match in found["matches"]:
+        verdict = "unscored: " + match["error"] if match["preference"] is None else (
+            f"{match['a'] if match['preference'] > 0.5 else match['b'] if match['preference'] < 0.5 else 'tie'}"
+            f" ({match['preference']:.2f} for {match['a']})")
+        console.print(Text(f"{match['a']} against {match['b']}: {verdict}  {match['reason']}"))

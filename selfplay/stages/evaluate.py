@@ -1,0 +1,167 @@
+"""The new policy against the one before and against the start, on held-out prompts that nothing was trained on.
+
+Writes `completions.parquet` (one answer per held-out prompt, the same seed for every iteration), `matches.parquet` (one
+row per prompt and opponent) and `evaluation.json`. The start is sampled too, as iteration 0, and matched with no one.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import judges
+from selfplay.compare.statistics import win_rate
+from selfplay.compare.text import distinct_n, unique_share
+from selfplay.models import RewardModel, encode_prompt, load_policy, load_tokenizer, right_pad
+from selfplay.progress import meter, say
+from selfplay.records import Comparison, Completion, Pair, Verdict
+from selfplay.rl.logprobs import token_logprobs
+from selfplay.rundir import Journal, read_rows, write_json, write_rows
+from selfplay.stages import Run
+from selfplay.stages.generate import sample, stage_name
+from selfplay.stages.label import ask, judge_spec, open_judge
+from selfplay.stages.reward import newest_round
+
+BATCH = 64
+
+
+def fingerprint(run: Run, iteration: int) -> str:
+    """What the evaluation follows from."""
+    config, sampling = run.recipe.evaluate, run.recipe.sampling
+    settings = [config.model_dump(), run.recipe.prompts.heldout.model_dump(), sampling.max_tokens, sampling.stop,
+                judges.digest(judge_spec(run, config.judge or run.recipe.judge.file))]
+    return run.fingerprint(settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)])
+
+
+def opponents_of(iteration: int) -> list[int]:
+    """The iterations that an iteration is compared with."""
+    return sorted({0, iteration - 1}) if iteration else []
+
+
+def run(run: Run, iteration: int) -> None:
+    """Make `iteration-NNN/evaluate`."""
+    config, opponents = run.recipe.evaluate, opponents_of(iteration)
+    spec = judge_spec(run, config.judge or run.recipe.judge.file)
+    with run.files.writing(iteration, "evaluate", fingerprint(run, iteration)) as folder:
+        started = time.time()
+        answers = sample_heldout(run, iteration, folder)
+        matches: list[dict[str, Any]] = []
+        results: dict[int, Comparison] = {}
+        for number in opponents:
+            theirs = [Completion.model_validate(row) for row in read_rows(run.files.stage(number, "evaluate") / "completions.parquet")]
+            pairs = [Pair(id=f"{prompt.id}|{iteration}|{number}", prompt=prompt, first=ours, second=other)
+                     for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)]
+            judged = [pair for pair in pairs if pair.first.text != pair.second.text]
+            verdicts = ask(run, spec, judged, iteration, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
+            preferences = preferences_of(pairs, verdicts, spec)
+            matches += match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
+            results[number] = win_rate(name_of(iteration), name_of(number), preferences, resamples=config.resamples,
+                                       seed=run.seed("resample"))
+        write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
+        if matches:
+            write_rows(folder / "matches.parquet", matches)
+        write_json(folder / "evaluation.json", {
+            "iteration": iteration, "judge": spec.name,
+            "win_rate_vs_start": results[0].model_dump() if iteration else None,
+            "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
+            **measures(run, iteration, answers, spec), "seconds": round(time.time() - started, 3)})
+        for file in folder.glob("journal*.jsonl"):
+            file.unlink()
+    for number, result in results.items():
+        if result.win_rate is not None:
+            say(f"  {name_of(iteration)} beats {name_of(number)} {result.win_rate:.1%} of the time "
+                f"[{result.low:.1%}, {result.high:.1%}], {result.n} prompts")
+
+
+def name_of(iteration: int) -> str:
+    """How an iteration is called in files and tables."""
+    return f"iteration-{iteration:03d}"
+
+
+def sample_heldout(run: Run, iteration: int, folder: Path) -> list[Completion]:
+    """One answer of an iteration's policy to each held-out prompt."""
+    journal = Journal(folder / "journal-samples.jsonl")
+    with meter("answer held-out prompts", len(run.heldout), "completions") as bar:
+        groups = sample(run, iteration, run.heldout, 1, "heldout", journal, bar, run.recipe.evaluate.temperature)
+    return [group[0] for group in groups]
+
+
+def preferences_of(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: judges.JudgeSpec) -> list[float | None]:
+    """One preference per pair for its first response: the same text twice is a tie, what could not be read is None."""
+    settled = judges.settle(verdicts, spec)
+    return [0.5 if pair.first.text == pair.second.text else settled.get(pair.id) for pair in pairs]
+
+
+def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: Sequence[float | None], iteration: int,
+               opponent: int, judge: str) -> list[dict[str, Any]]:
+    """One row per prompt for `matches.parquet`; `a` is the iteration, `b` its opponent."""
+    by_pair: dict[str, dict[str, Verdict]] = {}
+    for verdict in verdicts:
+        by_pair.setdefault(verdict.pair_id, {})[verdict.order] = verdict
+    rows = []
+    for pair, preference in zip(pairs, preferences, strict=True):
+        said = by_pair.get(pair.id, {})
+        forward, backward = said.get("forward"), said.get("reversed")
+        row = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "a": name_of(iteration), "b": name_of(opponent)}
+        for side, completion in (("a", pair.first), ("b", pair.second)):
+            row |= {f"{side}_text": completion.text, f"{side}_tokens": len(completion.token_ids),
+                    f"{side}_truncated": completion.finish_reason == "length"}
+        rows.append(row | {
+            "preference": preference, "forward": forward and forward.preference, "reversed": backward and backward.preference,
+            "reason": " / ".join(verdict.reason for verdict in said.values() if verdict.reason), "judge": judge,
+            "error": " / ".join(verdict.error for verdict in said.values() if verdict.error)})
+    return rows
+
+
+def measures(run: Run, iteration: int, answers: Sequence[Completion], spec: judges.JudgeSpec) -> dict[str, Any]:
+    """What does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
+    lengths = sorted(len(answer.token_ids) for answer in answers)
+    texts = [answer.text for answer in answers]
+    reward = scores = None
+    if iteration:
+        model = RewardModel.load(run.files.stage(iteration, stage_name("reward", newest_round(run, iteration))))
+        rewards = model.score(run.heldout, answers)
+        reward = sum(rewards) / len(rewards)
+    if spec.scores:
+        given = [score for score in open_judge(run, spec, iteration).score(run.heldout, answers) if score is not None]
+        scores = sum(given) / len(given) if given else None
+    return {"mean_reward": reward, "mean_score": scores, "kl_to_start": kl_to_start(run, iteration, answers),
+            "mean_length": sum(lengths) / len(lengths), "p95_length": lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
+            "truncated": sum(answer.finish_reason == "length" for answer in answers) / len(answers),
+            "distinct_1": distinct_n(texts, 1), "distinct_2": distinct_n(texts, 2), "unique": unique_share(texts)}
+
+
+def kl_to_start(run: Run, iteration: int, answers: Sequence[Completion]) -> float:
+    """KL to the start in nats per response: the mean of log pi(y) - log pi_0(y) over the policy's own samples.
+
+    An estimate without bias if the samples were drawn at the temperature of `sampling`, which is also that of both
+    log-probabilities here.
+    """
+    if iteration == 0:
+        return 0.0
+    tokenizer = load_tokenizer(run.files.policy(0))
+    prompts = [encode_prompt(tokenizer, prompt) for prompt in run.heldout]
+    totals = [response_logprobs(run.files.policy(number), prompts, answers, run.recipe.evaluate.temperature or 1.0)
+              for number in (iteration, 0)]
+    return float((totals[0] - totals[1]).mean())
+
+
+@torch.inference_mode()
+def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: Sequence[Completion],
+                      temperature: float) -> torch.Tensor:
+    """Log-probability of each whole response in nats, (B,) float64."""
+    model, tokenizer = load_policy(checkpoint), load_tokenizer(checkpoint)
+    totals = []
+    for start in range(0, len(answers), BATCH):
+        part = range(start, min(start + BATCH, len(answers)))
+        ids, _ = right_pad([[*prompts[row], *answers[row].token_ids] for row in part], tokenizer.pad_token_id, model.device)
+        hidden = model.base_model(input_ids=ids).last_hidden_state
+        for place, row in enumerate(part):
+            first, last = len(prompts[row]), len(prompts[row]) + len(answers[row].token_ids)
+            states, tokens = hidden[place, first - 1 : last - 1], ids[place, first:last]
+            logprobs, _ = token_logprobs(states, model.get_output_embeddings().weight, None, tokens, temperature)
+            totals.append(logprobs.sum(dtype=torch.float64))
+    return torch.stack(totals)
+

@@ -1,0 +1,128 @@
+"""Pairs of completions to be judged: the policy against itself, or against an earlier iteration.
+
+Writes `completions.parquet`, `pairs.parquet` and `generate.json`. The journal holds each finished batch, so a kill costs
+the batch in flight. Extra rounds (`generate-extra-1`, ...) fetch as many pairs again from prompts not used yet.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import combinations, product
+
+from selfplay.progress import Meter, meter
+from selfplay.records import Completion, Pair, Prompt
+from selfplay.rundir import Journal, derived_seed, read_json, write_json, write_rows
+from selfplay.stages import Run
+from selfplay.stages.rows import pair_row
+
+
+def stage_name(name: str, extra: int) -> str:
+    """Folder of a stage in an extra round; round 0 has the plain name."""
+    return f"{name}-extra-{extra}" if extra else name
+
+
+def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
+    """What the completions follow from."""
+    settings = [run.recipe.generate.model_dump(), run.recipe.sampling.model_dump(), run.recipe.prompts.train.model_dump(),
+                run.recipe.engine.kind, run.recipe.policy.dtype, iteration, extra]
+    return run.fingerprint(settings, *[(before, "policy") for before in range(iteration)])
+
+
+def run(run: Run, iteration: int, extra: int = 0) -> None:
+    """Make `iteration-NNN/generate` with the policy of the iteration before."""
+    name = stage_name("generate", extra)
+    first = prompts_used(run, iteration, extra)
+    with run.files.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
+        prompts = draw_prompts(run.train, run.recipe.generate.prompts, first, run.seed("prompts"))
+        rivals = [opponent(run, iteration, prompt) for prompt in prompts]
+        journal = Journal(folder / "journal.jsonl")
+        own_count, rival_count = split_completions(run.recipe.generate.completions, rivals[0] != iteration - 1)
+        with meter("generate", len(prompts) * (own_count + rival_count), "completions") as bar:
+            own = sample(run, iteration - 1, prompts, own_count, "own", journal, bar)
+            theirs: list[list[Completion]] = [[] for _ in prompts]
+            for rival in sorted(set(rivals)) if rival_count else []:
+                places = [place for place, chosen in enumerate(rivals) if chosen == rival]
+                found = sample(run, rival, [prompts[place] for place in places], rival_count, f"rival-{rival}", journal, bar)
+                for place, completions in zip(places, found, strict=True):
+                    theirs[place] = completions
+        pairs = [pair for prompt, mine, others in zip(prompts, own, theirs, strict=True)
+                 for pair in make_pairs(prompt, mine, others, run.seed("sides"))]
+        write_rows(folder / "completions.parquet", [completion for group in [*own, *theirs] for completion in group])
+        write_rows(folder / "pairs.parquet", [pair_row(pair) for pair in pairs])
+        write_json(folder / "generate.json", {"prompts": len(prompts), "used_up_to": first + len(prompts), "pairs": len(pairs),
+                                              "opponents": sorted(set(rivals))})
+        journal.path.unlink(missing_ok=True)
+
+
+def prompts_used(run: Run, iteration: int, extra: int) -> int:
+    """How many prompts earlier iterations and rounds have drawn."""
+    drawn = [read_json(file)["used_up_to"] for before in range(1, iteration + 1)
+             for file in run.files.iteration(before).glob("generate*/generate.json")
+             if file.parent.suffix != ".partial" and (before < iteration or round_of(file.parent.name) < extra)]
+    return max(drawn, default=0)
+
+
+def round_of(folder: str) -> int:
+    """The extra round that a folder `generate` or `generate-extra-N` belongs to."""
+    return int(folder.rsplit("-", 1)[1]) if "-extra-" in folder else 0
+
+
+def draw_prompts(prompts: Sequence[Prompt], count: int, start: int, seed: int) -> list[Prompt]:
+    """`count` prompts from place `start` of an endless stream: all prompts in a random order, then in another, ..."""
+    drawn: list[Prompt] = []
+    lap, place = divmod(start, len(prompts))
+    while len(drawn) < count:
+        order = random.Random(f"{seed}/{lap}").sample(range(len(prompts)), len(prompts))
+        drawn += [prompts[index] for index in order[place : place + count - len(drawn)]]
+        lap, place = lap + 1, 0
+    unique = {prompt.id: prompt for prompt in drawn}
+    return list(unique.values())
+
+
+def opponent(run: Run, iteration: int, prompt: Prompt) -> int:
+    """The iteration whose policy answers a prompt beside the current one (`iteration - 1`)."""
+    kind = run.recipe.generate.opponent
+    current = iteration - 1
+    if kind == "self" or current == 0:
+        return current
+    if kind == "previous":
+        return current - 1
+    return 0 if kind == "start" else random.Random(derived_seed("pool", run.recipe.seed, iteration, prompt.id)).randrange(current)
+
+
+def split_completions(total: int, has_rival: bool) -> tuple[int, int]:
+    """Completions per prompt of the policy and of its opponent: all its own in self-play, else half each."""
+    return (total - total // 2, total // 2) if has_rival else (total, 0)
+
+
+def sample(run: Run, iteration: int, prompts: Sequence[Prompt], count: int, label: str, journal: Journal,
+           bar: Meter, temperature: float | None = None) -> list[list[Completion]]:
+    """`count` completions per prompt by the policy of `iteration`, batch by batch through the journal.
+
+    `label` says what for: it names the seed and ends the completions' ids. `temperature` is the recipe's unless given.
+    """
+    changes = {"n": count, "seed": run.seed("generate", label)} | ({} if temperature is None else {"temperature": temperature})
+    sampling = run.recipe.sampling.model_copy(update=changes)
+    batch = max(1, run.recipe.engine.batch_size // count)
+    results: list[list[Completion]] = []
+    for start in range(0, len(prompts), batch):
+        key = f"{label}/{start}"
+        if key not in journal.batches:
+            engine = run.engine(run.files.policy(iteration), f"iteration-{iteration:03d}")
+            found = engine.generate(prompts[start : start + batch], sampling)
+            named = [[one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group] for group in found]
+            journal.append(key, [[one.model_dump(mode="json") for one in group] for group in named])
+        results += [[Completion.model_validate(one) for one in group] for group in journal.batches[key]]
+        bar.advance(len(journal.batches[key]) * count)
+    return results
+
+
+def make_pairs(prompt: Prompt, own: Sequence[Completion], rivals: Sequence[Completion], seed: int) -> list[Pair]:
+    """All pairs of different texts, own against own or own against rivals; a hash decides who stands first."""
+    found = []
+    for one, other in (product(own, rivals) if rivals else combinations(own, 2)):
+        if one.text == other.text:
+            continue
+        identifier = f"{one.id}|{other.id}"
+        first, second = (one, other) if derived_seed(seed, identifier) % 2 else (other, one)
+        found.append(Pair(id=identifier, prompt=prompt, first=first, second=second))
+    return found

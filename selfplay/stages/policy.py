@@ -1,0 +1,60 @@
+"""PPO on the policy against the reward model, with the recipe's engine for rollouts.
+
+Writes the new policy as a plain `save_pretrained` directory, `metrics.jsonl` (a row per step) and `samples.jsonl`.
+"""
+
+import json
+import shutil
+from typing import Any
+
+from prompts.sources import load_documents
+from selfplay.models import RewardModel, load_policy, load_scalar_model, load_tokenizer, save
+from selfplay.progress import meter
+from selfplay.rl.networks import add_adapter, merged
+from selfplay.rl.trainer import PPOTrainer
+from selfplay.stages import Run
+from selfplay.stages.generate import stage_name
+from selfplay.stages.reward import newest_round
+
+
+def fingerprint(run: Run, iteration: int) -> str:
+    """What the new policy follows from."""
+    lora = run.recipe.policy.lora
+    settings = [run.recipe.algorithm.model_dump(), run.recipe.sampling.model_dump(), run.recipe.prompts.train.model_dump(),
+                run.recipe.engine.kind, lora.model_dump() if lora else None]
+    reward_stage = stage_name("reward", newest_round(run, iteration))
+    return run.fingerprint(settings, (iteration - 1, "policy"), (0, "policy"), (iteration, reward_stage))
+
+
+def run(run: Run, iteration: int) -> None:
+    """Make `iteration-NNN/policy` from the policy before and this iteration's reward model."""
+    config, policy = run.recipe.algorithm, run.recipe.policy
+    reward_stage = stage_name("reward", newest_round(run, iteration))
+    with run.files.writing(iteration, "policy", fingerprint(run, iteration)) as folder:
+        before = run.files.policy(iteration - 1)
+        reference = run.files.policy(0) if config.reference == "start" else before
+        model, tokenizer = load_policy(before), load_tokenizer(before)
+        reward = RewardModel.load(run.files.stage(iteration, reward_stage))
+        engine = None if run.recipe.engine.kind == "transformers" else run.engine(before, f"iteration-{iteration:03d}")
+        corpus = None
+        if config.pretraining is not None:
+            corpus = load_documents(config.pretraining.source, 20_000, run.seed("pretraining"))
+        adapted = add_adapter(model, policy.lora) if policy.lora else model
+        with meter("ppo", config.steps * config.episodes, "episodes") as bar:
+
+            def show(row: dict[str, Any]) -> None:
+                note = f"score {row['objective/scores']:.2f}, kl {row['objective/kl']:.2f}"
+                bar.advance(int(row["episode"]) - bar.done, note)
+
+            trainer = PPOTrainer(
+                adapted, tokenizer, reward, run.train, config, run.recipe.sampling, engine=engine,
+                critic=load_scalar_model(run.files.stage(iteration, reward_stage)),
+                reference=None if policy.lora and config.reference == "previous" else load_policy(reference),
+                corpus=corpus, directory=folder / "work", seed=run.seed("ppo", iteration), on_step=show)
+            trainer.train()
+        save(merged(trainer.policy) if policy.lora else trainer.policy, tokenizer, folder)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            shutil.move(folder / "work" / name, folder / name)
+        shutil.rmtree(folder / "work")
+    rows = [json.loads(line) for line in (run.files.policy(iteration) / "metrics.jsonl").read_text().splitlines()]
+    run.files.add_metrics(iteration, "policy", rows)

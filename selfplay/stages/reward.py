@@ -1,0 +1,148 @@
+"""The reward model: TRL's RewardTrainer on the preferences, measured on prompts that it did not see.
+
+Writes a checkpoint (`AutoModelForSequenceClassification`, with shift and scale in its config) and `metrics.json`:
+held-out accuracy with a 95% interval, Brier score, calibration error. Left out: soft labels and ensembles.
+"""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from scipy.stats import binomtest
+from transformers import set_seed
+from trl import RewardConfig, RewardTrainer
+
+from selfplay.config import ConfigError, Optimisation, Reward
+from selfplay.models import RewardModel, encode_prompt, load_scalar_model, load_tokenizer
+from selfplay.progress import meter, say
+from selfplay.rundir import derived_seed, read_json, read_rows, write_json
+from selfplay.stages import Run
+from selfplay.stages.generate import stage_name
+from selfplay.stages.supervised import Watcher, last_checkpoint, quiet, trainer_options
+
+Rows = list[dict[str, Any]]
+CALIBRATION_BINS = 10
+
+
+def sources(run: Run, iteration: int, extra: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """The label stages of this iteration, and those of earlier ones that are mixed in."""
+    own = [(iteration, stage_name("label", number)) for number in range(extra + 1)]
+    return own, [(before, "label") for before in range(1, iteration)] if run.recipe.reward.replay else []
+
+
+def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
+    """What the reward model follows from."""
+    own, replayed = sources(run, iteration, extra)
+    return run.fingerprint(run.recipe.reward.model_dump(), (iteration - 1, "policy"), (1, "generate"), *own, *replayed)
+
+
+def run(run: Run, iteration: int, extra: int = 0) -> None:
+    """Make `iteration-NNN/reward` from the preferences of all rounds of this iteration."""
+    config, name = run.recipe.reward, stage_name("reward", extra)
+    own, replayed = sources(run, iteration, extra)
+    with run.files.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
+        seed = run.seed("reward", iteration, extra)
+        rows = [row for stage in own for row in preferences(run, *stage)]
+        train, heldout = split(rows, config.heldout_share, run.seed("reward split"))
+        train += [row for stage in replayed for row in preferences(run, *stage)
+                  if derived_seed(seed, row["pair_id"]) % 10_000 < config.replay * 10_000]
+        if not train or not heldout:
+            raise ConfigError(f"{len(rows)} decided pairs are too few to train a reward model on and keep "
+                              f"{config.heldout_share:g} of the prompts back: raise generate.prompts")
+        backbone = {"policy": run.files.policy(iteration - 1), "start": run.files.policy(0)}.get(config.backbone, config.backbone)
+        tokenizer = load_tokenizer(run.files.policy(iteration - 1))
+        set_seed(seed)
+        model = RewardModel(load_scalar_model(backbone), tokenizer)
+        model.model.config.pad_token_id = tokenizer.pad_token_id
+        logged = train_reward_model(model, train, config, folder / "work", seed)
+        model.normalise(model.raw(start_samples(run, tokenizer)))
+        metrics = measure(model, heldout)
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        model.save(folder)
+        write_json(folder / "metrics.json", {**metrics, "trained_on": len(train), "mean": model.mean, "deviation": model.deviation})
+    accuracy = metrics["accuracy"]
+    say(f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
+        f"{accuracy['n']} pairs")
+    run.files.add_metrics(iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged])
+
+
+def preferences(run: Run, iteration: int, stage: str) -> Rows:
+    """The rows of a stage's preferences."""
+    return read_rows(run.files.stage(iteration, stage) / "preferences.parquet")
+
+
+def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on and rows to measure on; all pairs of one prompt go the same way, by a hash of its id."""
+    train: Rows = []
+    heldout: Rows = []
+    for row in rows:
+        (heldout if derived_seed(seed, row["prompt_id"]) % 10_000 < share * 10_000 else train).append(row)
+    return train, heldout
+
+
+def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Path, seed: int) -> list[dict[str, float]]:
+    """Train in place with TRL's RewardTrainer; gives what it logged. Goes on from a checkpoint under `work`."""
+    steps = max(1, math.ceil(len(rows) / config.batch_size) * config.epochs)
+    training = Optimisation(steps=steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
+                            warmup=config.warmup, weight_decay=0.0, schedule="linear")
+    options = trainer_options(training, work, seed, checkpoint_every=max(50, steps // 2))
+    columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
+    with meter("train reward model", steps, "steps") as bar:
+        watcher = Watcher(bar)
+        trainer = RewardTrainer(
+            model=model.model, processing_class=model.tokenizer, callbacks=[watcher],
+            args=RewardConfig(**options, max_length=None, dataset_num_proc=None),
+            train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]))
+        quiet(trainer)
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    model.model.eval()
+    return watcher.rows
+
+
+def start_samples(run: Run, tokenizer: Any) -> list[list[int]]:
+    """Prompt and completion ids of the start's own samples, from the first iteration's generation."""
+    prompts = {prompt.id: encode_prompt(tokenizer, prompt) for prompt in run.train}
+    rows = read_rows(run.files.stage(1, "generate") / "completions.parquet")
+    return [[*prompts[row["prompt_id"]], *row["token_ids"]] for row in rows]
+
+
+def measure(model: RewardModel, rows: Rows) -> dict[str, Any]:
+    """Accuracy (95% Wilson interval), Brier score and expected calibration error of P = sigmoid(difference) on pairs."""
+    scores = model.raw([row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows])
+    gaps = [chosen - rejected for chosen, rejected in zip(scores[: len(rows)], scores[len(rows) :], strict=True)]
+    correct = sum(gap > 0 for gap in gaps)
+    interval = binomtest(correct, len(rows)).proportion_ci(0.95, method="wilson")
+    probabilities = [1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))) for gap in gaps]
+    return {"accuracy": {"value": correct / len(rows), "low": float(interval.low), "high": float(interval.high), "n": len(rows)},
+            "brier": sum((1 - probability) ** 2 for probability in probabilities) / len(rows),
+            "calibration_error": calibration_error(probabilities)}
+
+
+def calibration_error(probabilities: Sequence[float]) -> float:
+    """Mean gap between confidence and accuracy over bins of confidence (Guo et al. 2017).
+
+    `probabilities` are those given to the response that the judge chose; the model's confidence is max(p, 1 - p).
+    """
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(CALIBRATION_BINS)]
+    for probability in probabilities:
+        confidence = max(probability, 1 - probability)
+        place = min(int((confidence - 0.5) * 2 * CALIBRATION_BINS), CALIBRATION_BINS - 1)
+        bins[place].append((confidence, probability > 0.5))
+    gaps = [abs(sum(confidence for confidence, _ in group) - sum(right for _, right in group)) for group in bins]
+    return sum(gaps) / len(probabilities)
+
+
+def above_chance(run: Run, iteration: int, extra: int) -> bool:
+    """Whether the held-out accuracy's lower bound is above one half."""
+    return read_json(run.files.stage(iteration, stage_name("reward", extra)) / "metrics.json")["accuracy"]["low"] > 0.5
+
+
+def newest_round(run: Run, iteration: int) -> int:
+    """The last round of an iteration whose reward model is finished."""
+    return max(extra for extra in range(run.recipe.reward.extra_rounds + 1)
+               if run.files.finished(iteration, stage_name("reward", extra)))
+
+
