@@ -95,5 +95,5 @@ def check_engine(spec: JudgeSpec, engine: Engine | Opener | None) -> None:
     models = {(getattr(part, "model", None), getattr(part, "revision", None)) for part in asking}
     if len(models) > 1 and hasattr(engine, "generate"):
         names = ", ".join(sorted(str(model) for model, _ in models))
-        raise ConfigError(f"judge {spec.name!r} asks {len(models)} models ({names}) but got one engine: pass a function "
-                          "from a member's spec to its engine")
+        raise ConfigError(f"judge {spec.name!r} asks {len(models)} models ({names}) but got one engine: pass a "
+                          "function from a member's spec to its engine")

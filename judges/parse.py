@@ -183,9 +183,9 @@ def answer_schema(output: Output, menu: Menu) -> dict[str, Any]:
     if menu.labels is not None:
         verdict = {"type": "string", "enum": list(menu.labels)}
     elif menu.range is not None:
-        low, high = menu.range
-        whole = low.is_integer() and high.is_integer()
-        verdict = {"type": "integer" if whole else "number", "minimum": low, "maximum": high}
+        low, high = (int(number) if number.is_integer() else number for number in menu.range)
+        kind = "integer" if isinstance(low, int) and isinstance(high, int) else "number"
+        verdict = {"type": kind, "minimum": low, "maximum": high}
     return {"type": "object", "additionalProperties": False, "required": [output.reason_key, output.key],
             "properties": {output.reason_key: {"type": "string"}, output.key: verdict}}
 

@@ -44,7 +44,8 @@ class Scripted:
     `say(text)` is called with the last message's content; `chances(text)` gives label -> probability for log-probs.
     """
 
-    def __init__(self, say: Callable[[str], str] = lambda text: "", chances: Callable[[str], dict[str, float]] | None = None,
+    def __init__(self, say: Callable[[str], str] = lambda text: "",
+                 chances: Callable[[str], dict[str, float]] | None = None,
                  finish_reason: Any = "stop") -> None:
         self.say, self.chances, self.finish_reason = say, chances, finish_reason
         self.prompts: list[Prompt] = []
@@ -53,7 +54,8 @@ class Scripted:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         self.prompts += prompts
         self.samplings += [sampling] * len(prompts)
-        return [[Completion(id=f"{prompt.id}/{index}", prompt_id=prompt.id, text=self.say(prompt.text), policy="scripted",
+        return [[Completion(id=f"{prompt.id}/{index}", prompt_id=prompt.id, text=self.say(prompt.text),
+                            policy="scripted",
                             finish_reason=self.finish_reason) for index in range(sampling.n)] for prompt in prompts]
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:

@@ -32,16 +32,19 @@ def test_both_orders_are_asked_and_speak_of_the_original_position() -> None:
     assert [(row.pair_id, row.order, row.preference, row.reason, row.raw) for row in rows] == [
         ("p0", "forward", 1.0, "I looked.", "I looked. [[A]]"), ("p0", "reversed", 1.0, "I looked.", "I looked. [[B]]"),
         ("p1", "forward", 0.0, "I looked.", "I looked. [[B]]"), ("p1", "reversed", 0.0, "I looked.", "I looked. [[A]]")]
-    assert [fenced(prompt.text)[1:] for prompt in engine.prompts[:2]] == [["long answer", "short"], ["short", "long answer"]]
+    assert [fenced(prompt.text)[1:] for prompt in engine.prompts[:2]] == [["long answer", "short"],
+                                                                          ["short", "long answer"]]
 
 
 def test_one_order_drawn_per_pair_is_fair_and_repeatable() -> None:
     pairs = numbered([(f"first {number}", f"second {number}") for number in range(200)])
     orders = [row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer)).judge(pairs)]
     assert orders == [row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer)).judge(pairs)]
-    assert orders != [row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer), seed=1).judge(pairs)]
+    assert orders != [row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer),
+                                                 seed=1).judge(pairs)]
     assert 70 <= orders.count("reversed") <= 130  # 100 +- 4 deviations of sqrt(200)/2 = 7.1
-    assert {row.order for row in build(spec(HEAD + "order: fixed"), Scripted(prefers_longer)).judge(pairs)} == {"forward"}
+    assert {row.order for row in build(spec(HEAD + "order: fixed"),
+                                       Scripted(prefers_longer)).judge(pairs)} == {"forward"}
 
 
 def test_the_cache_answers_the_second_time_and_across_processes_files(tmp_path: Path) -> None:
@@ -52,13 +55,15 @@ def test_the_cache_answers_the_second_time_and_across_processes_files(tmp_path: 
     assert silent.calls == 0
 
 
-@pytest.mark.parametrize("change", ["model: other-model", "revision: v2", "sampling: {max_tokens: 7}", "sampling: {seed: 3}",
+@pytest.mark.parametrize("change", ["model: other-model", "revision: v2", "sampling: {max_tokens: 7}",
+                                    "sampling: {seed: 3}",
                                     "messages: [{role: user, content: 'New: {{ prompt }} {{ responses }}'}]"])
 def test_whatever_the_answer_depends_on_is_in_the_key(tmp_path: Path, change: str) -> None:
     path = tmp_path / "cache.sqlite"
     build(spec(ONE_ORDER), Scripted(prefers_longer), path).judge([pair("a", "bb")])
     engine = Scripted(lambda text: "[[A]]")
-    build(spec(ONE_ORDER.replace("model: some-model", "") + change if change.startswith("model") else _with(change)), engine,
+    build(spec(ONE_ORDER.replace("model: some-model", "") + change if change.startswith("model") else _with(change)),
+          engine,
           path).judge([pair("a", "bb")])
     assert engine.calls == 1
 
@@ -120,7 +125,8 @@ def test_what_cannot_be_read_is_unscored_with_the_raw_text_kept(said: str, reaso
 def test_above_the_failure_rate_the_stage_stops_with_what_the_judge_said() -> None:
     engine = Scripted(lambda text: "[[A]]" if "fine" in text else "As an AI, I have no preferences.")
     pairs = numbered([("fine", "x")] * 7 + [("odd", "y")])
-    with pytest.raises(JudgeStopped, match=r"no verdict on 2 of 16 .*max_failure_rate is 0.1.*no verdict found: 'As an AI"):
+    with pytest.raises(JudgeStopped,
+                       match=r"no verdict on 2 of 16 .*max_failure_rate is 0.1.*no verdict found: 'As an AI"):
         build(spec(HEAD), engine).judge(pairs)
     assert build(spec(HEAD), engine).judge(pairs[:5])[0].preference == 1.0
 
