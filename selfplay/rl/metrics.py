@@ -32,7 +32,7 @@ def token_sums(tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: Poli
 def update_metrics(minibatches: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means over the minibatches of a step (TRL's `_avg`), and how the first one looked."""
     def column(name: str) -> Tensor:
-        return torch.tensor([row[name] for row in minibatches], dtype=torch.float64)
+        return torch.tensor([row[name] for row in minibatches if name in row], dtype=torch.float64)
 
     first, ratios = minibatches[0], column("val/ratio")
     named = {f"{name}_avg": float(column(name).mean()) for name in minibatches[0] if name != "val/ratio"}

@@ -1,0 +1,402 @@
+"""The trainer as a whole, on real tiny models in float64: gradients against a naive PPO, invariances, knobs, errors."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PolicyMaker
+from transformers import PreTrainedTokenizerFast
+
+from selfplay.config import PPO, AdaptiveKL, ConfigError, Lora, Pretraining, Sampling
+from selfplay.records import Completion, Prompt
+from selfplay.rl import PPOTrainer
+from selfplay.rl.experience import Experience, build_experience
+from selfplay.rl.networks import add_adapter
+from selfplay.rl.rewards import FunctionReward
+from selfplay.rl.rollouts import Episodes, Estimates, estimate, score
+
+Maker = Callable[..., PPOTrainer]
+SAMPLING = Sampling(max_tokens=7, temperature=0.8)
+
+
+def count_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    """A reward with some spread."""
+    return [response.split().count("5") + 0.1 * (row["number"] % 3)
+            for response, row in zip(responses, meta, strict=True)]
+
+
+@pytest.fixture
+def make_trainer(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]) -> Maker:
+    """`make_trainer(steps=..., policy=..., directory=..., on_step=...)`: knobs of PPO and arguments of the trainer."""
+    def make(**changes: Any) -> PPOTrainer:
+        arguments = {name: changes.pop(name) for name in ("critic", "reference", "directory", "on_step", "engine",
+                                                          "corpus", "seed") if name in changes}
+        policy = changes.pop("policy", None) or make_policy()
+        reward = changes.pop("reward", FunctionReward(count_of_fives))
+        sampling = changes.pop("sampling", SAMPLING)
+        config = PPO(**{"steps": 2, "episodes": 12, "minibatches": 3, "learning_rate": 1e-2, **changes})
+        return PPOTrainer(policy, tokenizer, reward, prompts, config, sampling, **arguments)
+
+    return make
+
+
+def rollout(trainer: PPOTrainer, coefficient: float = 0.05) -> tuple[Episodes, Estimates, Experience]:
+    """The first step's episodes and what is made of them, without learning."""
+    episodes, _ = score(trainer.sampler.answers(0), trainer.prompts, trainer.encoded, trainer.reward, trainer.where, 0)
+    estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
+    return episodes, estimates, build_experience(episodes, estimates, trainer.config, coefficient, trainer.moments)
+
+
+def gradients(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    """The gradients of policy and critic, taken away from them."""
+    named = [("policy." + name, p) for name, p in trainer.policy.named_parameters()]
+    named += [("critic." + name, p) for name, p in trainer.critic.named_parameters()]
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    for _, p in named:
+        p.grad = None
+    return found
+
+
+def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-8) -> None:
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def shift(model: torch.nn.Module, seed: int, size: float = 0.03) -> None:
+    """Move all weights a little, so that ratios differ from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int], beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both losses of a minibatch from the definitions, token by token in Python, with all logits of one row at a time.
+
+    Knows nothing of masks, chunks and batches; recomputes old log-probs with `trainer.start` and values with
+    `trainer.start_critic`, copies from before the weights were shifted.
+    """
+    config, temperature = trainer.config, 0.8
+
+    def tokens_of(row: int) -> tuple[torch.Tensor, int]:
+        prompt = int(episodes.prompt_lengths[row])
+        return episodes.tokens[row, : prompt + int(episodes.response_lengths[row])], prompt
+
+    def logprobs_of(model: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, prompt = tokens_of(row)
+        logits = model(input_ids=ids[None]).logits[0] / temperature
+        table = logits.log_softmax(-1)
+        places = range(prompt, len(ids))
+        return (torch.stack([table[place - 1, ids[place]] for place in places]),
+                torch.stack([-(table[place - 1].exp() * table[place - 1]).sum() for place in places]))
+
+    def values_of(critic: Any, row: int) -> torch.Tensor:
+        ids, prompt = tokens_of(row)
+        hidden = critic.body(input_ids=ids[None]).last_hidden_state[0]
+        return torch.stack([hidden[place - 1] @ critic.head.weight[0] for place in range(prompt, len(ids))])
+
+    advantages: dict[int, list[float]] = {}
+    returns: dict[int, list[float]] = {}
+    for row in range(len(episodes.prompts)):
+        old, ref = logprobs_of(trainer.start, row)[0].tolist(), logprobs_of(trainer.base, row)[0].tolist()
+        values = values_of(trainer.start_critic, row).tolist()
+        reward = [-beta * (a - b) for a, b in zip(old, ref, strict=True)]
+        reward[-1] += float(episodes.scores[row]) - (config.missing_eos_penalty if episodes.truncated[row] else 0.0)
+        carried, advantages[row] = 0.0, [0.0] * len(old)
+        for t in reversed(range(len(old))):
+            following = values[t + 1] if t + 1 < len(old) else 0.0
+            carried = reward[t] + config.discount * following - values[t] + config.discount * config.gae_lambda * carried
+            advantages[row][t] = carried
+        returns[row] = [a + v for a, v in zip(advantages[row], values, strict=True)]
+    flat = torch.tensor([a for row in sorted(advantages) for a in advantages[row]], dtype=torch.float64)
+    mean, deviation = float(flat.mean()), float((flat.var() + 1e-8).sqrt())
+    policy_losses, value_losses = [], []
+    for row in rows:
+        new, entropy = logprobs_of(trainer.policy, row)
+        old, ref = logprobs_of(trainer.start, row)[0].detach(), logprobs_of(trainer.base, row)[0].detach()
+        values, old_values = values_of(trainer.critic, row), values_of(trainer.start_critic, row).detach()
+        for t in range(len(new)):
+            advantage = (advantages[row][t] - mean) / deviation
+            ratio = (new[t] - old[t]).exp()
+            loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
+            if config.dual_clip is not None and advantage < 0:
+                loss = torch.minimum(loss, torch.tensor(-config.dual_clip * advantage, dtype=torch.float64))
+            said = episodes.completions[row].logprobs
+            weight = min(float((old[t] - said[t]).exp()), config.importance_cap)
+            loss = weight * loss - config.entropy_coefficient * entropy[t]
+            if config.kl_in == "loss":
+                loss = loss + 0.3 * (torch.exp(ref[t] - new[t]) - 1 + new[t] - ref[t])
+            policy_losses.append(loss)
+            clipped = old_values[t] + (values[t] - old_values[t]).clamp(-config.value_clip, config.value_clip)
+            goal = returns[row][t]
+            value_losses.append(0.5 * torch.maximum((values[t] - goal) ** 2, (clipped - goal) ** 2))
+    return torch.stack(policy_losses).mean(), torch.stack(value_losses).mean()
+
+
+@pytest.mark.parametrize("knobs", [
+    {},
+    {"entropy_coefficient": 0.2, "dual_clip": 1.05, "discount": 0.9, "gae_lambda": 0.8},
+    {"kl_in": "loss", "kl_estimator": "k3", "kl_coefficient": 0.3, "importance_cap": 1.01},
+])
+def test_gradients_are_those_of_naive_ppo(make_trainer: Maker, make_policy: PolicyMaker, knobs: dict[str, Any]) -> None:
+    trainer = make_trainer(reference=make_policy(seed=7), **knobs)
+    trainer.base = make_policy(seed=7)
+    episodes, _, experience = rollout(trainer, 0.3)
+    noise = torch.Generator().manual_seed(3)
+    said = [answer.model_copy(update={"logprobs": tuple(
+        value + 0.05 * float(torch.randn((), generator=noise)) for value in answer.logprobs)})
+        for answer in episodes.completions]
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(answer.logprobs, dtype=torch.float64) for answer in said],
+                                             batch_first=True)
+    episodes = Episodes(**{**vars(episodes), "completions": said, "engine_logprobs": padded})
+    estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
+    experience = build_experience(episodes, estimates, trainer.config, 0.3, trainer.moments)
+    trainer.start, trainer.start_critic = deepcopy(trainer.policy), deepcopy(trainer.critic)
+    shift(trainer.policy, 1)
+    shift(trainer.critic, 2, 0.1)
+    rows = [1, 4, 5, 9]
+    metrics = trainer._gradients(episodes, experience, rows)
+    actual = gradients(trainer)
+    policy, value = naive_loss(trainer, episodes, rows, 0.0 if knobs.get("kl_in") == "loss" else 0.3)
+    (policy + value).backward()
+    same(actual, gradients(trainer))
+    assert metrics["loss/value"] == pytest.approx(float(value.detach()), abs=1e-8)
+    assert 0 < metrics["policy/clipfrac"] < 1 and 0 < metrics["val/clipfrac"] < 1
+
+
+def test_gradients_do_not_depend_on_the_split_into_micro_batches(make_trainer: Maker) -> None:
+    found = []
+    for budget in (1, 9, 25, 10_000):
+        trainer = make_trainer(micro_batch_tokens=budget)
+        episodes, _, experience = rollout(trainer)
+        shift(trainer.policy, 1)
+        shift(trainer.critic, 2)
+        metrics = trainer._gradients(episodes, experience, list(range(12)))
+        found.append((gradients(trainer), metrics))
+    for gradient, metrics in found[1:]:
+        same(gradient, found[0][0], 1e-9)
+        assert metrics == pytest.approx(found[0][1], abs=1e-9)
+
+
+def test_the_first_minibatch_of_every_step_is_on_policy(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    make_trainer(on_step=rows.append, steps=3).train()
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["val/first_ratio"] == pytest.approx(1.0, abs=1e-9)
+        assert row["policy/first_approxkl"] == pytest.approx(0.0, abs=1e-12)
+        assert row["policy/first_clipfrac"] == 0.0
+        assert row["engine/logprob_gap"] < 1e-5
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-9) and rows[2]["objective/kl"] != 0
+    assert rows[1]["policy/approxkl_avg"] > 1e-6 and rows[1]["val/ratio_var"] > 0
+
+
+def test_training_raises_the_reward(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    make_trainer(on_step=rows.append, steps=12, episodes=48, minibatches=2, critic_learning_rate=1e-2,
+                 kl_coefficient=0.0).train()
+    assert rows[-1]["objective/scores"] > rows[0]["objective/scores"] + 1.0
+
+
+def test_the_response_mask_ends_with_the_first_stop_token(make_trainer: Maker) -> None:
+    trainer = make_trainer()
+    episodes, estimates, _ = rollout(trainer)
+    assert episodes.mask.shape == estimates.logprobs.shape
+    for row, answer in enumerate(episodes.completions):
+        prompt = int(episodes.prompt_lengths[row])
+        response = episodes.tokens[row, prompt:][episodes.mask[row][: episodes.tokens.shape[1] - prompt]].tolist() \
+            if episodes.mask.shape[1] >= episodes.tokens.shape[1] - prompt else \
+            episodes.tokens[row, prompt : prompt + episodes.mask.shape[1]][episodes.mask[row]].tolist()
+        assert response == list(answer.token_ids)
+        assert (1 in response) == (response[-1] == 1) == (not bool(episodes.truncated[row]))
+        assert not estimates.logprobs[row][~episodes.mask[row]].any()
+    assert 0 < int(episodes.truncated.sum()) < 12
+
+
+def test_a_response_that_cannot_be_scored_is_left_out_and_counted(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    reward = FunctionReward(lambda p, r, meta: [float("nan") if row["number"] % 4 == 0 else 1.0 for row in meta])
+    trainer = make_trainer(reward=reward, on_step=rows.append)
+    trainer.train()
+    assert [row["objective/unscored"] for row in rows] == [3, 3] and rows[-1]["episode"] == 18
+    assert rows[0]["objective/scores"] == 1.0
+    with pytest.raises(RuntimeError, match="none of the 12 responses"):
+        make_trainer(reward=FunctionReward(lambda p, r, m: [float("nan")] * len(r))).train()
+
+
+def test_prompts_that_repeat_within_a_step_get_different_answers(make_trainer: Maker) -> None:
+    trainer = make_trainer(episodes=48, sampling=Sampling(max_tokens=20))
+    answers = trainer.sampler.answers(0)
+    first = [answer for number, answer in answers if number == 0]
+    assert len(first) == 4 and len({answer.token_ids for answer in first}) == 4
+    assert {answer.prompt_id for answer in first} == {"prompt-0"}
+
+
+def test_early_stop_leaves_out_the_minibatch_that_went_too_far(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    trainer = make_trainer(target_kl=1e-9, on_step=rows.append, steps=1, learning_rate=0.05)
+    trainer.train()
+    # The first minibatch is on policy (KL 0) and is learnt from; the second is past the target and is not.
+    assert rows[0]["policy/minibatches"] == 2
+    state = trainer.policy_optimiser.state_dict()["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {1}
+
+
+def test_only_the_critic_learns_during_its_warm_up(make_trainer: Maker, make_policy: PolicyMaker) -> None:
+    start = dict(make_policy().named_parameters())
+    trainer = make_trainer(steps=3, critic_warmup=2)
+    critic = deepcopy(trainer.critic.state_dict())
+    for step, moved in ((0, False), (1, False), (2, True)):
+        trainer._step(step)
+        assert any(not torch.equal(p, start[name]) for name, p in trainer.policy.named_parameters()) == moved
+    assert any(not torch.equal(tensor, critic[name]) for name, tensor in trainer.critic.state_dict().items())
+
+
+def test_truncated_ends_bootstrap_from_the_critic(make_trainer: Maker) -> None:
+    knobs = {"gae_lambda": 1.0, "whiten_advantages": False, "missing_eos_penalty": 0.0}
+    episodes, estimates, zero = rollout(make_trainer(**knobs))
+    _, _, bootstrapped = rollout(make_trainer(truncated_value="bootstrap", **knobs))
+    # With lambda 1 and discount 1 every return of a truncated row is higher by the value behind its end.
+    expected = (estimates.final_values * episodes.truncated)[:, None] * episodes.mask
+    torch.testing.assert_close(bootstrapped.returns - zero.returns, expected, rtol=1e-9, atol=1e-9)
+    assert expected.abs().max() > 0.01
+
+
+def test_scores_pass_normalisation_clip_and_penalty_in_this_order(make_trainer: Maker) -> None:
+    trainer = make_trainer(normalise_scores="standardise", score_clip=0.5, missing_eos="subtract",
+                           missing_eos_penalty=2.0)
+    episodes, _, experience = rollout(trainer)
+    raw = episodes.scores.double()
+    expected = ((raw - raw.mean()) / raw.std()).clamp(-0.5, 0.5) - 2.0 * episodes.truncated
+    torch.testing.assert_close(experience.scores, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_whitened_rewards_and_advantages_ignore_padding(make_trainer: Maker) -> None:
+    episodes, _, experience = rollout(make_trainer(whiten_rewards=True, discount=0.0))
+    # With discount 0 the return is the token's reward: variance 1 over the real tokens of all rows.
+    assert float(experience.returns[episodes.mask].var()) == pytest.approx(1.0, abs=1e-6)
+    assert float(experience.advantages[episodes.mask].var()) == pytest.approx(1.0, abs=1e-6)
+    assert float(experience.advantages[episodes.mask].mean()) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_adaptive_kl_is_steered_by_each_step(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    make_trainer(adaptive_kl=AdaptiveKL(target=100.0, horizon=60.0), on_step=rows.append, kl_coefficient=0.1).train()
+    # KL far below the target: error -0.2, 12 episodes: 0.1 (1 - 0.2 * 12 / 60) = 0.096
+    assert [row["objective/kl_coefficient"] for row in rows] == pytest.approx([0.1, 0.096], abs=1e-12)
+
+
+def test_pretraining_adds_the_gradient_of_the_language_model_loss(make_trainer: Maker, make_policy: PolicyMaker,
+                                                                  tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = ["1 2 3 4 5", "7 8", "9 10 11"]
+    trainer = make_trainer(corpus=corpus, pretraining=Pretraining(coefficient=27.8, batch_size=5, length=4),
+                           micro_batch_tokens=6)
+    assert trainer.pretraining is not None
+    loss = trainer.pretraining.add_gradients(trainer.policy_network, trainer.config, seed=11)
+    actual = gradients(trainer)
+    drawn = torch.randint(3, (5,), generator=torch.Generator().manual_seed(11)).tolist()
+    model, parts = make_policy(), []
+    for row in drawn:
+        ids = torch.tensor([tokenizer(corpus[row])["input_ids"][:4]])
+        table = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        parts.append(-table.gather(1, ids[0, 1:, None]).squeeze(1))
+    expected = torch.cat(parts).mean()
+    (27.8 * expected).backward()
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-9)
+    same(actual, {"policy." + name: p.grad for name, p in model.named_parameters()}, 1e-8)
+
+
+def test_pretraining_holds_the_policy_to_the_corpus(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    make_trainer(corpus=["1 2 3 4 5 6"], steps=8, on_step=rows.append, pretraining=Pretraining(batch_size=2)).train()
+    assert rows[-1]["loss/pretraining_avg"] < rows[0]["loss/pretraining_avg"] - 0.5
+
+
+def test_lora_trains_the_adapter_alone(make_trainer: Maker, make_policy: PolicyMaker) -> None:
+    rows: list[dict[str, Any]] = []
+    trainer = make_trainer(policy=add_adapter(make_policy(), Lora(rank=2, alpha=4.0)), on_step=rows.append)
+    trainer.train()
+    start = dict(make_policy().named_parameters())
+    base = {name.replace("base_model.model.", "").replace("base_layer.", ""): p
+            for name, p in trainer.policy.named_parameters() if "lora" not in name}
+    assert base.keys() == start.keys() and all(torch.equal(base[name], start[name]) for name in start)
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-9)
+    assert abs(rows[1]["objective/kl"]) > 1e-6 and rows[1]["engine/logprob_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("knobs", [{"precision": "bfloat16"}, {"gradient_checkpointing": True}])
+def test_memory_and_speed_knobs_train_as_well(make_trainer: Maker, make_policy: PolicyMaker,
+                                              knobs: dict[str, Any]) -> None:
+    plain_rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for found, extra in ((plain_rows, {}), (rows, knobs)):
+        make_trainer(policy=make_policy(dtype=torch.float32), on_step=found.append, learning_rate=1e-3, **extra).train()
+    tolerance = 0.05 if "precision" in knobs else 1e-5
+    for name in ("loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "objective/scores"):
+        assert rows[0][name] == pytest.approx(plain_rows[0][name], rel=tolerance, abs=tolerance), name
+    assert rows[0]["val/first_ratio"] == pytest.approx(1.0, abs=tolerance)
+
+
+def test_rollouts_one_step_ahead_use_the_older_weights_and_say_so(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    trainer = make_trainer(async_rollouts=True, steps=3, on_step=rows.append)
+    trainer.train()
+    assert rows[0]["engine/logprob_gap"] < 1e-5 < 1e-3 < rows[1]["engine/logprob_gap"]
+    assert rows[1]["val/first_ratio"] == pytest.approx(1.0, abs=1e-9)
+    assert rows[1]["engine/importance_weight"] != pytest.approx(1.0, abs=1e-4)
+
+
+def test_metrics_and_samples_are_written(make_trainer: Maker, tmp_path: Path) -> None:
+    make_trainer(directory=tmp_path, log_samples=3).train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    texts = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2] and len(texts) == 6
+    assert texts[0]["score"] == pytest.approx(count_of_fives([""], [texts[0]["response"]], [
+        {"number": int(texts[0]["prompt_id"].split("-")[1])}])[0], abs=1e-6)
+    assert rows[0]["lr"] == 1e-2 and rows[1]["lr"] == pytest.approx(5e-3)
+    parts = sum(rows[1][f"time/{part}"] for part in ("rollout", "score", "estimate", "update"))
+    assert parts == pytest.approx(rows[1]["time/step"], rel=1e-6)
+
+
+def test_inputs_that_cannot_work_are_refused(make_trainer: Maker, make_policy: PolicyMaker,
+                                             tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]) -> None:
+    with pytest.raises(ConfigError, match="temperature is 0"):
+        make_trainer(sampling=Sampling(temperature=0.0))
+    with pytest.raises(ConfigError, match="top_p 0.9"):
+        make_trainer(sampling=Sampling(top_p=0.9))
+    with pytest.raises(ConfigError, match="pass `corpus`"):
+        make_trainer(pretraining=Pretraining())
+    same_pad = deepcopy(tokenizer)
+    same_pad.pad_token = same_pad.eos_token
+    reward = FunctionReward(count_of_fives)
+    with pytest.raises(ConfigError, match="pads with its end token"):
+        PPOTrainer(make_policy(), same_pad, reward, prompts, PPO(), Sampling())
+    with pytest.raises(ConfigError, match="at least one prompt"):
+        PPOTrainer(make_policy(), tokenizer, reward, [], PPO(), Sampling())
+    for knobs, words in (({"kl_in": "loss"}, "k2 or k3"), ({"critic_warmup": 20}, "leaves none"),
+                         ({"episodes": 10}, "not divisible"),
+                         ({"async_rollouts": True, "importance_cap": None}, "importance_cap")):
+        with pytest.raises(ValueError, match=words):
+            PPO(**knobs)
+
+
+def test_an_engine_that_gives_no_logprobs_needs_no_correction(make_trainer: Maker, make_policy: PolicyMaker) -> None:
+    class Silent:
+        """Answers "5" and a stop token."""
+
+        def generate(self, asked: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
+            return [[Completion(id=prompt.id, prompt_id=prompt.id, text="5", token_ids=(8, 1), finish_reason="stop",
+                                policy="silent")] for prompt in asked]
+
+        def update_weights(self, model: object) -> None:
+            pass
+
+    trainer = make_trainer(engine=Silent(), importance_cap=1.0001, importance_mask=1.0001)
+    _, _, experience = rollout(trainer)
+    assert torch.equal(experience.weights, torch.ones(12, 2, dtype=torch.float64))
+    assert "engine/logprob_gap" not in trainer._step(0)
