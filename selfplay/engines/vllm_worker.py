@@ -1,6 +1,6 @@
 """What runs inside vLLM's worker processes: a cure for tied embeddings on a CPU, and an end when our process is gone.
 
-vLLM mixes `WorkerExtension` into its worker class (`worker_extension_cls`). Imports nothing of vLLM or torch at the top.
+vLLM mixes `WorkerExtension` into its worker class (`worker_extension_cls`). Imports neither vLLM nor torch at the top.
 """
 
 import os
@@ -26,8 +26,8 @@ class WorkerExtension:
     def repack_tied_head(self) -> None:
         """Make an output layer that is tied to the input embedding use the weights just loaded (CPU only).
 
-        The CPU kernels multiply with a packed copy of a weight. Reloading packs each layer anew, but a tied `lm_head` is no
-        layer with weights of its own, so that its copy stayed the old one (vLLM 0.31).
+        The CPU kernels multiply with a packed copy of a weight. Reloading packs each layer anew, but a tied `lm_head`
+        has no weights of its own, so that its copy stays the old one (vLLM 0.31).
         """
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 

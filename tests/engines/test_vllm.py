@@ -1,7 +1,7 @@
 """The vLLM engine on a CPU against transformers: the same numbers, before and after its weights change.
 
-Two vLLMs are started for the whole file (15 to 35 s each), one with tied and one with untied embeddings, and one is killed
-while it starts. Each test that changes weights states which ones it needs, so that the tests may run in any order.
+Two vLLMs are started for the whole file (15 to 35 s each), one with tied and one with untied embeddings, and one is
+killed while it starts. Each test that changes weights sets those it needs, so that the tests may run in any order.
 """
 
 import json
@@ -27,14 +27,14 @@ from selfplay.models import decode, encode_prompt, load_tokenizer, save
 from selfplay.records import Completion, Prompt
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
-TEXT = ("once upon a time a fox lived near the lake and the fox had a kite . one day a bell rang and the fox ran home to "
-        "see who it was . { } [ ] : , \" \\ name age true false 0 1 2 3 4 5 6 7 8 9 ")
+TEXT = ("once upon a time a fox lived near the lake and the fox had a kite . one day a bell rang and the fox ran home "
+        "to see who it was . { } [ ] : , \" \\ name age true false 0 1 2 3 4 5 6 7 8 9 ")
 PROMPTS = [Prompt.plain("short", "the fox"), Prompt.plain("long", "once upon a time a fox had a kite " * 12)]
 """The long one fills more than one block of vLLM's cache (128 tokens), so that a stale cache would be used."""
 
 
 def llama(tied: bool, seed: int, deviation: float = 0.15) -> PreTrainedModel:
-    """A random Llama of the shape of stories260k; by default its weights are large, so that its distributions are sharp."""
+    """A random Llama of the shape of stories260k; its weights are large, so that its distributions are sharp."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=512, hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8,
@@ -164,7 +164,7 @@ def test_same_seed_same_completions_whatever_the_order_of_the_prompts(untied: Vl
 
 
 def test_stop_tokens_and_stop_strings_end_a_completion(untied: VllmEngine) -> None:
-    """All 512 tokens are nearly equally likely: of 64 x 64 about 4096 / 512 = 8 end a text, and more begin with ` a`."""
+    """All 512 tokens are nearly equally likely: of 64 x 64, about 4096 / 512 = 8 end a text, and more hold ` a`."""
     untied.update_weights(llama(False, 9, deviation=0.01))
     prompts = [Prompt.plain(f"p{number}", "the fox") for number in range(64)]
     rows = flat(untied.generate(prompts, Sampling(max_tokens=64, stop=(" a",))))
@@ -209,7 +209,7 @@ def test_this_process_is_left_as_it_was(untied: VllmEngine) -> None:
 
 def test_a_killed_owner_leaves_no_vllm_behind(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, llama(False, 0))
-    script = f"from selfplay.engines.vllm import VllmEngine\nif __name__ == '__main__':\n    VllmEngine({str(checkpoint)!r})"
+    script = f"from selfplay.engines.vllm import VllmEngine\nif __name__ == '__main__': VllmEngine({str(checkpoint)!r})"
     owner = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     children: list[psutil.Process] = []
