@@ -96,6 +96,8 @@ def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:
     else:
         _resolve_python(tree.get("criteria"), folder)
     _resolve_python([tree], folder)
+    if isinstance(tree.get("gold"), str):
+        tree["gold"] = str((folder / Path(tree["gold"]).expanduser()).absolute())
     if isinstance(tree.get("members"), list):
         tree["members"] = [dict(member, judge=str(find(member["judge"], folder).absolute()))
                            if isinstance(member, dict) and isinstance(member.get("judge"), str) else member

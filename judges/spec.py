@@ -52,6 +52,9 @@ class JudgeSpec(Section):
     on_error: OnError = OnError()
     thresholds: Thresholds = Thresholds()
     tests: Annotated[tuple[JudgeTest, ...], Field(strict=False)] = ()
+    gold: str | None = None
+    """Pairs with a known answer, a .jsonl file beside this one with `prompt`, `chosen`, `rejected` and the row's own
+    columns; default the built-in set."""
 
     @property
     def needs_model(self) -> bool:
