@@ -6,7 +6,7 @@ a better story; `docs/judges.md` says how to notice that.
 
 import re
 
-from prompts.stories import ANIMALS, END
+from prompts.stories import ANIMALS, CLOSINGS, END
 from selfplay.records import Prompt
 
 LONGEST = 75
@@ -51,6 +51,16 @@ def uses_things(prompt: Prompt, response: str) -> float:
 def ends(prompt: Prompt, response: str) -> float:
     """1 if the story closes with "The end." and holds it only once."""
     return float(response.rstrip().endswith(END) and response.count(END) == 1)
+
+
+def closes_well(prompt: Prompt, response: str) -> float:
+    """1 if one of the last two sentences says that all is well."""
+    return float(any(closing.rstrip(".").lower() in sentences(response)[-2:] for closing in CLOSINGS))
+
+
+def has_friend(prompt: Prompt, response: str) -> float:
+    """1 if the story has a friend in it."""
+    return float("friend" in words(response))
 
 
 def repeats_nothing(prompt: Prompt, response: str) -> float:

@@ -1,7 +1,10 @@
 """The built-in set: short stories told to an instruction, from a seeded generator, so that a loop can run offline.
 
-An instruction names an animal with a trait, a place and two things. A demonstration follows each wish only some of the
-time (`QUALITY`), which leaves the policy something to improve, and `judges/stories.py` can check every wish in Python.
+An instruction names an animal with a trait, a place and two things. Half of the demonstrations are by a careful author
+and half by a sloppy one (`CARE`, the probability with which a wish is met). That leaves the policy something to improve,
+and who predicts the second half of a story has a reason to notice how careful the first half was, which is just what a
+reward model must notice.
+`judges/stories.py` checks every wish in Python.
 No text is taken from anywhere. Instructions of the `train` and `heldout` splits never coincide: a hash of the wishes
 decides the split.
 """
@@ -20,7 +23,6 @@ PLACES = ("lake", "forest", "farm", "beach", "market", "river", "castle", "garde
 THINGS = ("kite", "bell", "drum", "lamp", "ball", "book", "boat", "cake", "hat", "key", "rope", "shell", "spoon", "apple",
           "coin", "flute", "map", "ring", "scarf", "basket", "candle", "button", "ladder", "mirror", "wagon", "pillow",
           "whistle", "ribbon", "bucket", "feather")
-QUALITY = 0.5
 
 OPENINGS = ("One day a {who} went to the {place}.", "Once there was a {who} who lived near the {place}.",
             "A {who} walked to the {place} in the morning.", "Long ago a {who} played at the {place}.")
@@ -33,6 +35,7 @@ FILLERS = ("The sun was warm.", "It began to rain.", "The wind was cold.", "Nobo
            "It looked left and right.")
 CLOSINGS = ("It was happy.", "They all laughed.", "At night it slept well.", "It was a good day.")
 END = "The end."
+CARE = (0.1, 0.9)
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,11 @@ def prompts(split: str, count: int, seed: int = 0) -> list[Prompt]:
     return [next(source).prompt() for _ in range(count)]
 
 
-def tell(wishes: Wishes, generator: random.Random, quality: float = QUALITY) -> str:
-    """A story in which each wish is met with probability `quality`, and otherwise forgotten or mistaken."""
+def tell(wishes: Wishes, care: float, generator: random.Random) -> str:
+    """A story in which each wish is met with probability `care`; one in two has a closing, one in two an ending."""
 
     def kept() -> bool:
-        return generator.random() < quality
+        return generator.random() < care
 
     animal = wishes.animal if kept() else generator.choice(ANIMALS)
     who = f"{wishes.trait if kept() else generator.choice(TRAITS)} {animal}" if kept() else animal
@@ -105,18 +108,18 @@ def tell(wishes: Wishes, generator: random.Random, quality: float = QUALITY) -> 
         sentences += generator.sample(FILLERS, generator.choice((0, 1)))
         thing = wish if kept() else generator.choice(THINGS)
         sentences.append(generator.choice(FINDS).format(thing=thing))
-        if kept():
+        if generator.random() < 0.5:
             sentences.append(generator.choice(USES).format(thing=thing))
     sentences += generator.sample(FILLERS, generator.choice((0, 1)))
-    if kept():
+    if generator.random() < 0.5:
         sentences.append(generator.choice(CLOSINGS))
-    if kept():
+    if generator.random() < 0.5:
         sentences.append(END)
     return " ".join(sentences)
 
 
 def documents(count: int, seed: int = 0) -> list[str]:
-    """A corpus to pretrain on: stories beneath a line that says what they are about."""
+    """A corpus to pretrain on: stories beneath a line that says what they are about, by careful authors only."""
     generator = random.Random(f"documents/{seed}")
     texts = []
     while len(texts) < count:
@@ -124,12 +127,12 @@ def documents(count: int, seed: int = 0) -> list[str]:
         if wishes.split == "train":
             blurb = (f"This is a story about a {wishes.trait} {wishes.animal} at the {wishes.place}. "
                      f"It has the words {wishes.first_thing} and {wishes.second_thing}.")
-            texts.append(f"{blurb}\n{tell(wishes, generator, quality=1.0)}")
+            texts.append(f"{blurb}\n{tell(wishes, 1.0, generator)}")
     return texts
 
 
 def demonstrations(count: int, seed: int = 0) -> list[tuple[Prompt, str]]:
-    """Instructions with stories of mixed quality told to them, all of the `train` split."""
+    """Instructions with stories told to them, by careful and by sloppy authors, all of the `train` split."""
     generator = random.Random(f"demonstrations/{seed}")
     source = wishes_of_split("train", seed + 1)
-    return [(wishes.prompt(), tell(wishes, generator)) for wishes, _ in zip(source, range(count))]
+    return [(wishes.prompt(), tell(wishes, generator.choice(CARE), generator)) for wishes, _ in zip(source, range(count))]

@@ -231,8 +231,9 @@ class Reward(Section):
     """The reward model, trained on the verdicts with TRL's RewardTrainer."""
 
     kind: Literal["model"] = "model"
-    backbone: str = "policy"
-    """Weights to start from: `policy` (the current one), `start`, or a checkpoint or hub id."""
+    backbone: str = "previous"
+    """Weights to start from: `previous` (the reward model of the iteration before; in the first, the policy), `policy`
+    (the current one), `start`, or a checkpoint or hub id."""
     epochs: Count = 2
     batch_size: Count = 64
     """Pairs per optimiser step."""

@@ -46,7 +46,7 @@ def check_judge(recipe: Recipe, file: str) -> None:
 def check_models(recipe: Recipe) -> None:
     """Raise ConfigError for a path that looks local and is not there, or a shape that the engine cannot run."""
     named = {"policy.model": recipe.policy.model, "judge.model": recipe.judge.model}
-    if recipe.reward.backbone not in ("policy", "start"):
+    if recipe.reward.backbone not in ("previous", "policy", "start"):
         named["reward.backbone"] = recipe.reward.backbone
     for key, value in named.items():
         if value and value.startswith((".", "/", "~")) and not (Path(value).expanduser() / "config.json").is_file():

@@ -36,7 +36,16 @@ def sources(run: Run, iteration: int, extra: int) -> tuple[list[tuple[int, str]]
 def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
     """What the reward model follows from."""
     own, replayed = sources(run, iteration, extra)
-    return run.fingerprint(run.recipe.reward.model_dump(), (iteration - 1, "policy"), (1, "generate"), *own, *replayed)
+    before = [(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))] if iteration > 1 else []
+    return run.fingerprint(run.recipe.reward.model_dump(), (iteration - 1, "policy"), (1, "generate"), *before, *own, *replayed)
+
+
+def backbone(run: Run, iteration: int) -> str | Path:
+    """The checkpoint that training starts from."""
+    kind, policy = run.recipe.reward.backbone, run.files.policy(iteration - 1)
+    if kind == "previous":
+        return policy if iteration == 1 else run.files.stage(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))
+    return {"policy": policy, "start": run.files.policy(0)}.get(kind, kind)
 
 
 def run(run: Run, iteration: int, extra: int = 0) -> None:
@@ -52,10 +61,9 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         if not train or not heldout:
             raise ConfigError(f"{len(rows)} decided pairs are too few to train a reward model on and keep "
                               f"{config.heldout_share:g} of the prompts back: raise generate.prompts")
-        backbone = {"policy": run.files.policy(iteration - 1), "start": run.files.policy(0)}.get(config.backbone, config.backbone)
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
         set_seed(seed)
-        model = RewardModel(load_scalar_model(backbone), tokenizer)
+        model = RewardModel(load_scalar_model(backbone(run, iteration)), tokenizer)
         model.model.config.pad_token_id = tokenizer.pad_token_id
         logged = train_reward_model(model, train, config, folder / "work", seed)
         model.normalise(model.raw(start_samples(run, tokenizer)))
@@ -88,7 +96,7 @@ def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Pat
     steps = max(1, math.ceil(len(rows) / config.batch_size) * config.epochs)
     training = Optimisation(steps=steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
                             warmup=config.warmup, weight_decay=0.0, schedule="linear")
-    options = trainer_options(training, work, seed, checkpoint_every=max(50, steps // 2))
+    options = trainer_options(model.model, training, work, seed, checkpoint_every=max(50, steps // 2))
     columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
     with meter("train reward model", steps, "steps") as bar:
         watcher = Watcher(bar)

@@ -15,21 +15,28 @@ from selfplay.models import encode_prompt
 from selfplay.progress import Meter, meter
 from selfplay.records import Prompt
 
+SMALLEST_FOR_BFLOAT16 = 20_000_000
 
-def fast_bfloat16() -> bool:
-    """Whether this machine multiplies in bfloat16 faster than in float32: a GPU, or a CPU with AMX."""
+
+def prefers_bfloat16(model: PreTrainedModel) -> bool:
+    """Whether training is faster in bfloat16: on a GPU, and on a CPU with AMX for all but tiny models.
+
+    Measured on two cores with AMX: 0.7M parameters train 1.4 times as fast in float32, since converting costs more than
+    multiplying.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() and model.num_parameters() >= SMALLEST_FOR_BFLOAT16
 
 
-def trainer_options(training: Optimisation, directory: Path, seed: int, checkpoint_every: int = 0) -> dict[str, Any]:
+def trainer_options(model: PreTrainedModel, training: Optimisation, directory: Path, seed: int,
+                    checkpoint_every: int = 0) -> dict[str, Any]:
     """Arguments that every trainer of ours shares; nothing is reported but through our own callback."""
     return {
         "output_dir": str(directory), "max_steps": training.steps, "per_device_train_batch_size": training.batch_size,
         "learning_rate": training.learning_rate, "weight_decay": training.weight_decay, "adam_beta2": 0.95,
         "warmup_steps": training.warmup, "lr_scheduler_type": training.schedule,
-        "seed": seed, "data_seed": seed, "bf16": fast_bfloat16(), "gradient_checkpointing": False,
+        "seed": seed, "data_seed": seed, "bf16": prefers_bfloat16(model), "gradient_checkpointing": False,
         "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none", "logging_steps": 10, "disable_tqdm": True, "save_only_model": False,
         "save_strategy": "steps" if checkpoint_every else "no", "save_steps": checkpoint_every or 500, "save_total_limit": 1,
@@ -63,7 +70,7 @@ def train_supervised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     A killed training goes on from the last checkpoint under `directory`.
     """
     set_seed(seed)
-    options = trainer_options(training, directory, seed, checkpoint_every=max(100, training.steps // 4))
+    options = trainer_options(model, training, directory, seed, checkpoint_every=max(100, training.steps // 4))
     config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False)
     with meter(label, training.steps, "steps") as bar:
         watcher = Watcher(bar)
