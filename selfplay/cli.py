@@ -100,3 +100,20 @@ def _stage(name: str) -> Any:
 
 for _name in ("generate", "label", "reward", "policy", "evaluate"):
     app.command(_name)(_stage(_name))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Print versions and devices, what is missing or clashes, and the line that mends it."""
+    from dataclasses import asdict
+
+    from selfplay import doctor as doctoring
+
+    findings = doctoring.diagnose()
+    if as_json:
+        emit([asdict(finding) for finding in findings])
+        return
+    for finding in findings:
+        typer.echo(f"{finding.state:8} {finding.subject}: {finding.detail}")
+        if finding.cure:
+            typer.echo(f"{'':9}-> {finding.cure}")

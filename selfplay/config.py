@@ -104,10 +104,13 @@ class Architecture(Section):
     """A Llama small enough to pretrain where you sit."""
 
     layers: Count = 4
+    """Transformer blocks."""
     hidden_size: Count = 128
+    """Width of the residual stream."""
     heads: Count = 4
     """hidden_size / heads is the head size. vLLM's CPU kernels want 32, 64, 80, 96, 112, 128, ..."""
     intermediate_size: Count = 352
+    """Width inside the gated MLP."""
     context: Count = 256
     """Longest sequence, in tokens."""
     tie_embeddings: bool = True
@@ -124,13 +127,17 @@ class Optimisation(Section):
     """Plain supervised training: AdamW, linear warm-up, cosine or linear decay."""
 
     steps: Count = 300
+    """Optimiser steps."""
     batch_size: Count = 64
     """Sequences per optimiser step."""
     learning_rate: Positive = 3e-3
+    """Peak learning rate."""
     warmup: Unit = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: NonNegative = 0.01
+    """AdamW's decoupled weight decay."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
 
 
 class Demonstrations(Section):
@@ -164,8 +171,11 @@ class Lora(Section):
     """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning. Needs the `peft` extra."""
 
     rank: Count = 16
+    """Rank of each adapter."""
     alpha: Positive = 32.0
+    """Adapters are scaled by alpha / rank."""
     targets: Texts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Modules that get an adapter."""
 
 
 class Policy(Section):
@@ -196,6 +206,7 @@ class Engine(Section):
     """Who produces text."""
 
     kind: Literal["transformers", "vllm"] = "transformers"
+    """`transformers` runs anywhere; `vllm` is faster on a GPU and has a CPU build."""
     batch_size: Count = 256
     """Rows decoded at once by the transformers engine."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.45
@@ -231,14 +242,18 @@ class Reward(Section):
     """The reward model, trained on the verdicts with TRL's RewardTrainer."""
 
     kind: Literal["model"] = "model"
+    """A reward model, trained on the preferences."""
     backbone: str = "previous"
     """Weights to start from: `previous` (the reward model of the iteration before; in the first, the policy), `policy`
     (the current one), `start`, or a checkpoint or hub id."""
     epochs: Count = 2
+    """Passes over the preferences."""
     batch_size: Count = 64
     """Pairs per optimiser step."""
     learning_rate: Positive = 1e-4
+    """Peak learning rate; falls linearly to 0."""
     warmup: Unit = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
     heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     """Share of the prompts whose pairs are kept back to measure accuracy and calibration."""
     replay: Unit = 0.0
@@ -275,6 +290,7 @@ class PPO(Section):
     """Proximal policy optimisation (Schulman et al. 2017) as used on language models since Ziegler et al. 2019."""
 
     kind: Literal["ppo"] = "ppo"
+    """The only algorithm so far."""
     steps: Count = 20
     """Optimisation steps: each one samples `episodes` and learns from them."""
     episodes: Count = 256
@@ -286,7 +302,9 @@ class PPO(Section):
     micro_batch_tokens: Count = 16384
     """Most tokens, padding included, in one forward pass; changes speed and memory, never the gradients."""
     learning_rate: Positive = 3e-4
+    """The policy's peak learning rate."""
     critic_learning_rate: Positive = 1e-3
+    """The critic's peak learning rate."""
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     """How both learning rates fall over the steps: linear and cosine end near 0 (linear: N+ details 2024)."""
     warmup: Unit = 0.0
@@ -294,6 +312,7 @@ class PPO(Section):
     adam_epsilon: Positive = 1e-5
     """Adam's epsilon (Baselines' PPO, N+ details: 1e-5 rather than 1e-8)."""
     weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay, for both networks."""
     max_grad_norm: Positive = 1.0
     """Longest gradient, for the policy and for the critic by itself."""
     clip: Positive = 0.2
@@ -377,6 +396,7 @@ class Evaluate(Section):
     judge: str | None = None
     """Judge file that measures; default the one that labels."""
     temperature: NonNegative = 1.0
+    """Temperature of the held-out answers."""
     resamples: Annotated[int, Field(ge=2000)] = 2000
     """Bootstrap resamples over prompts behind every 95% interval."""
 
@@ -406,11 +426,15 @@ class Recipe(Section):
     """One file, one run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run's directory; default the recipe's file name."""
     description: str = ""
+    """What the run is for; shown in reports."""
     output: str | None = None
     """The run's directory; default `runs/NAME`."""
     seed: int = 0
+    """Every random choice of a run follows from it."""
     iterations: Count = 2
+    """Rounds of generate, label, reward, policy, evaluate."""
     threads: Count | None = None
     """CPU threads for torch; default all cores."""
     prompts: Prompts = Prompts()
