@@ -49,7 +49,7 @@ def run(run: Run, iteration: int = 0) -> None:
         shutil.rmtree(folder / "work", ignore_errors=True)
         save(model, tokenizer, folder)
         write_json(folder / "bootstrap.json", {"parameters": model.num_parameters(), **metrics})
-    run.files.add_metrics(0, "bootstrap", [metrics] if metrics else [])
+        run.files.add_metrics(0, "bootstrap", [metrics] if metrics else [])
 
 
 def from_text(config: Bootstrap, work: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:

@@ -56,5 +56,5 @@ def run(run: Run, iteration: int) -> None:
         for name in ("metrics.jsonl", "samples.jsonl"):
             shutil.move(folder / "work" / name, folder / name)
         shutil.rmtree(folder / "work")
-    rows = [json.loads(line) for line in (run.files.policy(iteration) / "metrics.jsonl").read_text().splitlines()]
-    run.files.add_metrics(iteration, "policy", rows)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        run.files.add_metrics(iteration, "policy", rows)

@@ -71,10 +71,10 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         shutil.rmtree(folder / "work", ignore_errors=True)
         model.save(folder)
         write_json(folder / "metrics.json", {**metrics, "trained_on": len(train), "mean": model.mean, "deviation": model.deviation})
+        run.files.add_metrics(iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged])
     accuracy = metrics["accuracy"]
     say(f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
         f"{accuracy['n']} pairs")
-    run.files.add_metrics(iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged])
 
 
 def preferences(run: Run, iteration: int, stage: str) -> Rows:
@@ -96,7 +96,7 @@ def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Pat
     steps = max(1, math.ceil(len(rows) / config.batch_size) * config.epochs)
     training = Optimisation(steps=steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
                             warmup=config.warmup, weight_decay=0.0, schedule="linear")
-    options = trainer_options(model.model, training, work, seed, checkpoint_every=max(50, steps // 2))
+    options = trainer_options(model.model, training, work, seed, checkpoint_every=max(20, steps // 2))
     columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
     with meter("train reward model", steps, "steps") as bar:
         watcher = Watcher(bar)

@@ -70,7 +70,7 @@ def train_supervised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     A killed training goes on from the last checkpoint under `directory`.
     """
     set_seed(seed)
-    options = trainer_options(model, training, directory, seed, checkpoint_every=max(100, training.steps // 4))
+    options = trainer_options(model, training, directory, seed, checkpoint_every=max(20, training.steps // 4))
     config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False)
     with meter(label, training.steps, "steps") as bar:
         watcher = Watcher(bar)
