@@ -40,7 +40,8 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Everything there is to say about this machine and this environment, most basic first; takes under a second."""
-    installed = {canonicalize_name(item.name): item.version for item in metadata.distributions() if item.name}
+    installed: dict[str, str] = {
+        canonicalize_name(item.name): item.version for item in metadata.distributions() if item.name}
     gpus = list_gpus()
     return [*machine(), *graphics(gpus, installed), *dependencies(requirements(DISTRIBUTION), installed),
             *companions(installed), *vllm(installed, bool(gpus)), *extras(installed)]
