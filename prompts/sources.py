@@ -9,20 +9,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prompts import stories
+from prompts import instructions, stories
 from selfplay.config import ConfigError, PromptSource
 from selfplay.records import Message, Prompt
 
 BUILT_IN = "stories"
+BUILT_IN_PROMPTS = {"stories": stories.prompts, "instructions": instructions.prompts}
 END_OF_DOCUMENT = "<|endoftext|>"
 READABLE = (".jsonl", ".json", ".parquet", ".txt")
 
 
 def load_prompts(source: PromptSource, seed: int) -> list[Prompt]:
     """All prompts of a source, each with an id of its own. Raises ConfigError for one that cannot be read."""
-    if source.source == BUILT_IN:
+    if source.source in BUILT_IN_PROMPTS:
         try:
-            return stories.prompts(source.split, source.limit or 1024, seed)
+            return BUILT_IN_PROMPTS[source.source](source.split, source.limit or 1024, seed)
         except ValueError as error:
             raise ConfigError(str(error)) from None
     rows = _rows(source.source, source.split)
@@ -130,5 +131,5 @@ def _hub_rows(source: str, split: str) -> Iterable[dict[str, Any]]:
     try:
         return datasets.load_dataset(source, split=split)
     except Exception as error:  # the hub client raises errors of many kinds
-        raise ConfigError(f"{source!r} is neither `{BUILT_IN}`, nor a file ({', '.join(READABLE)}), nor a dataset that "
+        raise ConfigError(f"{source!r} is neither built in ({', '.join(BUILT_IN_PROMPTS)}), nor a file ({', '.join(READABLE)}), nor a dataset that "
                           f"could be loaded with split {split!r}: {str(error).splitlines()[0]}") from None

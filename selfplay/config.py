@@ -84,13 +84,13 @@ class PromptSource(Section):
     """Where prompts come from."""
 
     source: str = "stories"
-    """`stories` (the built-in set), a .jsonl / .parquet / .txt file, or the name of a dataset on the hub."""
+    """`stories` or `instructions` (built in), a .jsonl / .parquet / .txt file, or the name of a dataset on the hub."""
     split: str = "train"
-    """Split of a hub dataset, or of the built-in set (`train` and `heldout` never share a prompt)."""
+    """Split of a hub dataset, or of a built-in set (`train` and `heldout` never share a prompt)."""
     column: str = "prompt"
     """Column with the prompt: a string or a list of {role, content}. All other columns become `meta`."""
     limit: Count | None = None
-    """Use the first so many prompts; the built-in set makes exactly so many (default 1,024)."""
+    """Use the first so many prompts; a built-in set makes exactly so many (default 1,024)."""
 
 
 class Prompts(Section):

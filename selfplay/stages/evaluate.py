@@ -6,6 +6,7 @@ row per prompt and opponent) and `evaluation.json`. The start is sampled too, as
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,9 @@ def measures(run: Run, iteration: int, answers: Sequence[Completion], spec: judg
         rewards = model.score(run.heldout, answers)
         reward = sum(rewards) / len(rewards)
     if spec.scores:
-        given = [score for score in open_judge(run, spec, iteration).score(run.heldout, answers) if score is not None]
+        with ExitStack() as engines:
+            judge = open_judge(run, spec, iteration, engines)
+            given = [score for score in judge.score(run.heldout, answers) if score is not None]
         scores = sum(given) / len(given) if given else None
     return {"mean_reward": reward, "mean_score": scores, "kl_to_start": kl_to_start(run, iteration, answers),
             "mean_length": sum(lengths) / len(lengths), "p95_length": lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],

@@ -6,6 +6,7 @@ no paid call is made twice.
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import judges
@@ -61,30 +62,34 @@ def ask(run: Run, spec: judges.JudgeSpec, pairs: Sequence[Pair], policy: int, jo
     journal = Journal(journal_path)
     verdicts: list[Verdict] = []
     judge = None
-    with meter(label, len(pairs), "pairs") as bar:
+    with ExitStack() as engines, meter(label, len(pairs), "pairs") as bar:
         for start in range(0, len(pairs), BATCH):
             batch = pairs[start : start + BATCH]
             if str(start) not in journal.batches:
-                judge = judge or open_judge(run, spec, policy)
+                judge = judge or open_judge(run, spec, policy, engines)
                 journal.append(str(start), [verdict.model_dump() for verdict in judge.judge(batch)])
             verdicts += [Verdict.model_validate(row) for row in journal.batches[str(start)]]
             bar.advance(len(batch))
     return verdicts
 
 
-def open_judge(run: Run, spec: judges.JudgeSpec, policy: int) -> judges.Judge:
-    """The judge, with an engine for its model if it has one."""
+def open_judge(run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack) -> judges.Judge:
+    """The judge, with an engine for each model of its own, which `engines` closes."""
 
     def engine_for(part: judges.JudgeSpec) -> Engine:
-        return judge_engine(run, part, policy)
+        if getattr(part, "model", None) == "policy":
+            return run.engine(run.files.policy(policy), f"iteration-{policy:03d}")
+        engine = own_engine(run, part)
+        engines.callback(engine.close)
+        return engine
 
     weights = run.files.manifest_hash(policy, "policy")
     return judges.build(spec, engine_for if spec.needs_model else None, run.files.path / "judge_cache.sqlite",
                         seed=run.seed("judge"), weights=weights)
 
 
-def judge_engine(run: Run, spec: judges.JudgeSpec, policy: int) -> Engine:
-    """The engine that answers for a judge: an endpoint, the policy itself, or a model of its own."""
+def own_engine(run: Run, spec: judges.JudgeSpec) -> Engine:
+    """The engine of a judge that is not the policy: an endpoint, or the recipe's kind of engine over the judge's model."""
     from selfplay.engines.open import open_engine
 
     endpoint, model = getattr(spec, "endpoint", None), getattr(spec, "model", None)
@@ -92,8 +97,6 @@ def judge_engine(run: Run, spec: judges.JudgeSpec, policy: int) -> Engine:
         from selfplay.engines.endpoint import EndpointEngine
 
         return EndpointEngine(endpoint, model)
-    if model == "policy":
-        return run.engine(run.files.policy(policy), f"iteration-{policy:03d}")
     if model is None:
         raise ConfigError(f"judge {spec.name!r} asks a language model, but names none: set judge.model in the recipe")
     return open_engine(run.recipe.engine, model, model, dtype=run.recipe.policy.dtype, revision=getattr(spec, "revision", None))
