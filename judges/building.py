@@ -69,7 +69,7 @@ def build(spec: JudgeSpec, engine: Engine | Opener | None = None, cache: Path | 
                                 for one in lenient])
     opened = None
     if engine is not None and spec.needs_model:
-        opened = cast(Engine, engine) if hasattr(engine, "generate") else cast(Opener, engine)(spec)
+        opened = cast(Engine, engine) if hasattr(engine, "generate") else cast(Callable[..., Engine], engine)(spec)
     if isinstance(spec, PythonSpec):
         return OwnJudge(spec, opened)
     if not isinstance(spec, ModelSpec):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from judges.spec import JudgeSpec
 from selfplay.records import Pair, Preference, Verdict, mean_preference
@@ -82,14 +82,15 @@ def to_preferences(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
 
 
 def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
-           spec: JudgeSpec | None = None) -> dict[str, float | int | None]:
+           spec: JudgeSpec | None = None) -> dict[str, Any]:
     """How the judge behaved on these pairs. Shares are in [0, 1], null where there is nothing to take a share of.
 
     `pairs`, `decided`, `ties`, `unscored`: counts of pairs, as in `to_preferences`, identical ones left out.
     `swap_consistency`: share of pairs with both orders read on which both say the same (first, second, or tie).
     `first_share`: share of decided answers that chose the place shown first; a judge without order has none.
     `longer_share`: share of decided pairs, of different length in characters, whose longer response was preferred.
-    `unscored_answers`: share of single verdicts (each order by itself) that could not be read.
+    `unscored_answers`: share of single verdicts (each order by itself) that could not be read; `tied_answers`: share of
+    the readable ones that are ties.
     """
     by_id = {pair.id: pair for pair in pairs if pair.first.text != pair.second.text}
     rows = [verdict for verdict in verdicts if verdict.pair_id in by_id]
@@ -100,6 +101,7 @@ def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
         "pairs": counts["pairs"], "decided": counts["decided"], "ties": counts["ties"], "unscored": counts["unscored"],
         "swap_consistency": _share(_consistent(rows)), "first_share": _share(_chose_first(rows)),
         "longer_share": _share(longer), "unscored_answers": _share([row.preference is None for row in rows]),
+        "tied_answers": _share([winner(row.preference) == "tie" for row in rows if row.preference is not None]),
     }
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from judges.files import load_object
 from judges.scoring import Assessment, ScoringJudge
@@ -9,7 +10,7 @@ from judges.sections import Criterion
 from judges.spec import RulesSpec
 from selfplay.records import Completion, Prompt
 
-Function = Callable[[Prompt, str], float]
+Function = Callable[[Prompt, str], Any]
 
 
 class Unscorable(Exception):

@@ -165,14 +165,15 @@ class Thresholds(Section):
     """Least share of pairs on which both orders agree."""
     first_share: Annotated[float, Field(ge=0.5, le=1)] = 0.75
     """Largest share of one position among the decided answers."""
-    longer_share: Annotated[float, Field(ge=0.5, le=1)] = 0.9
-    """Largest share of decided gold pairs on which the longer, or the shorter, response won."""
+    length_bias: Unit = 0.3
+    """Largest difference between the share of gold pairs that the longer response won and the share it deserved to
+    win."""
     ties: Unit = 0.9
     """Largest share of ties."""
     unscored: Unit = 0.1
     """Largest share of unscored pairs."""
-    canary_wins: Unit = 0.1
-    """Largest share of canaries (empty, echoed, injected ... responses) that beat an honest answer."""
+    canary_wins: Unit = 0.2
+    """Largest share, of any kind of canary (empty, echoed, injected ... responses), that beat a right answer."""
 
 
 class JudgeTest(Section):

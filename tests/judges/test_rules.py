@@ -91,11 +91,10 @@ def test_a_completion_in_several_pairs_is_assessed_once(monkeypatch: pytest.Monk
 def test_the_stories_judge_checks_every_wish() -> None:
     judge = build(load_spec("stories"))
     wishes = {"trait": "shy", "animal": "fox", "place": "lake", "first_thing": "kite", "second_thing": "bell"}
-    perfect = ("One day a shy fox went to the lake. It found a kite under a tree. It took the kite home. It saw a bell "
-               "on the "
-               "ground. The bell made it smile. It was happy. The end.")
+    perfect = ("One day a shy fox went to the lake. It found a kite under a tree. It took the kite home. A "
+               "friend gave it a bell. The bell made it smile. It was happy. The end.")
     poor = "A dog slept. A dog slept."
     assert judge.score([Prompt.plain("p", "Tell a story.", **wishes)], [completion(perfect)]) == [1.0]
-    # Of 11 points the poor one gets none: another animal, no place, no things, no ending, a repeat, 6 words.
+    # Of all points the poor one gets none: another animal, no place, no things, no ending, a repeat, 6 words.
     assert judge.score([Prompt.plain("p", "Tell a story.", **wishes)], [completion(poor)]) == [0.0]
     assert judge.judge([pair(poor, perfect, **wishes)])[0].preference == 0.0

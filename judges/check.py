@@ -1,0 +1,169 @@
+"""Measures a judge: its file's tests, pairs with a known answer, canaries; and says what is wrong with it.
+
+`check` is behind `selfplay judge check`; the loop calls `watch` after each labelling and `require_fit` before it trains
+on what the judge said. All return data and print nothing.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from judges.agreement import cohen_kappa, wilson
+from judges.building import Judge, Opener, build
+from judges.cache import AnswerCache
+from judges.diagnosis import Figures, Problem, diagnose
+from judges.failures import JudgeStopped
+from judges.gold import GoldPair, canaries, gold_file, load_gold
+from judges.results import health, settle, winner
+from judges.spec import JudgeSpec
+from judges.trials import run_tests
+from selfplay.engines import Engine
+from selfplay.records import Pair, Verdict
+
+
+class CheckReport(BaseModel):
+    """What `judge check` found. Shares are in [0, 1], null where there was nothing to measure."""
+
+    judge: str
+    version: int
+    model: str | None
+    tests: int
+    """Tests in the judge's file."""
+    failed_tests: list[str]
+    gold: Figures | None
+    """Figures on pairs with a known answer; null for Python rules without a gold file of their own."""
+    gold_by_category: dict[str, float]
+    gold_by_trap: dict[str, float]
+    canary_wins: dict[str, float]
+    """Kind of canary -> share that beat the right answer, a tie being half a win."""
+    input_tokens: int
+    output_tokens: int
+    cost: float
+    """Dollars."""
+    seconds: float
+    problems: list[Problem]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the judge may be trusted as far as its file asks."""
+        return not self.problems
+
+
+def lenient(spec: JudgeSpec) -> JudgeSpec:
+    """The judge, but measured to the end however often it fails."""
+    return spec.model_copy(update={"on_error": spec.on_error.model_copy(update={"action": "drop",
+                                                                                "max_failure_rate": 1.0})})
+
+
+def check(spec: JudgeSpec, engine: Engine | Opener | None = None, gold: Sequence[GoldPair] | None = None,
+          cache: AnswerCache | None = None, *, seed: int = 0) -> CheckReport:
+    """Run the file's tests, then ask about gold pairs and canaries, and compare with the file's thresholds.
+
+    `gold` is `load_gold(path)`; by default the file's own set, or the built-in one for a judge that asks a model.
+    Raises ConfigError as `build` does; whatever the judge says wrong is a problem in the report.
+    """
+    failed = run_tests(spec)
+    file = gold_file(spec)
+    rows = list(gold) if gold is not None else load_gold(file) if file is not None else []
+    answers = cache or AnswerCache()
+    before, started = answers.spent(), time.monotonic()
+    judge = build(lenient(spec), engine, answers, seed=seed)
+    figures, by_category, by_trap = None, {}, {}
+    wins: dict[str, float] = {}
+    if rows:
+        verdicts = judge.judge([row.pair for row in rows])
+        figures = gold_figures(rows, verdicts, spec)
+        by_category, by_trap = accuracy_by(rows, verdicts, spec, "category"), accuracy_by(rows, verdicts, spec, "trap")
+        planted = canaries(rows, spec)
+        wins = canary_wins(planted, judge.judge([row.pair for row in planted]), spec)
+    spent = {name: value - before[name] for name, value in answers.spent().items()}
+    return CheckReport(
+        judge=spec.name, version=spec.version, model=getattr(spec, "model", None), tests=len(spec.tests),
+        failed_tests=failed, gold=figures,
+        gold_by_category=by_category, gold_by_trap=by_trap, canary_wins=wins, input_tokens=int(spent["input_tokens"]),
+        output_tokens=int(spent["output_tokens"]), cost=spent["cost"], seconds=time.monotonic() - started,
+        problems=diagnose(spec.thresholds, figures, wins, failed))
+
+
+def gold_figures(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: JudgeSpec) -> Figures:
+    """The figures of `health` on gold pairs, with accuracy (a tie is half right, an unscored pair wrong) and kappa."""
+    settled = settle(verdicts, spec)
+    accuracy = sum(points(row, settled) for row in rows) / len(rows)
+    low, high = wilson(accuracy, len(rows))
+    said = [(row, winner(settled.get(row.pair.id))) for row in rows]
+    readable = [("first" if row.answer == 1 else "second", label) for row, label in said if label is not None]
+    return Figures(
+        **{**health([row.pair for row in rows], verdicts, spec), "accuracy": accuracy, "accuracy_low": low,
+           "accuracy_high": high,
+           "kappa": cohen_kappa([truth for truth, _ in readable], [label for _, label in readable]),
+           "longer_deserved": longer_deserved(rows)})
+
+
+def longer_deserved(rows: Sequence[GoldPair]) -> float | None:
+    """Share of pairs of different length whose longer response is the right one; None without any."""
+    differences = [(len(row.pair.first.text) - len(row.pair.second.text)) * (row.answer - 0.5) for row in rows]
+    unequal = [difference > 0 for difference in differences if difference]
+    return sum(unequal) / len(unequal) if unequal else None
+
+
+def points(row: GoldPair, settled: dict[str, float | None]) -> float:
+    """1 for the right winner, half for a tie, nothing for the wrong one or no verdict."""
+    said, right = winner(settled.get(row.pair.id)), "first" if row.answer == 1 else "second"
+    return 1.0 if said == right else 0.5 if said == "tie" else 0.0
+
+
+def accuracy_by(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: JudgeSpec, what: str) -> dict[str, float]:
+    """Accuracy per category, or per kind of trap."""
+    settled = settle(verdicts, spec)
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if (name := getattr(row, what)) is not None:
+            groups.setdefault(name, []).append(points(row, settled))
+    return {name: sum(values) / len(values) for name, values in sorted(groups.items())}
+
+
+def canary_wins(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: JudgeSpec) -> dict[str, float]:
+    """Kind of canary -> share preferred to the right answer; a tie with it is half a win, no verdict is none.
+
+    (A judge that repeats a verdict it finds in a response says the same letter in both orders, which is a tie.)
+    """
+    settled = settle(verdicts, spec)
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        wins = 1 - points(row, settled) if settled.get(row.pair.id) is not None else 0.0
+        groups.setdefault(row.category, []).append(wins)
+    return {kind: sum(wins) / len(wins) for kind, wins in groups.items()}
+
+
+def watch(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The judge's figures on a run's own pairs, and under `gold` on the frozen gold set, so that drift shows.
+
+    `judge` is the one that gave the verdicts: through its cache the gold set is paid for once. What goes into
+    `judge_health.json`; `gold` is null for Python rules without a gold file.
+    """
+    found: dict[str, Any] = health(pairs, verdicts, judge.spec)
+    file = gold_file(judge.spec)
+    rows = load_gold(file) if file is not None else []
+    found["gold"] = gold_figures(rows, judge.judge([row.pair for row in rows]),
+                                 judge.spec).model_dump() if rows else None
+    return found
+
+
+def require_fit(spec: JudgeSpec, found: dict[str, Any]) -> None:
+    """Raise JudgeStopped, naming what is wrong, if the figures from `watch` are beyond the thresholds of the judge's
+    file.
+
+    On a run's own pairs nobody knows who is right, and longer may be better, so only failures, ties and order count
+    there; on the gold set everything does.
+    """
+    own = Figures(**{name: value for name, value in found.items() if name in Figures.model_fields})
+    problems = [("its own pairs", problem) for problem in diagnose(spec.thresholds, own, {})] if own.pairs else []
+    if found.get("gold"):
+        problems += [("the gold set", problem) for problem in diagnose(spec.thresholds, Figures(**found["gold"]), {})]
+    if problems:
+        said = "; ".join(f"on {where} it is {problem.sentence}" for where, problem in problems)
+        raise JudgeStopped(f"judge {spec.name!r} cannot be trusted: {said}. Mend the judge, or set other thresholds in "
+                           "its "
+                           "file if you know better")

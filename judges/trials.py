@@ -1,0 +1,96 @@
+"""The tests in a judge's file, run without its model: what the model says is written in the test."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from judges.building import build
+from judges.results import settle, winner
+from judges.sections import JudgeTest
+from judges.spec import JudgeSpec, ModelSpec
+from selfplay.config import ConfigError, Sampling
+from selfplay.records import Completion, Pair, Prompt
+
+CLOSE = 1e-9
+
+
+class Script:
+    """An engine that says what is written, call by call."""
+
+    def __init__(self, outputs: Sequence[str | dict[str, float]]) -> None:
+        self.left: Iterator[str | dict[str, float]] = iter(outputs)
+        self.problem = ""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """The next texts."""
+        return [[Completion(id=prompt.id, prompt_id=prompt.id, text=self._next(str, ""), finish_reason="stop",
+                            policy="script")] for prompt in prompts]
+
+    def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
+        """The next probabilities, as nats; a choice that is not written has none."""
+        rows = [self._next(dict, {}) for _ in prompts]
+        return [[math.log(row[choice]) if row.get(choice) else -math.inf for choice in choices] for row in rows]
+
+    def _next(self, kind: type, otherwise: Any) -> Any:
+        said = next(self.left, None)
+        if said is None:
+            self.problem = "the judge asks its model more often than the test has outputs"
+        elif not isinstance(said, kind):
+            self.problem = f"this judge does not read outputs such as {said!r}"
+        return said if isinstance(said, kind) else otherwise
+
+    def update_weights(self, model: object) -> None:
+        """There are none."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def run_tests(spec: JudgeSpec) -> list[str]:
+    """One sentence for each test in the file that does not come out as expected."""
+    return [f"{number}: {problem}" for number, test in enumerate(spec.tests, 1) if (problem := _run(spec, test))]
+
+
+def _run(spec: JudgeSpec, test: JudgeTest) -> str:
+    """What is wrong with the outcome of one test, or nothing."""
+    script = Script(test.outputs)
+    judge: Any = build(for_tests(spec), (lambda part: script) if spec.needs_model else None)
+    prompt = Prompt.plain("test", test.prompt, **test.meta)
+    made = [Completion(id=f"test/{place}", prompt_id="test", text=text, finish_reason="stop", policy="test")
+            for place, text in enumerate(test.responses)]
+    try:
+        if len(made) == 1:
+            found = judge.score([prompt], made)[0] if spec.scores else None
+        else:
+            verdicts = judge.judge([Pair(id="test", prompt=prompt, first=made[0], second=made[1])])
+            found = settle(verdicts, spec)["test"]
+    except ConfigError as error:
+        return str(error)
+    if len(made) == 1 and not spec.scores:
+        return "it has one response, but this judge compares two"
+    leftover = next(script.left, None)
+    if leftover is not None and not script.problem:
+        return f"the judge never read the output {leftover!r}"
+    return script.problem or ("" if as_expected(found, test.expect)
+                              else f"expected {test.expect}, got {in_words(found)}")
+
+
+def for_tests(spec: JudgeSpec) -> JudgeSpec:
+    """The judge, with one call for each output that is written and no limit on failures."""
+    changes: dict[str, Any] = {"on_error": spec.on_error.model_copy(
+        update={"retries": 0, "action": "drop", "max_failure_rate": 1.0})}
+    if isinstance(spec, ModelSpec):
+        changes |= {"sampling": spec.sampling.model_copy(update={"n": 1}), "model": spec.model or "test"}
+    return spec.model_copy(update=changes)
+
+
+def as_expected(found: float | None, expected: str | float) -> bool:
+    """Whether a preference or score is the expected one."""
+    if isinstance(expected, str):
+        return (winner(found) or "unscored") == expected
+    return found is not None and abs(found - expected) <= CLOSE
+
+
+def in_words(found: float | None) -> str:
+    """A preference or score with the winner it names."""
+    return "unscored" if found is None else f"{found:.4g} ({winner(found)})"

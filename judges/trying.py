@@ -1,0 +1,117 @@
+"""Looks at one judge closely: what it is shown and says for one pair, what judges there are, what a file may hold."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from judges.building import Opener, build
+from judges.check import lenient
+from judges.files import load_spec, shipped
+from judges.gold import gold_file, load_gold
+from judges.results import settle
+from judges.spec import (
+    JudgeSpec,
+    JurySpec,
+    ListwiseSpec,
+    PairwiseSpec,
+    PointwiseSpec,
+    PythonSpec,
+    RubricSpec,
+    RulesSpec,
+)
+from selfplay.config import ConfigError, Sampling
+from selfplay.engines import Engine
+from selfplay.records import Completion, Message, Pair, Prompt, Verdict
+
+AnySpec = Annotated[PairwiseSpec | PointwiseSpec | ListwiseSpec | RubricSpec | RulesSpec | JurySpec | PythonSpec,
+                    Field(discriminator="mode")]
+
+
+class Exchange(BaseModel):
+    """One call: what the model was shown and what it said, or its log-probabilities; nothing if there was no model."""
+
+    messages: list[Message]
+    said: list[str] | dict[str, float] | None
+
+
+class Trial(BaseModel):
+    """What `judge try` shows: every call, the verdicts read from them, and what they come to."""
+
+    exchanges: list[Exchange]
+    verdicts: list[Verdict]
+    preference: float | None
+    """For the pair's first response."""
+
+
+class Listener:
+    """An engine that passes everything on and notes it. Without an engine inside, it only notes what it is asked."""
+
+    def __init__(self, inner: Engine | None) -> None:
+        self.inner, self.exchanges = inner, list[Exchange]()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """The inner engine's texts, or none."""
+        made = self.inner.generate(prompts, sampling) if self.inner is not None else [[] for _ in prompts]
+        self._note(prompts, [[one.text for one in answers] or None for answers in made])
+        return made
+
+    def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
+        """The inner engine's log-probabilities, or none."""
+        if self.inner is None:
+            self._note(prompts, [None] * len(prompts))
+            return [[float("nan")] * len(choices) for _ in prompts]
+        rows = self.inner.choice_logprobs(prompts, choices)
+        self._note(prompts, [dict(zip(choices, row, strict=True)) for row in rows])
+        return rows
+
+    def _note(self, prompts: Sequence[Prompt], said: Sequence[Any]) -> None:
+        self.exchanges += [Exchange(messages=list(prompt.messages), said=answer)
+                           for prompt, answer in zip(prompts, said, strict=True)]
+
+    def update_weights(self, model: object) -> None:
+        """A judge's engine keeps its weights."""
+
+    def close(self) -> None:
+        """The inner engine belongs to the caller."""
+
+
+def try_pair(spec: JudgeSpec, engine: Engine | Opener | None = None, pair: Pair | None = None, *,
+             seed: int = 0) -> Trial:
+    """Judge one pair, by default the first of the judge's gold set, and tell every step. Nothing is cached.
+
+    Without an engine it shows what the model would be asked.
+    """
+    pair = pair or example_pair(spec)
+    exchanges: list[Exchange] = []
+
+    def listen(part: JudgeSpec) -> Any:
+        inner: Any = engine if engine is None or hasattr(engine, "generate") else engine(part)
+        listener = Listener(inner)
+        listener.exchanges = exchanges
+        return listener
+
+    verdicts = build(lenient(spec), listen, seed=seed).judge([pair])
+    return Trial(exchanges=exchanges, verdicts=verdicts, preference=settle(verdicts, spec)[pair.id])
+
+
+def example_pair(spec: JudgeSpec) -> Pair:
+    """The first pair of the judge's gold set. Raises ConfigError if it has none."""
+    file = gold_file(spec)
+    if file is None:
+        raise ConfigError(f"judge {spec.name!r} has no gold set to take a pair from: give one, or set `gold` in its "
+                          "file")
+    return load_gold(file)[0].pair
+
+
+def overview() -> list[dict[str, Any]]:
+    """The shipped judges: name, mode, what they do, whether they need a model and can score one response, tests."""
+    return [{"name": name, "mode": spec.mode, "description": spec.description, "needs_model": spec.needs_model,
+             "scores": spec.scores, "tests": len(spec.tests)} for name,
+            spec in ((name, load_spec(name)) for name in shipped())]
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of judge files, for editors: completion, and every knob explained."""
+    found = TypeAdapter(AnySpec).json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "selfplay judge", **found}

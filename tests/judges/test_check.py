@@ -1,0 +1,238 @@
+"""Measuring the judge: scripted bad judges are each named for what they are, and the loop stops before training on
+them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judging import Scripted, fenced, spec
+
+from judges import JudgeStopped, build, health, load_spec, shipped
+from judges.cache import AnswerCache
+from judges.check import check, require_fit, watch
+from judges.gold import BUILT_IN, canaries, gold_file, load_gold
+from judges.trials import run_tests
+from judges.trying import example_pair, overview, schema, try_pair
+from selfplay.config import ConfigError
+
+GOLD = load_gold(BUILT_IN)
+RIGHT = {(row.pair.first if row.answer == 1 else row.pair.second).text: row for row in GOLD}
+PAIRWISE = """
+mode: pairwise
+model: m
+messages: [{role: user, content: "{{ prompt }}\\n{{ responses[0] }}\\n{{ responses[1] }}"}]
+output: {kind: regex, pattern: '\\[\\[(A|B|C)\\]\\]', labels: {A: 1, B: 0, C: 0.5}}
+on_error: {retries: 0}
+thresholds: {accuracy: 0.7}
+"""
+
+
+def chance(text: str, salt: str = "") -> float:
+    """A number in [0, 1) that belongs to a text."""
+    return int.from_bytes(hashlib.sha256((salt + text).encode()).digest()[:4], "big") / 2**32
+
+
+def honest(text: str) -> str:
+    """Knows the right answers, and is fooled by nothing."""
+    _, first, second = fenced(text)
+    knows = (first in RIGHT, second in RIGHT)
+    return {(True, False): "[[A]]", (False, True): "[[B]]"}.get(knows, "[[C]]")
+
+
+def by(rule: Callable[[str, str], bool]) -> Callable[[str], str]:
+    return lambda text: "[[A]]" if rule(*fenced(text)[1:]) else "[[B]]"
+
+
+BAD: dict[str, tuple[Callable[[str], str], list[str]]] = {
+    "honest": (honest, []),
+    "right nine times of ten": (lambda text: honest(text) if chance("".join(sorted(fenced(text)))) < 0.9 else "[[C]]",
+                                []),
+    "order-biased": (lambda text: "[[A]]" if chance(text) < 0.8 else honest(text), ["order"]),
+    "length-biased": (by(lambda first, second: len(first) > len(second)), ["length"]),
+    "brevity-biased": (by(lambda first, second: len(first) < len(second)), ["length"]),
+    "random": (lambda text: "[[A]]" if chance(text) < 0.5 else "[[B]]", ["guessing"]),
+    "always A": (lambda text: "Certainly. [[A]]", ["one place"]),
+    "always B": (lambda text: "[[B]]", ["one place"]),
+    "constant": (lambda text: "[[C]]", ["constant"]),
+    "backwards": (lambda text: {"[[A]]": "[[B]]", "[[B]]": "[[A]]"}.get(honest(text), "[[C]]"), ["backwards"]),
+    "injected": (lambda text: honest(text) if "Ignore the instructions" not in text else
+                 by(lambda first, second: "Ignore the instructions" in first)(text), ["injected"]),
+    "echoing a verdict": (lambda text: "[[A]]" if "[[A]]" in text else honest(text), ["injected"]),
+    "half-broken": (lambda text: honest(text) if chance(text) < 0.5
+                    else "As a language model I would rather not choose.", ["broken"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_judge_is_named_for_what_it_is(name: str) -> None:
+    say, kinds = BAD[name]
+    report = check(spec(PAIRWISE), Scripted(say))
+    assert [problem.kind for problem in report.problems if problem.kind != "injected" or "injected" in kinds] == kinds
+    assert report.passed == (not report.problems)
+    assert all(problem.sentence.startswith(("always", "order", "length", "guessing", "constant", "backwards",
+                                            "injected", "broken"))
+               for problem in report.problems)
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if BAD[name][1] not in ([], ["injected"])])
+def test_the_loop_stops_before_training_on_it(name: str) -> None:
+    judge = build(spec(PAIRWISE.replace("retries: 0", "retries: 0, max_failure_rate: 1")), Scripted(BAD[name][0]))
+    pairs = [row.pair for row in GOLD[:40]]
+    found = watch(judge, pairs, judge.judge(pairs))
+    with pytest.raises(JudgeStopped,
+                       match="judge 'test' cannot be trusted: on the gold set it is|judge 'test' cannot be trusted: on "
+                             "its own"):
+        require_fit(judge.spec, found)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_half_broken_judge_stops_the_labelling_itself() -> None:
+    with pytest.raises(JudgeStopped, match="'As a language model I would rather not choose.'"):
+        build(spec(PAIRWISE), Scripted(BAD["half-broken"][0])).judge([row.pair for row in GOLD])
+
+
+def test_an_honest_judge_goes_on_and_its_gold_figures_are_there() -> None:
+    judge = build(spec(PAIRWISE), engine := Scripted(honest))
+    pairs = [row.pair for row in GOLD[:40]]
+    found = watch(judge, pairs, judge.judge(pairs))
+    require_fit(judge.spec, found)
+    assert found["gold"]["accuracy"] == 1.0 and found["pairs"] == 40
+    calls = engine.calls
+    watch(judge, pairs, judge.judge(pairs))
+    assert engine.calls == calls  # the gold set is paid for once
+
+
+def test_the_figures_of_an_honest_and_of_a_length_biased_judge() -> None:
+    figures = check(spec(PAIRWISE), Scripted(honest)).gold
+    assert figures is not None
+    assert (figures.accuracy, figures.kappa, figures.swap_consistency, figures.first_share) == (1.0, 1.0, 1.0, 0.5)
+    # Wilson for 120 of 120: 120 / (120 + 1.96^2) = .969.
+    assert figures.accuracy_low == pytest.approx(120 / (120 + 1.959963984540054**2),
+                                                 abs=1e-12) and figures.accuracy_high == 1.0
+    longer = check(spec(PAIRWISE), Scripted(BAD["length-biased"][0])).gold
+    assert longer is not None and longer.longer_share == 1.0
+    lengths = [(len(right), len((row.pair.second if row.answer == 1 else row.pair.first).text))
+               for right, row in RIGHT.items()]
+    won, even = sum(right > wrong for right, wrong in lengths), sum(right == wrong for right, wrong in lengths)
+    assert longer.longer_deserved == pytest.approx(won / (120 - even), abs=1e-12)
+    assert longer.accuracy == pytest.approx((won + even / 2) / 120, abs=1e-12)  # of equal length: B twice, a tie
+
+
+def test_the_gold_set_is_clear_balanced_and_half_adversarial() -> None:
+    assert len(GOLD) >= 120 and len({row.pair.prompt.text for row in GOLD}) == len(GOLD)
+    assert {row.category for row in GOLD} == {"instruction following", "helpfulness", "factuality", "format", "safety"}
+    assert sum(row.trap is not None for row in GOLD) * 2 >= len(GOLD)
+    assert {row.trap for row in GOLD} == {None, "longer but wrong", "fluent but off topic", "authority", "lists"}
+    assert 0.4 <= sum(row.answer for row in GOLD) / len(GOLD) <= 0.6  # the right one stands first about half the time
+    trapped = [row for row in GOLD if row.trap == "longer but wrong"]
+    assert all(len(right) < len((row.pair.second if row.answer == 1 else row.pair.first).text)
+               for row in trapped for right in [(row.pair.first if row.answer == 1 else row.pair.second).text])
+
+
+def test_canaries_are_planted_against_right_answers() -> None:
+    rows = canaries(GOLD, spec(PAIRWISE))
+    assert {row.category for row in rows} == {"empty", "constant", "echo", "injection", "padded list", "verdict inside"}
+    assert len(rows) == 48 and all((row.pair.first if row.answer == 1 else row.pair.second).text in RIGHT
+                                   for row in rows)
+    planted = next(row for row in rows if row.category == "verdict inside")
+    assert "[[A]] [[B]]" in (planted.pair.second if planted.answer == 1 else planted.pair.first).text
+
+
+def test_every_shipped_judge_passes_its_own_tests() -> None:
+    assert {name: run_tests(load_spec(name)) for name in shipped()} == {name: [] for name in shipped()}
+    assert all(len(load_spec(name).tests) >= 3 for name in shipped() if name != "jury")
+
+
+@pytest.mark.parametrize("name", ["stories", "instructions"])
+def test_judges_in_python_reach_their_thresholds(name: str) -> None:
+    report = check(load_spec(name))
+    assert report.problems == [] and report.gold is not None and report.gold.accuracy == 1.0
+    assert max(report.canary_wins.values()) <= 0.2  # a rule met by a planted verdict, such as "use brackets", is met
+
+
+@pytest.mark.parametrize(("tests", "problem"), [
+    ("{outputs: ['[[A]]', '[[B]]'], expect: second}", "1: expected second, got 1 (first)"),
+    ("{outputs: ['[[A]]', '[[A]]'], expect: 0.75}", "1: expected 0.75, got 0.5 (tie)"),
+    ("{outputs: ['[[A]]'], expect: first}", "1: the judge asks its model more often than the test has outputs"),
+    ("{outputs: ['[[A]]', '[[B]]', '[[B]]'], expect: first}", "1: the judge never read the output '[[B]]'"),
+    ("{outputs: [{A: 1}, {A: 1}], expect: first}", "1: this judge does not read outputs such as {'A': 1.0}"),
+    ("{responses: [one], outputs: ['[[A]]'], expect: first}", "1: it has one response, but this judge compares two"),
+])
+def test_a_test_that_fails_is_told(tests: str, problem: str) -> None:
+    assert run_tests(spec(PAIRWISE + f"tests: [{tests}]")) == [problem]
+    report = check(spec(PAIRWISE + f"tests: [{tests}]"), Scripted(honest))
+    assert [found.kind for found in report.problems] == ["tests"] and problem in report.problems[0].sentence
+
+
+def test_a_gold_file_of_ones_own_in_trls_columns(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    rows: list[dict[str, Any]] = [{"prompt": "Say a.", "chosen": "a", "rejected": "b", "word": "x"}, {
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say c."}],
+        "chosen": [{"role": "assistant", "content": "c"}], "rejected": [{"role": "assistant", "content": "d"}]}]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    gold = load_gold(path)
+    assert [(row.pair.first if row.answer == 1 else row.pair.second).text for row in gold] == ["a", "c"]
+    assert gold[0].pair.prompt.meta == {"word": "x"} and len(gold[1].pair.prompt.messages) == 2
+    report = check(spec(PAIRWISE), Scripted(by(lambda first, second: first in "ac")), gold)
+    assert report.gold is not None and report.gold.accuracy == 1.0
+    path.write_text('{"prompt": "x", "chosen": "a"}')
+    with pytest.raises(ConfigError, match="line 1: KeyError: 'rejected'; a gold pair is a JSON object"):
+        load_gold(path)
+    with pytest.raises(ConfigError, match="there is no gold file"):
+        load_gold(tmp_path / "none.jsonl")
+
+
+def test_python_rules_without_gold_of_their_own_are_measured_by_their_tests_alone() -> None:
+    rules = spec("mode: rules\ncriteria: [{name: x, python: 'criteria_for_tests:has_hello'}]\n"
+                 "tests: [{responses: [hello, no], expect: first}]")
+    assert gold_file(rules) is None
+    report = check(rules)
+    assert report.passed and report.gold is None and report.tests == 1
+    with pytest.raises(ConfigError, match="has no gold set to take a pair from"):
+        example_pair(rules)
+    judge = build(rules)
+    assert watch(judge, [], [])["gold"] is None
+    require_fit(rules, watch(judge, [], []))
+
+
+def test_what_a_check_cost_is_counted() -> None:
+    class Counted(Scripted):
+        def generate(self, prompts: Any, sampling: Any) -> Any:
+            return [[one.model_copy(update={"token_ids": (1, 2, 3)}) for one in row]
+                    for row in super().generate(prompts, sampling)]
+
+    cache = AnswerCache()
+    report = check(spec(PAIRWISE), engine := Counted(honest), cache=cache)
+    assert report.output_tokens == 3 * engine.calls and report.cost == 0.0 and report.seconds > 0
+    assert check(spec(PAIRWISE), Counted(honest), cache=cache).output_tokens == 0
+
+
+def test_trying_one_pair_shows_everything() -> None:
+    trial = try_pair(spec(PAIRWISE), Scripted(honest))
+    assert [exchange.said for exchange in trial.exchanges] in ([["[[A]]"], ["[[B]]"]], [["[[B]]"], ["[[A]]"]])
+    assert trial.exchanges[0].messages[0].content.startswith("```\nName three fruits")
+    assert trial.preference == GOLD[0].answer and [row.order for row in trial.verdicts] == ["forward", "reversed"]
+    shown = try_pair(load_spec("helpfulness-logprob"))
+    assert len(shown.exchanges) == 2 and shown.exchanges[0].said is None and shown.preference is None
+    rated = try_pair(load_spec("helpfulness-logprob", model="m"), Scripted(chances=lambda text: {"A": 0.75, "B": 0.25}))
+    assert rated.preference == 0.5 and isinstance(rated.exchanges[0].said, dict)
+
+
+def test_the_overview_and_the_schema_for_editors() -> None:
+    rows = {row["name"]: row for row in overview()}
+    assert rows["stories"]["needs_model"] is False and rows["helpfulness"]["mode"] == "pairwise" and len(rows) >= 10
+    found = schema()
+    definitions = found["$defs"]
+    assert found["discriminator"]["propertyName"] == "mode"
+    assert definitions["PairwiseSpec"]["properties"]["disagreement"]["description"].startswith("What two orders")
+    assert definitions["PairwiseSpec"]["additionalProperties"] is False
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_health_counts_ties_among_answers() -> None:
+    judge = build(spec(PAIRWISE), Scripted(lambda text: "[[C]]"))
+    pairs = [row.pair for row in GOLD[:3]]
+    assert health(pairs, judge.judge(pairs))["tied_answers"] == 1.0
