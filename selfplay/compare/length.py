@@ -103,8 +103,10 @@ def length_controlled(
     if not columns:
         return [None] * len(fits)
     sums = iter(np.split(bootstrap_sums(np.hstack(columns), resamples, seed), len(columns), axis=1))
-    return [None if fit is None else _rate(y[:, k], scored[:, k], fit, next(sums), not known[k])
-            for k, fit in enumerate(fits)]
+    return [
+        None if fit is None else _rate(y[:, k], scored[:, k], fit, next(sums), not known[k])
+        for k, fit in enumerate(fits)
+    ]
 
 
 def _fit(y: Array, length: Array, difficulty: Array) -> tuple[Array, Array, Array]:
@@ -136,4 +138,6 @@ def _rate(y: Array, scored: Array, fit: tuple[Array, Array, Array], sums: Array,
     low, high = np.clip(percentile_interval(samples), 0, 1)
     if np.ptp(y[scored]) == 0:
         low, high = constant_interval(float(y[scored][0]), int(scored.sum()))
-    return LengthControlled(win_rate=rate, low=float(min(low, rate)), high=float(max(high, rate)), approximate=approximate)
+    return LengthControlled(
+        win_rate=rate, low=float(min(low, rate)), high=float(max(high, rate)), approximate=approximate
+    )

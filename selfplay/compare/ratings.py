@@ -22,7 +22,7 @@ STEPS = 100
 
 
 class Rating(Record):
-    """A model's Bradley-Terry rating in points (mean 0 over the models; 400 points are odds of 10 : 1), 95% interval."""
+    """A model's Bradley-Terry rating in points (mean 0; 400 points are odds of 10 : 1) with its 95% interval."""
 
     model: str
     rating: float
@@ -52,8 +52,12 @@ def strengths(wins: Array) -> Array:
     """Log strengths (M,), mean 0, of a table of wins (M, M), by evalica."""
     rows, columns = np.nonzero(wins)
     result = evalica.bradley_terry(
-        rows.tolist(), columns.tolist(), [evalica.Winner.X] * len(rows), weights=wins[rows, columns].tolist(),
-        tolerance=1e-12, limit=100_000,
+        rows.tolist(),
+        columns.tolist(),
+        [evalica.Winner.X] * len(rows),
+        weights=wins[rows, columns].tolist(),
+        tolerance=1e-12,
+        limit=100_000,
     )
     logarithms = np.log(result.scores.loc[range(len(wins))].to_numpy())
     return logarithms - logarithms.mean()
@@ -103,16 +107,24 @@ def ratings(table: VoteTable, *, resamples: int = 2000, seed: int = 0) -> tuple[
     wins = win_matrix(table)
     if len(table.models) < 2 or not connected(wins + wins.T):
         return None, "no chain of scored matches links all models, so they have no common rating"
-    note = "" if connected(wins) else ("one model won or lost all its matches, so half a win each way was added to "
-                                       "every pair: its true rating may lie further out")
+    note = (
+        ""
+        if connected(wins)
+        else (
+            "one model won or lost all its matches, so half a win each way was added to "
+            "every pair: its true rating may lie further out"
+        )
+    )
     point = strengths(steadied(wins))
     sums = bootstrap_sums(np.hstack([table.score, table.count]), resamples, seed)
     pairs = len(table.pairs)
     samples = win_matrix(table, sums[:, :pairs], sums[:, pairs:])
     linked = connected(samples + samples.swapaxes(-1, -2))
     low, high = percentile_interval(newton_strengths(steadied(samples[linked])))
-    found = [Rating(model=name, rating=float(point[i] * POINTS), low=float(low[i] * POINTS), high=float(high[i] * POINTS))
-             for i, name in enumerate(table.models)]
+    found = [
+        Rating(model=name, rating=float(point[i] * POINTS), low=float(low[i] * POINTS), high=float(high[i] * POINTS))
+        for i, name in enumerate(table.models)
+    ]
     return sorted(found, key=lambda one: -one.rating), note
 
 

@@ -94,7 +94,13 @@ def win_rate(
         rate = float(scored.mean())
         low, high = mean_interval(scored, resamples, seed)
     return Comparison(
-        a=a, b=b, win_rate=rate, low=low, high=high, n=int(scored.size), ties=int(np.sum(scored == 0.5)),
+        a=a,
+        b=b,
+        win_rate=rate,
+        low=low,
+        high=high,
+        n=int(scored.size),
+        ties=int(np.sum(scored == 0.5)),
         unscored=int(values.size - scored.size),
     )
 
@@ -107,14 +113,14 @@ def standard_error(preferences: Sequence[float | None] | Array) -> float | None:
 
 
 def sign_test(preferences: Sequence[float | None] | Array) -> float:
-    """Exact two-sided p-value that a and b win equally often; ties are dropped (Dixon and Mood 1946); 1 with no win."""
+    """Exact two-sided p-value that a and b win equally often, ties dropped (Dixon and Mood 1946); 1 if none is left."""
     values = as_array(preferences)
     wins, losses = int(np.sum(values > 0.5)), int(np.sum(values < 0.5))
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted so that the chance of any false alarm among them keeps its level (Holm 1979), in their order."""
+    """P-values adjusted so that the chance of any false alarm keeps its level (Holm 1979), in the order given."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(order))
     running = 0.0

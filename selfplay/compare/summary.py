@@ -64,7 +64,7 @@ class Difference(Record):
 
 
 class Summary(Record):
-    """The statistics of one table of votes. `ratings` is `None` where they do not exist, and `ratings_note` says why."""
+    """The statistics of one table of votes. `ratings` is `None` where there can be none; `ratings_note` says why."""
 
     models: list[str]
     prompts: int
@@ -87,9 +87,7 @@ class Summary(Record):
         return rates
 
 
-def summarise(
-    table: VoteTable, *, baseline: str | None = None, resamples: int = 2000, seed: int = 0
-) -> Summary:
+def summarise(table: VoteTable, *, baseline: str | None = None, resamples: int = 2000, seed: int = 0) -> Summary:
     """All statistics of a table. `baseline` (default: the first model) is what differences are measured against.
 
     Raises ConfigError for a baseline that is not in the table.
@@ -100,9 +98,14 @@ def summarise(
     against = table.models.index(baseline)
     rated, note = ratings(table, resamples=resamples, seed=seed)
     return Summary(
-        models=list(table.models), prompts=len(table.prompts), baseline=baseline,
-        pairs=_pairs(table, against, resamples, seed), differences=_differences(table, against, resamples, seed),
-        ratings=rated, ratings_note=note, cycles=cycles(table),
+        models=list(table.models),
+        prompts=len(table.prompts),
+        baseline=baseline,
+        pairs=_pairs(table, against, resamples, seed),
+        differences=_differences(table, against, resamples, seed),
+        ratings=rated,
+        ratings_note=note,
+        cycles=cycles(table),
     )
 
 
@@ -119,11 +122,18 @@ def _pairs(table: VoteTable, baseline: int, resamples: int, seed: int) -> list[P
     for k in range(width):
         one, length = _comparison(table, k, samples[:, k]), table.length[:, k]
         clear = one.low is not None and one.high is not None and not one.low <= 0.5 <= one.high
-        found.append(PairSummary(
-            comparison=one, standard_error=ratio_error(table.score[:, k], table.count[:, k]), p_value=p_values[k],
-            p_adjusted=adjusted[k], told_apart=clear and adjusted[k] < LEVEL, prompts_needed=_needed(means[:, k]),
-            extra_length=None if np.isnan(length).all() else float(np.nanmean(length)), length_controlled=controlled[k],
-        ))
+        found.append(
+            PairSummary(
+                comparison=one,
+                standard_error=ratio_error(table.score[:, k], table.count[:, k]),
+                p_value=p_values[k],
+                p_adjusted=adjusted[k],
+                told_apart=clear and adjusted[k] < LEVEL,
+                prompts_needed=_needed(means[:, k]),
+                extra_length=None if np.isnan(length).all() else float(np.nanmean(length)),
+                length_controlled=controlled[k],
+            )
+        )
     return found
 
 
@@ -134,10 +144,18 @@ def _comparison(table: VoteTable, k: int, samples: Array) -> Comparison:
     rate, low, high = None, None, None
     if seen.size:
         rate = float(table.score[:, k].sum() / table.count[:, k].sum())
-        low, high = constant_interval(rate, seen.size) if np.ptp(seen) == 0 else map(float, percentile_interval(samples))
+        low, high = (
+            constant_interval(rate, seen.size) if np.ptp(seen) == 0 else map(float, percentile_interval(samples))
+        )
     return Comparison(
-        a=table.models[table.pairs[k, 0]], b=table.models[table.pairs[k, 1]], win_rate=rate, low=low, high=high,
-        n=int(seen.size), ties=int(np.sum(seen == 0.5)), unscored=int(np.sum((table.unscored[:, k] > 0) & np.isnan(mean))),
+        a=table.models[table.pairs[k, 0]],
+        b=table.models[table.pairs[k, 1]],
+        win_rate=rate,
+        low=low,
+        high=high,
+        n=int(seen.size),
+        ties=int(np.sum(seen == 0.5)),
+        unscored=int(np.sum((table.unscored[:, k] > 0) & np.isnan(mean))),
     )
 
 
@@ -162,8 +180,11 @@ def _needed(mean: Array) -> int | None:
 
 def _differences(table: VoteTable, baseline: int, resamples: int, seed: int) -> list[Difference]:
     """Paired differences between all models that met the baseline, on the prompts that both were scored on."""
-    against = {model: values for model in range(len(table.models)) if model != baseline
-               and (values := table.towards(model, baseline)) is not None}
+    against = {
+        model: values
+        for model in range(len(table.models))
+        if model != baseline and (values := table.towards(model, baseline)) is not None
+    }
     jobs = [(a, b, against[a] - against[b]) for b, a in combinations(against, 2)]
     jobs = [job for job in jobs if np.sum(~np.isnan(job[2])) > 1]
     if not jobs:
@@ -178,9 +199,17 @@ def _differences(table: VoteTable, baseline: int, resamples: int, seed: int) -> 
         rows = shared[:, k]
         n = int(rows.sum())
         variances = [against[model][rows].var(ddof=1) for model in (a, b)]
-        found.append(Difference(
-            a=table.models[a], b=table.models[b], baseline=table.models[baseline], difference=float(values[rows].mean()),
-            low=float(low[k]), high=float(high[k]), standard_error=float(values[rows].std(ddof=1) / math.sqrt(n)),
-            unpaired_error=float(math.sqrt(sum(variances) / n)), n=n,
-        ))
+        found.append(
+            Difference(
+                a=table.models[a],
+                b=table.models[b],
+                baseline=table.models[baseline],
+                difference=float(values[rows].mean()),
+                low=float(low[k]),
+                high=float(high[k]),
+                standard_error=float(values[rows].std(ddof=1) / math.sqrt(n)),
+                unpaired_error=float(math.sqrt(sum(variances) / n)),
+                n=n,
+            )
+        )
     return found

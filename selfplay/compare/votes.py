@@ -78,8 +78,10 @@ def tabulate(votes: Iterable[Vote], models: Sequence[str] = ()) -> VoteTable:
         if vote.a == vote.b:
             raise ConfigError(f"a vote on prompt {vote.prompt!r} compares {vote.a!r} with itself; leave such votes out")
         if vote.preference < 0 or vote.preference > 1:
-            raise ConfigError(f"the preference {vote.preference} on prompt {vote.prompt!r} is outside [0, 1]: give "
-                              "P(a is better), or one of the words a, b and tie")
+            raise ConfigError(
+                f"the preference {vote.preference} on prompt {vote.prompt!r} is outside [0, 1]: give "
+                "P(a is better), or one of the words a, b and tie"
+            )
         prompt = prompt_of.setdefault(vote.prompt, len(prompt_of))
         a, b = (model_of.setdefault(name, len(model_of)) for name in (vote.a, vote.b))
         rows.append((prompt, a, b, vote.preference, vote.length_a - vote.length_b))
@@ -98,14 +100,21 @@ def _gather(prompts: tuple[str, ...], models: tuple[str, ...], data: Array) -> V
     cell = prompt * shape[1] + column.ravel()
 
     def add(weights: Array) -> Array:
-        return np.asarray(np.bincount(cell, weights=weights, minlength=shape[0] * shape[1]), dtype=np.float64).reshape(shape)
+        return np.asarray(np.bincount(cell, weights=weights, minlength=shape[0] * shape[1]), dtype=np.float64).reshape(
+            shape
+        )
 
     scored, measured = ~np.isnan(preference), ~np.isnan(length)
     with np.errstate(invalid="ignore"):
         mean_length = add(np.where(measured, length, 0)) / add(measured.astype(np.float64))
     return VoteTable(
-        prompts=prompts, models=models, pairs=pairs.astype(np.int64), score=add(np.where(scored, preference, 0)),
-        count=add(scored.astype(np.float64)), unscored=add((~scored).astype(np.float64)), length=mean_length,
+        prompts=prompts,
+        models=models,
+        pairs=pairs.astype(np.int64),
+        score=add(np.where(scored, preference, 0)),
+        count=add(scored.astype(np.float64)),
+        unscored=add((~scored).astype(np.float64)),
+        length=mean_length,
     )
 
 
@@ -128,7 +137,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of a CSV (also tab-separated) or JSONL file."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix in (".csv", ".tsv"):
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restkey="(beyond the header)")
+            reader = csv.DictReader(
+                file, delimiter="\t" if path.suffix == ".tsv" else ",", restkey="(beyond the header)"
+            )
             for row in reader:
                 yield reader.line_num, row
             return
@@ -137,9 +148,13 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ConfigError(f"{path}:{number} is not JSON ({error}); name the file .csv if it is CSV") from None
+                    raise ConfigError(
+                        f"{path}:{number} is not JSON ({error}); name the file .csv if it is CSV"
+                    ) from None
                 if not isinstance(row, dict):
-                    raise ConfigError(f"{path}:{number} is no JSON object with the keys prompt, model_a, model_b, preference")
+                    raise ConfigError(
+                        f"{path}:{number} is no JSON object with the keys prompt, model_a, model_b, preference"
+                    )
                 yield number, row
 
 
@@ -155,8 +170,10 @@ def _vote(path: Path, line: int, row: dict[str, Any]) -> Vote:
     preference = math.nan if value is None else WORDS.get(str(value).strip().lower())
     if preference is None:
         preference = _number(value, f"{where}: preference")
-    lengths = [_number(row[key], f"{where}: {key}") if row.get(key) not in (None, "") else math.nan
-               for key in ("length_a", "length_b")]
+    lengths = [
+        _number(row[key], f"{where}: {key}") if row.get(key) not in (None, "") else math.nan
+        for key in ("length_a", "length_b")
+    ]
     return Vote(str(row["prompt"]), str(row["model_a"]), str(row["model_b"]), preference, *lengths)
 
 

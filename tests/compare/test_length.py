@@ -7,8 +7,14 @@ from selfplay.compare.length import fit_logistic, length_controlled, prompt_diff
 from selfplay.compare.votes import Vote, VoteTable, tabulate
 
 
-def judged(quality: dict[str, float], words: dict[str, float], taste: float, prompts: int, seed: int = 0,
-           difficulty: float = 0.0) -> VoteTable:
+def judged(
+    quality: dict[str, float],
+    words: dict[str, float],
+    taste: float,
+    prompts: int,
+    seed: int = 0,
+    difficulty: float = 0.0,
+) -> VoteTable:
     """Votes of a judge who likes length: logit P(m over start) = quality + difficulty_x + taste tanh(d / sd)."""
     generator = np.random.default_rng(seed)
     hard = generator.normal(0, difficulty, prompts) if difficulty else np.zeros(prompts)
@@ -64,7 +70,9 @@ def test_one_pair_alone_is_marked_approximate_and_missing_lengths_give_none():
 
 
 def test_a_clean_sweep_keeps_bounds():
-    (found,) = length_controlled(tabulate([Vote(str(x), "new", "old", 1.0, x, 5) for x in range(10)], models=["old", "new"]))
+    (found,) = length_controlled(
+        tabulate([Vote(str(x), "new", "old", 1.0, x, 5) for x in range(10)], models=["old", "new"])
+    )
     assert 0.69 < found.low <= found.win_rate <= found.high == 1.0
 
 

@@ -22,7 +22,9 @@ def llmfao() -> VoteTable:
     if not DATA.is_dir():
         pytest.skip("../shared/data is absent: no real votes")
     with (DATA / "llmfao.csv").open() as file:
-        return tabulate(Vote(row["prompt"], row["left"], row["right"], WORDS[row["winner"]]) for row in csv.DictReader(file))
+        return tabulate(
+            Vote(row["prompt"], row["left"], row["right"], WORDS[row["winner"]]) for row in csv.DictReader(file)
+        )
 
 
 def golden(algorithm: str) -> dict[str, float]:
@@ -63,11 +65,14 @@ def test_newton_agrees_with_evalica(wins):
     np.testing.assert_allclose(rating.newton_strengths(wins[None])[0], rating.strengths(wins), atol=1e-6)
 
 
-@pytest.mark.parametrize(("wins", "expected"), [
-    ([[0, 1, 0], [0, 0, 1], [1, 0, 0]], True),
-    ([[0, 1, 1], [0, 0, 1], [0, 0, 0]], False),   # the last never wins
-    ([[0, 1, 0], [1, 0, 0], [0, 0, 0]], False),   # the last never plays
-])
+@pytest.mark.parametrize(
+    ("wins", "expected"),
+    [
+        ([[0, 1, 0], [0, 0, 1], [1, 0, 0]], True),
+        ([[0, 1, 1], [0, 0, 1], [0, 0, 0]], False),  # the last never wins
+        ([[0, 1, 0], [1, 0, 0], [0, 0, 0]], False),  # the last never plays
+    ],
+)
 def test_connected(wins, expected):
     assert rating.connected(np.array(wins, dtype=float)) == expected
 
@@ -106,8 +111,15 @@ def test_rating_intervals_cover_the_known_strengths():
     covered, simulations = 0, 1000
     for seed in range(simulations):
         score = (generator.random((150, 3)) < chance).astype(float)
-        table = VoteTable(prompts=("p",) * 150, models=("m0", "m1", "m2"), pairs=pairs, score=score,
-                          count=np.ones_like(score), unscored=np.zeros_like(score), length=np.full_like(score, np.nan))
+        table = VoteTable(
+            prompts=("p",) * 150,
+            models=("m0", "m1", "m2"),
+            pairs=pairs,
+            score=score,
+            count=np.ones_like(score),
+            unscored=np.zeros_like(score),
+            length=np.full_like(score, np.nan),
+        )
         found, _ = rating.ratings(table, resamples=1000, seed=seed)
         covered += sum(one.low <= truth[int(one.model[1])] * rating.POINTS <= one.high for one in found)
     assert 0.93 <= covered / (3 * simulations) <= 0.97

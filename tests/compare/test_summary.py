@@ -25,7 +25,11 @@ def test_a_pair_is_what_win_rate_says_of_it():
     one = win_rate("new", "old", PREFERENCES)
     # 5.5 / 7; the sum of squares about it is 1 + ... : s^2 = (5 + 0.25 - 7 (5.5/7)^2) / 6.
     assert pair.comparison.win_rate == pytest.approx(5.5 / 7, abs=1e-12)
-    assert (pair.comparison.n, pair.comparison.ties, pair.comparison.unscored) == (one.n, one.ties, one.unscored) == (7, 1, 1)
+    assert (
+        (pair.comparison.n, pair.comparison.ties, pair.comparison.unscored)
+        == (one.n, one.ties, one.unscored)
+        == (7, 1, 1)
+    )
     assert pair.standard_error == pytest.approx(math.sqrt((5.25 - 5.5**2 / 7) / 6 / 7), abs=1e-12)
     assert pair.p_value == pytest.approx(2 * 7 / 2**6, abs=1e-12)  # 5 of 6: 2 (1 + 6) / 64
 
@@ -112,8 +116,9 @@ def test_ten_thousand_prompts_and_five_checkpoints_take_seconds_and_little_memor
         for prompt in range(10_000):
             lengths = generator.integers(50, 150, 5)
             wins = generator.random((5, 5)) < 0.5
-            file.writelines(f"{prompt},m{a},m{b},{int(wins[a, b])},{lengths[a]},{lengths[b]}\n"
-                            for b in range(5) for a in range(b))
+            file.writelines(
+                f"{prompt},m{a},m{b},{int(wins[a, b])},{lengths[a]},{lengths[b]}\n" for b in range(5) for a in range(b)
+            )
     script = """
 import resource, sys, time
 from selfplay.compare.summary import summarise
@@ -122,8 +127,14 @@ begin = time.process_time()
 assert len(summarise(read_votes(sys.argv[1])).pairs) == 10
 print(time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True,
-                          cwd=Path(__file__).parents[2], timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
     seconds, gibibytes = map(float, done.stdout.split())
     assert seconds < 10
     assert gibibytes < 1

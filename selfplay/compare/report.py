@@ -1,0 +1,138 @@
+"""A run as one HTML file that works offline and can be sent: verdict first, then curves, matches, judge, transcripts.
+
+`write_report` reads what is on disk (`gather`), decides what to show (`panels`, `transcripts`) and fills one template.
+The page may run its own script and style, named by hash in its content security policy, and ask the network for
+nothing; every text of a model, a prompt or a recipe is escaped. Left out on purpose: plotly and any other library.
+"""
+
+import base64
+import hashlib
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from selfplay.compare import panels, tables
+from selfplay.compare.gather import read_run
+from selfplay.compare.headline import headline, lead
+from selfplay.compare.rundata import Run
+from selfplay.compare.transcripts import thinned, transcripts, visible
+from selfplay.compare.wording import spoken
+from selfplay.guard import assess_run
+from selfplay.rundir import write_atomically
+
+MOST_BYTES = 8_000_000
+"""Most bytes of transcripts in a report; of more, an even selection is shown, and the page says so."""
+
+
+def write_report(run_directory: Path, output: Path | None = None) -> Path:
+    """Write the report of a run, also of one that goes on, to `output` (default RUN/report.html); returns its path.
+
+    Raises ConfigError if the directory holds no run.
+    """
+    path = Path(output) if output is not None else Path(run_directory) / "report.html"
+    write_atomically(path, render_report(read_run(run_directory)))
+    return path
+
+
+def render_report(run: Run, *, live: bool = False) -> str:
+    """The page. `live` adds a script that reloads it when the run has gone on, for `serve_report`."""
+    css, early, script = (_page(name) for name in ("report.css", "early.js", "report.js"))
+    script += _page("live.js") if live else ""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(_page("report.html.j2"))
+    policy = content_policy(css, early, script, live=live)
+    return template.render(css=css, early_script=early, script=script, policy=policy, live=live, **context(run))
+
+
+def content_policy(css: str, *scripts: str, live: bool = False) -> str:
+    """The page's content security policy: its own style and scripts by their hash, and nothing else."""
+
+    def hashed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    allowed = ["default-src 'none'", f"style-src {hashed(css)}", f"script-src {' '.join(map(hashed, scripts))}",
+               "base-uri 'none'", "form-action 'none'"]
+    return "; ".join([*allowed, "connect-src 'self'"] if live else allowed)
+
+
+def _page(name: str) -> str:
+    return (resources.files("selfplay.compare") / "page" / name).read_text(encoding="utf-8")
+
+
+def context(run: Run) -> dict[str, Any]:
+    """Everything that the template shows."""
+    return {"run": run, "path": str(run.path), "version": _version(), **_top(run), **_iterations(run),
+            **_comparison(run), **_work(run), **transcript_context(run)}
+
+
+def _top(run: Run) -> dict[str, Any]:
+    """The verdict and the alarms."""
+    assessment = assess_run(run)
+    numbers = [iteration.number for iteration in run.iterations]
+    best = assessment.best_iteration if run.summary else None
+    return {
+        "headline": headline(run, assessment), "lines": lead(run, assessment),
+        "alarms": sorted(assessment.alarms, key=lambda alarm: (not alarm.severe, alarm.iteration)),
+        "started": str(run.provenance.get("started") or "").replace("T", " ")[:16],
+        "best_column": numbers.index(best) if best in numbers else None,
+    }
+
+
+def _iterations(run: Run) -> dict[str, Any]:
+    """Numbers and curves per iteration, and reward against win rate."""
+    evaluate = run.config.get("evaluate") or {}
+    return {
+        "columns": [spoken(iteration.name) for iteration in run.iterations],
+        "iteration_table": tables.iteration_table(run), "iteration_figures": panels.iteration_figures(run),
+        "resamples": evaluate.get("resamples") or 2000, "overoptimisation": panels.overoptimisation_figures(run),
+        "labelling": run.labelling_judge, "measuring": str(evaluate.get("judge") or run.labelling_judge),
+    }
+
+
+def _comparison(run: Run) -> dict[str, Any]:
+    """Every checkpoint against every other, and the labelling judge."""
+    return {
+        "comparison": tables.comparison_table(run), "comparison_figures": panels.comparison_figures(run),
+        "cycles": tables.cycle_sentences(run), "health": tables.health_table(run),
+        "health_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.health],
+    }
+
+
+def _work(run: Run) -> dict[str, Any]:
+    """Training curves, time, and where the run came from."""
+    stages = panels.stages_of(run)
+    rewards = [(f"{spoken(one.name)}: {key}", visible(value)) for one in run.iterations
+               for key, value in tables.flat_facts(one.reward or {})]
+    return {
+        "steps": panels.step_figures(run, main=True), "other_steps": panels.step_figures(run, main=False),
+        "time_figure": panels.time_figure(run), "time_table": tables.time_table(run, stages), "reward_facts": rewards,
+        "time_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.seconds],
+        "provenance": [(key, visible(value)) for key, value in tables.flat_facts(run.provenance)],
+        "config_text": visible(run.config_text),
+    }
+
+
+def transcript_context(run: Run) -> dict[str, Any]:
+    """The transcripts that fit, what they can be filtered by, and a sentence on how many there are."""
+    found = transcripts(run)
+    shown = thinned(found, MOST_BYTES)
+    note = f"All {len(found)} held-out prompts are here."
+    if len(shown) < len(found):
+        note = (f"{len(shown)} of {len(found)} held-out prompts, evenly chosen, are here; all are in the evaluate "
+                "folders' matches.parquet.")
+    newest = spoken(run.summary.models[-1]) if run.summary else ""
+    labels = {"win": f"{newest} wins", "loss": "loses", "tie": "ties", "unscored": "unscored",
+              "disagree": "orders disagree", "truncated": "cut off"}
+    counts = {key: sum(one.outcome == key or key in one.flags for one in shown) for key in labels}
+    filters = [("all", "all", len(shown)), *((key, labels[key], count) for key, count in counts.items() if count)]
+    return {"transcripts": shown, "filters": filters, "shown_note": note}
+
+
+def _version() -> str:
+    """Of this package, or nothing where it is not installed."""
+    try:
+        return metadata.version("selfplay-loop")
+    except metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,53 @@
+"""The report's figures as files for papers: SVG always, PNG where resvg-py is installed."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from selfplay.compare.figures import Figure
+from selfplay.compare.gather import read_run
+from selfplay.compare.panels import all_figures
+from selfplay.config import ConfigError
+
+ZOOM = 3
+"""PNG pixels per drawing unit: 1,080 pixels across for a chart, 300 per inch at 9 cm."""
+
+
+def save_figures(run_directory: Path, folder: Path, formats: Sequence[str] | None = None) -> list[Path]:
+    """Write every figure of a run's report into `folder`; returns the paths.
+
+    `formats` holds `svg` and `png`; by default svg, and png where resvg-py is installed. Raises ConfigError if there is
+    no run, for another format, and for png without resvg-py or without any font on the machine.
+    """
+    if formats is None:
+        formats = ("svg", "png") if find_spec("resvg_py") else ("svg",)
+    for one in formats:
+        if one not in ("svg", "png"):
+            raise ConfigError(f"figures can be written as svg and png, not as {one!r}")
+    figures = all_figures(read_run(run_directory))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for figure in figures:
+        for one in formats:
+            path = folder / f"{figure.name}.{one}"
+            path.write_bytes(figure.standalone().encode() if one == "svg" else png(figure))
+            paths.append(path)
+    return paths
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG. Raises ConfigError without resvg-py, or where the machine has no font to write with."""
+    try:
+        import resvg_py
+    except ImportError:
+        raise ConfigError("PNG figures need resvg-py: `pip install resvg-py`, or write them as svg") from None
+    blank = figure.standalone().replace("<text", "<desc").replace("</text>", "</desc>")
+    drawn, wordless = (
+        bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=ZOOM)) for text in (figure.standalone(), blank)
+    )
+    if drawn == wordless:
+        raise ConfigError(
+            "this machine has no fonts, so PNG figures would have no words; install some (Debian: "
+            "fonts-dejavu-core), or write the figures as svg"
+        )
+    return drawn

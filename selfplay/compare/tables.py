@@ -1,0 +1,128 @@
+"""The tables of a run's report, every cell as text."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from selfplay.compare.alarms import reward_accuracy
+from selfplay.compare.figures import plain
+from selfplay.compare.rundata import START, Iteration, Profile, Run, number
+from selfplay.compare.wording import DASH, chance_text, interval_text, level_text, rate_text, spoken
+
+Row = tuple[str, Sequence[str]]
+"""What a row is about, and its cells."""
+HEALTH = {
+    "pairs": "pairs", "decided": "decided", "ties": "ties", "unscored": "unscored", "identical": "identical texts",
+    "swap_consistency": "same verdict in both orders", "first_share": "choice of the first place",
+    "longer_share": "choice of the longer", "unscored_answers": "answers without a verdict",
+}
+"""Numbers of judge_health.json in words; others stand under their own names."""
+
+
+def iteration_table(run: Run) -> list[Row]:
+    """One cell per iteration: everything known about its policy on held-out prompts. Empty rows are left out."""
+    def of(label: str, value: Callable[[Iteration], Any], form: Callable[[float], str] = plain) -> Row:
+        found = [value(one) for one in run.iterations]
+        return label, [DASH if one is None else one if isinstance(one, str) else form(one) for one in found]
+
+    def written(label: str, value: Callable[[Profile], float | None], form: Callable[[float], str] = plain) -> Row:
+        return of(label, lambda one: value(run.profiles[one.name]) if one.name in run.profiles else None, form)
+
+    def measured(label: str, key: str, form: Callable[[float], str], start: float | None = None) -> Row:
+        return of(label, lambda one: one.number_of(key) if one.number else start, form)
+
+    similar = {one.number - 1: one.self_similarity for one in run.iterations}  # iteration t + 1 generates with policy t
+    rows = [
+        of("win rate against the start", lambda one: rate_text(one.comparison("win_rate_vs_start"))),
+        of("\N{EM SPACE}at equal length", lambda one: _equal_length(run, one)),
+        of("win rate against the one before", lambda one: rate_text(one.comparison("win_rate_vs_previous"))),
+        measured("mean reward (sd of the start)", "mean_reward", "{:.2f}".format, start=0.0),
+        measured("mean score of the judge", "mean_score", "{:.2f}".format),
+        measured("KL to the start, nats", "kl_to_start", "{:.1f}".format, start=0.0),
+        written("mean length, tokens", lambda one: one.mean_length),
+        written("95th percentile of length", lambda one: one.p95_length),
+        written("cut off at the limit", lambda one: one.truncated, "{:.1%}".format),
+        written("distinct-1", lambda one: one.distinct_1, "{:.1%}".format),
+        written("distinct-2", lambda one: one.distinct_2, "{:.1%}".format),
+        written("different answers", lambda one: one.unique, "{:.0%}".format),
+        of("likeness of answers to one prompt", lambda one: similar.get(one.number), "{:.2f}".format),
+        written("correlation of reward and length", lambda one: one.reward_length, "{:.2f}".format),
+        of("reward agrees with the judge", lambda one: rate_text(reward_accuracy(run, one))),
+        of("reward model's accuracy", _accuracy),
+    ]
+    return [(label, texts) for label, texts in rows if any(text != DASH for text in texts[1:])]
+
+
+def _equal_length(run: Run, one: Iteration) -> str:
+    pair = run.pair(one.name, START)
+    return level_text(pair.length_controlled if pair else None)
+
+
+def _accuracy(one: Iteration) -> str | None:
+    """The reward model's accuracy on pairs held back from its training: a number, or a mapping with an interval."""
+    found = (one.reward or {}).get("accuracy")
+    inner = found if isinstance(found, dict) else {"value": found}
+    value = number(inner.get("value", inner.get("win_rate")))
+    low, high = number(inner.get("low")), number(inner.get("high"))
+    if value is None:
+        return None
+    return f"{100 * value:.0f}%" if low is None or high is None else interval_text(value, low, high)
+
+
+def health_table(run: Run) -> list[Row]:
+    """One cell per iteration that was labelled: how the judge behaved."""
+    health = [one.health for one in run.iterations if one.health]
+    others = {key for one in health for key, value in one.items() if number(value) is not None} - HEALTH.keys()
+    table = [(HEALTH.get(key, key.replace("_", " ")), [_amount(one.get(key)) for one in health])
+             for key in (*HEALTH, *sorted(others))]
+    return [(label, texts) for label, texts in table if any(text != DASH for text in texts)]
+
+
+def _amount(value: Any) -> str:
+    """A share (a float from 0 to 1) as a percentage, anything else as a number."""
+    amount = number(value)
+    if amount is None:
+        return DASH
+    if isinstance(value, float) and 0 <= amount <= 1:
+        return f"{100 * amount:.1f}%"
+    return plain(amount) if isinstance(value, float) else f"{value:,}"
+
+
+def comparison_table(run: Run) -> list[Row]:
+    """One row per pair of checkpoints: win rate, at equal length, prompts, ties, unscored, p, told apart, needed."""
+    rows: list[Row] = []
+    for pair in run.summary.pairs if run.summary else []:
+        one = pair.comparison
+        counts = [str(one.n), str(one.ties), str(one.unscored)]
+        told = [chance_text(pair.p_adjusted), "yes" if pair.told_apart else "no"]
+        needed = f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH
+        rows.append((f"{spoken(one.a)} over {spoken(one.b)}",
+                     [rate_text(one), level_text(pair.length_controlled), *counts, *told, needed]))
+    return rows
+
+
+def time_table(run: Run, stages: Sequence[str]) -> list[Row]:
+    """Seconds per stage, one cell per iteration that took any."""
+    timed = [one.seconds for one in run.iterations if one.seconds]
+    rows = [(stage, [f"{one[stage]:,.1f}" if stage in one else DASH for one in timed]) for stage in stages]
+    return [*rows, ("all", [f"{sum(one.values()):,.1f}" for one in timed])]
+
+
+def cycle_sentences(run: Run) -> list[str]:
+    """Each non-transitive triple in words."""
+    found = []
+    for cycle in run.summary.cycles if run.summary else []:
+        a, b, c = map(spoken, cycle.models)
+        x, y, z = (f"{rate:.0%}" for rate in cycle.win_rates)
+        found.append(f"{a} beats {b} ({x}), {b} beats {c} ({y}), and {c} beats {a} ({z})")
+    return found
+
+
+def flat_facts(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Every scalar of nested mappings with its dotted name, as text; lists in one line."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat_facts(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        yield prefix, " ".join(map(str, value))
+    elif value is not None:
+        yield prefix, str(value)

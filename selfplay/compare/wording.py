@@ -1,0 +1,55 @@
+"""How names, rates, durations and amounts are said, the same way in the report, the alarms and the model card."""
+
+import re
+
+from selfplay.compare.length import LengthControlled
+from selfplay.records import Comparison
+
+DASH = "\N{EN DASH}"
+"""Stands where there is no number."""
+
+
+def spoken(name: str) -> str:
+    """A checkpoint's name for people: `iteration-000` is the start."""
+    match = re.fullmatch(r"iteration-(\d+)", name)
+    return name if match is None else "start" if int(match[1]) == 0 else f"iteration {int(match[1])}"
+
+
+def interval_text(value: float, low: float, high: float) -> str:
+    """A share and its interval: `81% [76, 86]`."""
+    return f"{100 * value:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def points_text(share: float, low: float, high: float) -> str:
+    """A difference of shares in percentage points, with its interval: `5 points [2, 8]`."""
+    return f"{100 * share:.0f} points [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def rate_text(one: Comparison | None) -> str:
+    """A win rate with its interval, or a dash."""
+    if one is None or one.win_rate is None or one.low is None or one.high is None:
+        return DASH
+    return interval_text(one.win_rate, one.low, one.high)
+
+
+def level_text(level: LengthControlled | None) -> str:
+    """A win rate at equal length, with a sign where it is approximate, or a dash."""
+    if level is None:
+        return DASH
+    mark = "\N{ALMOST EQUAL TO}\N{NO-BREAK SPACE}" if level.approximate else ""
+    return mark + interval_text(level.win_rate, level.low, level.high)
+
+
+def chance_text(p_value: float) -> str:
+    """A p-value: `p = 0.012`, or `p < 0.0001`."""
+    return f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `4.2 s`, `48 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
