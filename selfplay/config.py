@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Base of every section of a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Sampling(Section):
@@ -72,6 +72,8 @@ class Endpoint(Section):
     """Most seconds between two tries; they double from 1, with jitter, and a server's Retry-After counts."""
     guided: bool = True
     """Send the JSON schema with the call (`response_format`), for servers that can decode along it."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each call, such as {reasoning_effort: low}; null takes out one that is sent by default."""
     input_price: NonNegative = 0.0
     """Dollars per million tokens read."""
     output_price: NonNegative = 0.0
@@ -470,7 +472,16 @@ class Recipe(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its two traps: `1e-4` is a number, and `on` / `off` / `yes` / `no` are text."""
+    """YAML 1.1 without three traps: `1e-4` is a number, `on` / `off` / `yes` / `no` are text, and no key stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice, of which YAML would silently drop the first."""
+        seen: set[str] = set()
+        for key in (pair[0] for pair in node.value if isinstance(pair[0], yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -512,7 +523,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no recipe {str(path)!r}; write one with `selfplay init {path}`")
-    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8; save it as such") from None
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no mapping of settings; `selfplay init` writes one to start from")
     tree.setdefault("name", path.stem)

@@ -28,7 +28,7 @@ class Meter:
         text = f"{rate:.3g} {self.unit}/s {note}".rstrip()
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done, note=text)
-        elif time.time() - self.printed >= LINE_EVERY_SECONDS and self.done < self.total:
+        elif time.time() - self.printed >= LINE_EVERY_SECONDS and 0 < self.done < self.total:
             self.printed = time.time()
             left = (self.total - self.done) / rate
             say(f"  {self.label}: {self.done}/{self.total}, {text}, {left:.0f} s left")
