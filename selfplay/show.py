@@ -47,9 +47,9 @@ def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
     """The rows as a table."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("iteration", "wins against start", "against previous", "score", "reward acc.", "KL", "tokens", "cut off", "seconds"):
-        table.add_column(title, justify="left" if title == "iteration" else "right", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    for title in ("iter", "beats start, %", "beats previous, %", "score", "RM acc", "KL", "len", "cut", "s"):
+        table.add_column(title, justify="left" if title == "iter" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["iteration"]) if row["iteration"] else "start", interval(row["win_rate_vs_start"]),
@@ -63,7 +63,7 @@ def interval(rate: dict[str, Any] | None) -> str:
     """A share with its 95% interval, in percent."""
     if rate is None or rate["value"] is None:
         return "-"
-    return f"{rate['value']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
 
 
 def number(value: float | None, form: str) -> str:
