@@ -66,6 +66,15 @@ def run(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 
 
 @app.command()
+def bootstrap(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+              overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None) -> None:
+    """Make a recipe's start and no more: tokenizer, pretraining, fine-tuning."""
+    from selfplay.loop import run as run_loop
+
+    typer.echo(run_loop(load_recipe(recipe, overrides or []), only_start=True) / "iteration-000" / "policy")
+
+
+@app.command()
 def show(directory: RunArgument,
          prompt: Annotated[str | None, typer.Option(help="Id of a held-out prompt: show its transcripts.")] = None,
          as_json: Json = False) -> None:

@@ -24,11 +24,11 @@ from selfplay.stages import Run
 STAGES = ("generate", "label", "reward", "policy", "evaluate")
 
 
-def run(recipe: Recipe) -> Path:
+def run(recipe: Recipe, only_start: bool = False) -> Path:
     """Run a recipe to its end and give the run's directory; goes on with a run that was stopped.
 
-    Raises ConfigError, before anything expensive, for a recipe that cannot work or that differs from the one the
-    directory was begun with.
+    `only_start` makes the start (bootstrapped, fine-tuned or as it is) and no more. Raises ConfigError, before anything
+    expensive, for a recipe that cannot work or that differs from the one the directory was begun with.
     """
     prompts = check(recipe)
     files = RunDirectory(recipe.directory)
@@ -36,15 +36,23 @@ def run(recipe: Recipe) -> Path:
         files.begin(recipe)
         settle_libraries(recipe)
         with closing(Run(recipe, files, *prompts)) as current:
-            iterate(current)
+            make_start(current)
+            if not only_start:
+                iterate(current)
     return files.path
+
+
+def make_start(run: Run) -> None:
+    """Iteration 0: the policy that everything is compared with."""
+    from selfplay.stages import bootstrap
+
+    do(run, 0, "policy", bootstrap)
 
 
 def iterate(run: Run) -> None:
     """All stages of all iterations, and `outcome.json` at the end."""
-    from selfplay.stages import bootstrap, evaluate, policy
+    from selfplay.stages import evaluate, policy
 
-    do(run, 0, "policy", bootstrap)
     do(run, 0, "evaluate", evaluate)
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):

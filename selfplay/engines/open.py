@@ -21,7 +21,7 @@ def open_engine(config: EngineConfig, checkpoint: str | Path, name: str, *, dtyp
     return TransformersEngine(model, load_tokenizer(checkpoint, revision), name, config.batch_size)
 
 
-def reload_engine(engine: Any, checkpoint: str | Path, name: str) -> None:
+def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "float32") -> None:
     """Give an open engine the weights of another checkpoint of the same architecture and tokenizer."""
-    engine.update_weights(load_policy(checkpoint))
+    engine.update_weights(load_policy(checkpoint, dtype=dtype))
     engine.name = name

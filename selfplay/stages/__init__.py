@@ -21,6 +21,7 @@ class Run:
     train: list[Prompt]
     heldout: list[Prompt]
     _engine: "Engine | None" = field(default=None, repr=False)
+    _loaded: Path | None = field(default=None, repr=False)
 
     def seed(self, *purpose: Any) -> int:
         """A seed for one purpose of this run."""
@@ -30,14 +31,18 @@ class Run:
         """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""
         return hash_of([self.recipe.seed, settings, [self.files.manifest_hash(*stage) for stage in inputs]])
 
-    def engine(self, checkpoint: Path, name: str) -> "Engine":
-        """The recipe's engine with a checkpoint's weights; valid until the next call."""
+    def engine(self, checkpoint: Path, name: str, to_train: bool = False) -> "Engine":
+        """The recipe's engine with a checkpoint's weights; valid until the next call for another checkpoint.
+
+        `to_train` says that the caller will move other weights into it.
+        """
         from selfplay.engines.open import open_engine, reload_engine
 
         if self._engine is None:
             self._engine = open_engine(self.recipe.engine, checkpoint, name, dtype=self.recipe.policy.dtype)
-        else:
-            reload_engine(self._engine, checkpoint, name)
+        elif self._loaded != checkpoint:
+            reload_engine(self._engine, checkpoint, name, self.recipe.policy.dtype)
+        self._loaded = None if to_train else checkpoint
         return self._engine
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ def run(run: Run, iteration: int) -> None:
         reference = run.files.policy(0) if config.reference == "start" else before
         model, tokenizer = load_policy(before), load_tokenizer(before)
         reward = RewardModel.load(run.files.stage(iteration, reward_stage))
-        engine = None if run.recipe.engine.kind == "transformers" else run.engine(before, f"iteration-{iteration:03d}")
+        engine = None if run.recipe.engine.kind == "transformers" else run.engine(before, f"iteration-{iteration:03d}", to_train=True)
         corpus = None
         if config.pretraining is not None:
             corpus = load_documents(config.pretraining.source, 20_000, run.seed("pretraining"))

@@ -1,0 +1,61 @@
+"""A user's own checkpoint, prompts and judge, none of them in this repository: two iterations raise the judge's score."""
+
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from killing import run_in_process
+
+from prompts.sources import load_documents
+from selfplay.show import iterations
+
+SHARED = Path(__file__).parents[3] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared, with the pretrained model and the corpus, is absent")
+
+RULES = '''\
+def speaks(prompt, response):
+    """1 if somebody says something."""
+    return float("said" in response or "asked" in response)
+
+
+def is_glad(prompt, response):
+    """Half for each of two glad words."""
+    return sum(word in response for word in ("happy", "smile")) / 2
+'''
+
+
+def write_files(folder: Path) -> Path:
+    """The recipe, a judge in one YAML file and one Python function file, and prompts from the corpus's first sentences."""
+    stories = load_documents(str(SHARED / "data/corpora/tinystories_10k.txt"), 1000, 0)
+    openings = list(dict.fromkeys(story.split(".")[0].strip() + "." for story in stories))
+    openings = [opening for opening in openings if 20 < len(opening) < 120 and "\n" not in opening]
+    (folder / "heldout.txt").write_text("\n".join(openings[:128]))
+    (folder / "train.txt").write_text("\n".join(openings[128:640]))
+    (folder / "rules.py").write_text(RULES)
+    (folder / "judge.yaml").write_text(dedent("""\
+        name: glad-talk
+        mode: rules
+        criteria:
+          - {name: somebody speaks, weight: 1, python: "./rules.py:speaks"}
+          - {name: glad, weight: 2, python: "./rules.py:is_glad"}
+        """))
+    recipe = folder / "own.yaml"
+    recipe.write_text(dedent(f"""\
+        iterations: 2
+        policy: {{model: {SHARED / "models/stories260k"}}}
+        prompts: {{train: {{source: {folder / "train.txt"}}}, heldout: {{source: {folder / "heldout.txt"}}}}}
+        sampling: {{max_tokens: 64}}
+        generate: {{prompts: 256, completions: 3}}
+        judge: {{file: {folder / "judge.yaml"}}}
+        reward: {{learning_rate: 1e-3, epochs: 1, batch_size: 16}}
+        algorithm: {{steps: 6, critic_warmup: 1, episodes: 128, learning_rate: 5e-4}}
+        """))
+    return recipe
+
+
+@needs_shared
+def test_two_iterations_raise_the_score_of_a_judge_of_ones_own(tmp_path: Path) -> None:
+    assert run_in_process(write_files(tmp_path), [f"output={tmp_path / 'run'}"]) == 0
+    start, first, second = iterations(tmp_path / "run")
+    assert start["mean_score"] < first["mean_score"] < second["mean_score"]
+    assert second["win_rate_vs_start"]["low"] > 0.5

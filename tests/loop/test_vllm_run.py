@@ -1,0 +1,22 @@
+"""The quickstart with vLLM rollouts, with fewer steps: the real engine, weights moved into it after every PPO step."""
+
+from pathlib import Path
+
+from killing import run_in_process
+
+from selfplay.rundir import RunDirectory
+from selfplay.show import iterations
+
+ROOT = Path(__file__).parents[2]
+FEWER = ["iterations=1", "policy.bootstrap.documents=6000", "policy.bootstrap.pretrain.steps=80", "policy.bootstrap.sft.training.steps=60",
+         "prompts.train.limit=512", "prompts.heldout.limit=256", "generate.prompts=200", "algorithm.steps=6", "algorithm.episodes=128",
+         "algorithm.critic_warmup=1"]
+
+
+def test_a_run_with_vllm_beats_the_start(tmp_path: Path) -> None:
+    assert run_in_process(ROOT / "runs/quickstart-vllm.yaml", [*FEWER, f"output={tmp_path / 'run'}"]) == 0
+    _, first = iterations(tmp_path / "run")
+    assert first["win_rate_vs_start"]["value"] >= 0.65
+    assert first["win_rate_vs_start"]["low"] > 0.55
+    rows = [row for row in RunDirectory(tmp_path / "run").metrics() if row["stage"] == "policy"]
+    assert len(rows) == 6 and max(row["engine/logprob_gap"] for row in rows) < 1e-4
