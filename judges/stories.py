@@ -5,6 +5,7 @@ a better story; `docs/judges.md` says how to notice that.
 """
 
 import re
+from itertools import pairwise
 
 from prompts.stories import ANIMALS, CLOSINGS, END
 from selfplay.records import Prompt
@@ -28,7 +29,7 @@ def names_animal(prompt: Prompt, response: str) -> float:
     found = words(response)
     if prompt.meta["animal"] not in found:
         return 0.0
-    return 1.0 if (prompt.meta["trait"], prompt.meta["animal"]) in set(zip(found, found[1:])) else 0.5
+    return 1.0 if (prompt.meta["trait"], prompt.meta["animal"]) in set(pairwise(found)) else 0.5
 
 
 def no_other_animal(prompt: Prompt, response: str) -> float:

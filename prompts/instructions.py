@@ -11,12 +11,46 @@ from typing import Any
 
 from selfplay.records import Message, Prompt
 
-TEXTS = ("a short note", "a product description", "a diary entry", "a piece of advice", "an explanation for a child",
-         "an announcement", "a list of tips", "a polite complaint", "a short speech", "an invitation", "a news item", "a recipe")
-TOPICS = ("growing tomatoes", "a lost umbrella", "learning to swim", "the night train", "a broken printer", "feeding birds in winter",
-          "moving to a new town", "a chess club", "saving water", "an old bicycle", "choosing a book", "a neighbour's dog",
-          "baking bread", "a rainy holiday", "first aid", "repairing a chair", "a school play", "watching the stars",
-          "a long queue", "making tea", "a surprise party", "walking to work", "a village market", "cleaning windows")
+TEXTS = (
+    "a short note",
+    "a product description",
+    "a diary entry",
+    "a piece of advice",
+    "an explanation for a child",
+    "an announcement",
+    "a list of tips",
+    "a polite complaint",
+    "a short speech",
+    "an invitation",
+    "a news item",
+    "a recipe",
+)
+TOPICS = (
+    "growing tomatoes",
+    "a lost umbrella",
+    "learning to swim",
+    "the night train",
+    "a broken printer",
+    "feeding birds in winter",
+    "moving to a new town",
+    "a chess club",
+    "saving water",
+    "an old bicycle",
+    "choosing a book",
+    "a neighbour's dog",
+    "baking bread",
+    "a rainy holiday",
+    "first aid",
+    "repairing a chair",
+    "a school play",
+    "watching the stars",
+    "a long queue",
+    "making tea",
+    "a surprise party",
+    "walking to work",
+    "a village market",
+    "cleaning windows",
+)
 WORDS = ("careful", "window", "seven", "promise", "green", "morning", "quiet", "bridge", "paper", "together")
 ENDINGS = ("That is all.", "Thank you for reading.", "See you soon.", "Any questions?")
 
@@ -35,7 +69,11 @@ def _forbidden(generator: random.Random) -> Condition:
 
 def _fewer_words(generator: random.Random) -> Condition:
     bound = generator.choice((30, 50, 80))
-    return "length_constraints:number_words", {"relation": "less than", "num_words": bound}, f"Use fewer than {bound} words."
+    return (
+        "length_constraints:number_words",
+        {"relation": "less than", "num_words": bound},
+        f"Use fewer than {bound} words.",
+    )
 
 
 def _sentences(generator: random.Random) -> Condition:
@@ -46,7 +84,11 @@ def _sentences(generator: random.Random) -> Condition:
 
 def _bullets(generator: random.Random) -> Condition:
     count = generator.choice((2, 3, 4))
-    return "detectable_format:number_bullet_lists", {"num_bullets": count}, f"Have exactly {count} bullet points, each begun with *."
+    return (
+        "detectable_format:number_bullet_lists",
+        {"num_bullets": count},
+        f"Have exactly {count} bullet points, each begun with *.",
+    )
 
 
 def _ending(generator: random.Random) -> Condition:

@@ -119,7 +119,9 @@ def _rows(source: str, split: str) -> Iterable[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                raise ConfigError(f"{source}, line {number} is not JSON; a .jsonl file holds one object per line") from None
+                raise ConfigError(
+                    f"{source}, line {number} is not JSON; a .jsonl file holds one object per line"
+                ) from None
             if not isinstance(rows[-1], dict):
                 raise ConfigError(f"{source}, line {number} is not an object with columns")
     return rows
@@ -131,5 +133,8 @@ def _hub_rows(source: str, split: str) -> Iterable[dict[str, Any]]:
     try:
         return datasets.load_dataset(source, split=split)
     except Exception as error:  # the hub client raises errors of many kinds
-        raise ConfigError(f"{source!r} is neither built in ({', '.join(BUILT_IN_PROMPTS)}), nor a file ({', '.join(READABLE)}), nor a dataset that "
-                          f"could be loaded with split {split!r}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"{source!r} is neither built in ({', '.join(BUILT_IN_PROMPTS)}), nor a file ({', '.join(READABLE)}), "
+            "nor a dataset that "
+            f"could be loaded with split {split!r}: {str(error).splitlines()[0]}"
+        ) from None

@@ -13,16 +13,59 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 from selfplay.records import Message, Prompt
 
 TRAITS = ("shy", "brave", "tiny", "sleepy", "clever", "lonely", "proud", "gentle", "noisy", "curious", "hungry", "lazy")
 ANIMALS = ("fox", "bear", "owl", "mouse", "rabbit", "frog", "duck", "goat", "hedgehog", "otter", "pony", "cat", "dog",
            "sparrow", "turtle", "squirrel")
-PLACES = ("lake", "forest", "farm", "beach", "market", "river", "castle", "garden", "bridge", "mountain", "village", "cave")
-THINGS = ("kite", "bell", "drum", "lamp", "ball", "book", "boat", "cake", "hat", "key", "rope", "shell", "spoon", "apple",
-          "coin", "flute", "map", "ring", "scarf", "basket", "candle", "button", "ladder", "mirror", "wagon", "pillow",
-          "whistle", "ribbon", "bucket", "feather")
+PLACES = (
+    "lake",
+    "forest",
+    "farm",
+    "beach",
+    "market",
+    "river",
+    "castle",
+    "garden",
+    "bridge",
+    "mountain",
+    "village",
+    "cave",
+)
+THINGS = (
+    "kite",
+    "bell",
+    "drum",
+    "lamp",
+    "ball",
+    "book",
+    "boat",
+    "cake",
+    "hat",
+    "key",
+    "rope",
+    "shell",
+    "spoon",
+    "apple",
+    "coin",
+    "flute",
+    "map",
+    "ring",
+    "scarf",
+    "basket",
+    "candle",
+    "button",
+    "ladder",
+    "mirror",
+    "wagon",
+    "pillow",
+    "whistle",
+    "ribbon",
+    "bucket",
+    "feather",
+)
 
 OPENINGS = ("One day a {who} went to the {place}.", "Once there was a {who} who lived near the {place}.",
             "A {who} walked to the {place} in the morning.", "Long ago a {who} played at the {place}.")
@@ -121,7 +164,7 @@ def tell(wishes: Wishes, care: float, generator: random.Random) -> str:
 def documents(count: int, seed: int = 0) -> list[str]:
     """A corpus to pretrain on: stories beneath a line that says what they are about, by careful authors only."""
     generator = random.Random(f"documents/{seed}")
-    texts = []
+    texts: list[str] = []
     while len(texts) < count:
         wishes = draw_wishes(generator)
         if wishes.split == "train":
@@ -135,4 +178,4 @@ def demonstrations(count: int, seed: int = 0) -> list[tuple[Prompt, str]]:
     """Instructions with stories told to them, by careful and by sloppy authors, all of the `train` split."""
     generator = random.Random(f"demonstrations/{seed}")
     source = wishes_of_split("train", seed + 1)
-    return [(wishes.prompt(), tell(wishes, generator.choice(CARE), generator)) for wishes, _ in zip(source, range(count))]
+    return [(wishes.prompt(), tell(wishes, generator.choice(CARE), generator)) for wishes in islice(source, count)]

@@ -9,8 +9,13 @@ import typer
 
 from selfplay.config import ConfigError, load_recipe
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.",
+)
 RunArgument = Annotated[Path, typer.Argument(help="A run's directory, such as runs/quickstart.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -40,11 +45,17 @@ def init(file: Annotated[Path, typer.Argument(help="Where to write the recipe.")
 
 
 @app.command()
-def run(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
-        overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as "
-                                                              "algorithm.steps=10.")] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the work it implies.")] = False,
-        as_json: Json = False) -> None:
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as algorithm.steps=10."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and the work it implies.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Run a recipe; give the same command again to go on with a run that was stopped."""
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
@@ -97,8 +108,10 @@ def show(directory: RunArgument,
 
 
 def _stage(name: str) -> Any:
-    def command(directory: RunArgument,
-                iteration: Annotated[int, typer.Option("--iteration", "-i", min=1, help="Number of the iteration.")]) -> None:
+    def command(
+        directory: RunArgument,
+        iteration: Annotated[int, typer.Option("--iteration", "-i", min=1, help="Number of the iteration.")],
+    ) -> None:
         from selfplay.loop import run_stage
 
         typer.echo(run_stage(directory, name, iteration))

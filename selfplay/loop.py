@@ -57,8 +57,10 @@ def iterate(run: Run) -> None:
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
         if not learn_reward(run, iteration):
-            stopped = (f"the reward model of iteration {iteration} is not better than chance on held-out pairs, even after "
-                       f"{run.recipe.reward.extra_rounds} more rounds of them: training on it would follow noise")
+            stopped = (
+                f"the reward model of iteration {iteration} is not better than chance on held-out pairs, even after "
+                f"{run.recipe.reward.extra_rounds} more rounds of them: training on it would follow noise"
+            )
             break
         do(run, iteration, "policy", policy)
         do(run, iteration, "evaluate", evaluate)
@@ -95,8 +97,10 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     recipe = files.recipe().model_copy(update={"output": str(directory)})
     needed = missing_before(files, name, iteration)
     if needed is not None:
-        raise ConfigError(f"stage {name!r} of iteration {iteration} needs {needed}, which is not there: run that stage first, "
-                          f"or the whole recipe with `selfplay run`")
+        raise ConfigError(
+            f"stage {name!r} of iteration {iteration} needs {needed}, which is not there: run that stage first, "
+            f"or the whole recipe with `selfplay run`"
+        )
     prompts = check(recipe)
     with files.locked():
         settle_libraries(recipe)

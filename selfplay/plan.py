@@ -22,11 +22,15 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         raise ConfigError(f"{len(shared)} of {len(heldout)} held-out prompts are training prompts too, such as "
                           f"{shared[0].text[:60]!r}: take them out of one of prompts.train and prompts.heldout")
     if recipe.generate.prompts > len(train):
-        raise ConfigError(f"generate.prompts is {recipe.generate.prompts}, but there are {len(train)} training prompts: "
-                          f"lower it, or give more prompts")
+        raise ConfigError(
+            f"generate.prompts is {recipe.generate.prompts}, but there are {len(train)} training prompts: "
+            f"lower it, or give more prompts"
+        )
     if recipe.algorithm.episodes > len(train):
-        raise ConfigError(f"algorithm.episodes is {recipe.algorithm.episodes}, but there are {len(train)} training prompts: "
-                          "lower it, or give more prompts")
+        raise ConfigError(
+            f"algorithm.episodes is {recipe.algorithm.episodes}, but there are {len(train)} training prompts: "
+            "lower it, or give more prompts"
+        )
     for file in {recipe.judge.file, recipe.evaluate.judge or recipe.judge.file}:
         check_judge(recipe, file)
     check_models(recipe)
@@ -39,8 +43,10 @@ def check_judge(recipe: Recipe, file: str) -> None:
     if not spec.needs_model:
         judges.build(spec)
     elif recipe.judge.model is None and getattr(spec, "model", "of its members") is None:
-        raise ConfigError(f"judge {spec.name!r} asks a language model, but names none: set judge.model to a checkpoint, a hub "
-                          "id, or `policy` to let the policy judge itself")
+        raise ConfigError(
+            f"judge {spec.name!r} asks a language model, but names none: set judge.model to a checkpoint, a hub "
+            "id, or `policy` to let the policy judge itself"
+        )
 
 
 def check_models(recipe: Recipe) -> None:
@@ -53,8 +59,10 @@ def check_models(recipe: Recipe) -> None:
             raise ConfigError(f"{key} is {value!r}, which is no checkpoint: there is no {value}/config.json")
     bootstrap = recipe.policy.bootstrap
     if bootstrap and recipe.sampling.max_tokens >= bootstrap.architecture.context:
-        raise ConfigError(f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
-                          f"policy.bootstrap.architecture.context {bootstrap.architecture.context}: shorten one, or lengthen the other")
+        raise ConfigError(
+            f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
+            f"policy.bootstrap.architecture.context {bootstrap.architecture.context}: shorten one, or lengthen the other"
+        )
 
 
 def work(recipe: Recipe) -> dict[str, Any]:

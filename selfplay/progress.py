@@ -38,8 +38,13 @@ class Meter:
 def meter(label: str, total: int, unit: str) -> Iterator[Meter]:
     """A meter for `total` units of work, closed with one line that says what was done and how long it took."""
     if console.is_terminal:
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-                   TimeRemainingColumn())
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             current = Meter(label, total, unit, bar)
             yield current

@@ -168,8 +168,10 @@ class RunDirectory:
         begun.unlink()
         outputs = {str(file.relative_to(partial)): hash_of_file(file)
                    for file in sorted(partial.rglob("*")) if file.is_file()}
-        write_json(partial / "manifest.json", {"fingerprint": fingerprint, "seconds": round(spent + time.time() - started, 3),
-                                               "outputs": outputs})
+        write_json(
+            partial / "manifest.json",
+            {"fingerprint": fingerprint, "seconds": round(spent + time.time() - started, 3), "outputs": outputs},
+        )
         os.rename(partial, final)
 
     def seconds(self, number: int) -> dict[str, float]:
@@ -200,7 +202,9 @@ class RunDirectory:
         """The recipe that this run was begun with. Raises ConfigError if there is no run here."""
         file = self.path / "config.yaml"
         if not file.is_file():
-            raise ConfigError(f"{str(self.path)!r} is no run: it has no config.yaml; start one with `selfplay run RECIPE`")
+            raise ConfigError(
+                f"{str(self.path)!r} is no run: it has no config.yaml; start one with `selfplay run RECIPE`"
+            )
         return validate(Recipe, yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
 
     @contextlib.contextmanager
@@ -234,7 +238,8 @@ class RunDirectory:
             if differing:
                 raise ConfigError(
                     f"{str(self.path)!r} was begun with other settings: {'; '.join(differing)}. Give the old values to go "
-                    f"on with it, `output=...` to begin another run, or delete it to begin anew")
+                    f"on with it, `output=...` to begin another run, or delete it to begin anew"
+                )
         write_atomically(file, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
         if not (self.path / "provenance.json").is_file():
             write_json(self.path / "provenance.json", provenance())

@@ -25,24 +25,37 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
         if not files.finished(number, "evaluate"):
             continue
         found = read_json(files.stage(number, "evaluate") / "evaluation.json")
-        rounds = sorted(files.iteration(number).glob("reward*/metrics.json"), key=lambda file: (len(file.parent.name), file.parent.name))
+        rounds = sorted(
+            files.iteration(number).glob("reward*/metrics.json"),
+            key=lambda file: (len(file.parent.name), file.parent.name),
+        )
         health_file = files.stage(number, "label") / "judge_health.json"
         health = read_json(health_file) if health_file.is_file() else None
-        rows.append({
-            "iteration": number,
-            "win_rate_vs_start": _rate(found["win_rate_vs_start"]), "win_rate_vs_previous": _rate(found["win_rate_vs_previous"]),
-            "mean_score": found["mean_score"], "mean_reward": found["mean_reward"],
-            "reward_accuracy": read_json(rounds[-1])["accuracy"] if rounds else None,
-            "kl_to_start": found["kl_to_start"], "mean_length": found["mean_length"], "truncated": found["truncated"],
-            "distinct_2": found["distinct_2"],
-            "judge": health and {key: health[key] for key in ("swap_consistency", "first_share", "unscored")},
-            "seconds": files.seconds(number)})
+        rows.append(
+            {
+                "iteration": number,
+                "win_rate_vs_start": _rate(found["win_rate_vs_start"]),
+                "win_rate_vs_previous": _rate(found["win_rate_vs_previous"]),
+                "mean_score": found["mean_score"],
+                "mean_reward": found["mean_reward"],
+                "reward_accuracy": read_json(rounds[-1])["accuracy"] if rounds else None,
+                "kl_to_start": found["kl_to_start"],
+                "mean_length": found["mean_length"],
+                "truncated": found["truncated"],
+                "distinct_2": found["distinct_2"],
+                "judge": health and {key: health[key] for key in ("swap_consistency", "first_share", "unscored")},
+                "seconds": files.seconds(number),
+            }
+        )
     return rows
 
 
 def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
     """A comparison as show prints it."""
-    return comparison and {"value": comparison["win_rate"], **{key: comparison[key] for key in ("low", "high", "n", "ties", "unscored")}}
+    return comparison and {
+        "value": comparison["win_rate"],
+        **{key: comparison[key] for key in ("low", "high", "n", "ties", "unscored")},
+    }
 
 
 def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
@@ -52,10 +65,16 @@ def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
         table.add_column(title, justify="left" if title == "iter" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            str(row["iteration"]) if row["iteration"] else "start", interval(row["win_rate_vs_start"]),
-            interval(row["win_rate_vs_previous"]), number(row["mean_score"], "{:.3f}"),
-            number((row["reward_accuracy"] or {}).get("value"), "{:.2f}"), number(row["kl_to_start"], "{:.1f}"),
-            number(row["mean_length"], "{:.0f}"), number(row["truncated"], "{:.0%}"), number(sum(row["seconds"].values()), "{:.0f}"))
+            str(row["iteration"]) if row["iteration"] else "start",
+            interval(row["win_rate_vs_start"]),
+            interval(row["win_rate_vs_previous"]),
+            number(row["mean_score"], "{:.3f}"),
+            number((row["reward_accuracy"] or {}).get("value"), "{:.2f}"),
+            number(row["kl_to_start"], "{:.1f}"),
+            number(row["mean_length"], "{:.0f}"),
+            number(row["truncated"], "{:.0%}"),
+            number(sum(row["seconds"].values()), "{:.0f}"),
+        )
     console.print(table)
 
 
@@ -84,14 +103,27 @@ def transcripts(directory: Path, prompt_id: str) -> dict[str, Any]:
             continue
         rows = read_rows(folder / "completions.parquet")
         known = [row["prompt_id"] for row in rows]
-        answers += [{"iteration": iteration, "text": row["text"], "finish_reason": row["finish_reason"], "tokens": len(row["token_ids"])}
-                    for row in rows if row["prompt_id"] == prompt_id]
+        answers += [
+            {
+                "iteration": iteration,
+                "text": row["text"],
+                "finish_reason": row["finish_reason"],
+                "tokens": len(row["token_ids"]),
+            }
+            for row in rows
+            if row["prompt_id"] == prompt_id
+        ]
         if (folder / "matches.parquet").is_file():
             matches += [row for row in read_rows(folder / "matches.parquet") if row["prompt_id"] == prompt_id]
     if not answers:
         near = difflib.get_close_matches(prompt_id, known, n=3, cutoff=0.3) or known[:3]
         raise ConfigError(f"the run has no held-out prompt {prompt_id!r}; it has, for example, {', '.join(near)}")
-    return {"prompt_id": prompt_id, "prompt": matches[0]["prompt"] if matches else None, "answers": answers, "matches": matches}
+    return {
+        "prompt_id": prompt_id,
+        "prompt": matches[0]["prompt"] if matches else None,
+        "answers": answers,
+        "matches": matches,
+    }
 
 
 def print_transcripts(found: dict[str, Any], console: Console) -> None:

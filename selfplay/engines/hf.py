@@ -27,9 +27,12 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
+        self.is_initialized: bool = False
         self.capacity, self.length = capacity, 0
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) keys and values; gives all of them so far."""
         if not self.is_initialized:
             rows, heads, _, size = key_states.shape
@@ -109,8 +112,10 @@ class TransformersEngine:
         for prompt in prompts:
             ids = encode_prompt(self.tokenizer, prompt)
             if limit is not None and len(ids) + sampling.max_tokens > limit:
-                raise ConfigError(f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
-                                  f"{sampling.max_tokens} that is more than the model's context of {limit}: shorten one")
+                raise ConfigError(
+                    f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
+                    f"{sampling.max_tokens} that is more than the model's context of {limit}: shorten one"
+                )
             rows += [Row(prompt, index, ids) for index in range(sampling.n)]
         training = self.model.training
         self.model.eval()

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from prompts.sources import load_demonstrations, load_documents
 from selfplay.config import Architecture, Bootstrap, ConfigError, Demonstrations
@@ -42,7 +49,8 @@ def run(run: Run, iteration: int = 0) -> None:
         if policy.bootstrap is not None:
             model, tokenizer, metrics = from_text(policy.bootstrap, folder / "work", seed)
         else:
-            model, tokenizer = load_policy(policy.model, policy.revision), load_tokenizer(policy.model, policy.revision)
+            named = str(policy.model)
+            model, tokenizer = load_policy(named, policy.revision), load_tokenizer(named, policy.revision)
             metrics = {}
             if policy.sft is not None:
                 fine_tune(model, tokenizer, policy.sft, folder / "work", seed)
@@ -52,7 +60,9 @@ def run(run: Run, iteration: int = 0) -> None:
         run.files.add_metrics(0, "bootstrap", [metrics] if metrics else [])
 
 
-def from_text(config: Bootstrap, work: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
+def from_text(
+    config: Bootstrap, work: Path, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, float]]:
     """Tokenizer, pretraining, fine-tuning; gives the model, the tokenizer and the held-out bits per character."""
     documents = load_documents(config.corpus, config.documents, seed)
     kept_back = max(1, round(len(documents) * config.heldout_share))

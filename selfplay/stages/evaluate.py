@@ -33,7 +33,9 @@ def fingerprint(run: Run, iteration: int) -> str:
     config, sampling = run.recipe.evaluate, run.recipe.sampling
     settings = [config.model_dump(), run.recipe.prompts.heldout.model_dump(), sampling.max_tokens, sampling.stop,
                 judges.digest(judge_spec(run, config.judge or run.recipe.judge.file))]
-    return run.fingerprint(settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)])
+    return run.fingerprint(
+        settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)]
+    )
 
 
 def opponents_of(iteration: int) -> list[int]:
@@ -51,11 +53,16 @@ def run(run: Run, iteration: int) -> None:
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
-            theirs = [Completion.model_validate(row) for row in read_rows(run.files.stage(number, "evaluate") / "completions.parquet")]
+            theirs = [
+                Completion.model_validate(row)
+                for row in read_rows(run.files.stage(number, "evaluate") / "completions.parquet")
+            ]
             pairs = [Pair(id=f"{prompt.id}|{iteration}|{number}", prompt=prompt, first=ours, second=other)
                      for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)]
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
-            verdicts = ask(run, spec, judged, iteration, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
+            verdicts = ask(
+                run, spec, judged, iteration, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}"
+            )
             preferences = preferences_of(pairs, verdicts, spec)
             matches += match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
             results[number] = win_rate(name_of(iteration), name_of(number), preferences, resamples=config.resamples,
@@ -105,14 +112,21 @@ def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: 
     for pair, preference in zip(pairs, preferences, strict=True):
         said = by_pair.get(pair.id, {})
         forward, backward = said.get("forward"), said.get("reversed")
-        row = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "a": name_of(iteration), "b": name_of(opponent)}
+        row: dict[str, Any] = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "a": name_of(iteration), "b": name_of(opponent)}
         for side, completion in (("a", pair.first), ("b", pair.second)):
             row |= {f"{side}_text": completion.text, f"{side}_tokens": len(completion.token_ids),
                     f"{side}_truncated": completion.finish_reason == "length"}
-        rows.append(row | {
-            "preference": preference, "forward": forward and forward.preference, "reversed": backward and backward.preference,
-            "reason": " / ".join(verdict.reason for verdict in said.values() if verdict.reason), "judge": judge,
-            "error": " / ".join(verdict.error for verdict in said.values() if verdict.error)})
+        rows.append(
+            row
+            | {
+                "preference": preference,
+                "forward": forward and forward.preference,
+                "reversed": backward and backward.preference,
+                "reason": " / ".join(verdict.reason for verdict in said.values() if verdict.reason),
+                "judge": judge,
+                "error": " / ".join(verdict.error for verdict in said.values() if verdict.error),
+            }
+        )
     return rows
 
 
@@ -127,13 +141,20 @@ def measures(run: Run, iteration: int, answers: Sequence[Completion], spec: judg
         reward = sum(rewards) / len(rewards)
     if spec.scores:
         with ExitStack() as engines:
-            judge = open_judge(run, spec, iteration, engines)
+            judge: Any = open_judge(run, spec, iteration, engines)
             given = [score for score in judge.score(run.heldout, answers) if score is not None]
         scores = sum(given) / len(given) if given else None
-    return {"mean_reward": reward, "mean_score": scores, "kl_to_start": kl_to_start(run, iteration, answers),
-            "mean_length": sum(lengths) / len(lengths), "p95_length": lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
-            "truncated": sum(answer.finish_reason == "length" for answer in answers) / len(answers),
-            "distinct_1": distinct_n(texts, 1), "distinct_2": distinct_n(texts, 2), "unique": unique_share(texts)}
+    return {
+        "mean_reward": reward,
+        "mean_score": scores,
+        "kl_to_start": kl_to_start(run, iteration, answers),
+        "mean_length": sum(lengths) / len(lengths),
+        "p95_length": lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
+        "truncated": sum(answer.finish_reason == "length" for answer in answers) / len(answers),
+        "distinct_1": distinct_n(texts, 1),
+        "distinct_2": distinct_n(texts, 2),
+        "unique": unique_share(texts),
+    }
 
 
 def kl_to_start(run: Run, iteration: int, answers: Sequence[Completion]) -> float:
@@ -159,7 +180,9 @@ def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: S
     totals = []
     for start in range(0, len(answers), BATCH):
         part = range(start, min(start + BATCH, len(answers)))
-        ids, _ = right_pad([[*prompts[row], *answers[row].token_ids] for row in part], tokenizer.pad_token_id, model.device)
+        ids, _ = right_pad(
+            [[*prompts[row], *answers[row].token_ids] for row in part], tokenizer.pad_token_id, model.device
+        )
         hidden = model.base_model(input_ids=ids).last_hidden_state
         for place, row in enumerate(part):
             first, last = len(prompts[row]), len(prompts[row]) + len(answers[row].token_ids)

@@ -22,8 +22,15 @@ def stage_name(name: str, extra: int) -> str:
 
 def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
     """What the completions follow from."""
-    settings = [run.recipe.generate.model_dump(), run.recipe.sampling.model_dump(), run.recipe.prompts.train.model_dump(),
-                run.recipe.engine.kind, run.recipe.policy.dtype, iteration, extra]
+    settings = [
+        run.recipe.generate.model_dump(),
+        run.recipe.sampling.model_dump(),
+        run.recipe.prompts.train.model_dump(),
+        run.recipe.engine.kind,
+        run.recipe.policy.dtype,
+        iteration,
+        extra,
+    ]
     return run.fingerprint(settings, *[(before, "policy") for before in range(iteration)])
 
 
@@ -41,15 +48,24 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
             theirs: list[list[Completion]] = [[] for _ in prompts]
             for rival in sorted(set(rivals)) if rival_count else []:
                 places = [place for place, chosen in enumerate(rivals) if chosen == rival]
-                found = sample(run, rival, [prompts[place] for place in places], rival_count, f"rival-{rival}", journal, bar)
+                found = sample(
+                    run, rival, [prompts[place] for place in places], rival_count, f"rival-{rival}", journal, bar
+                )
                 for place, completions in zip(places, found, strict=True):
                     theirs[place] = completions
         pairs = [pair for prompt, mine, others in zip(prompts, own, theirs, strict=True)
                  for pair in make_pairs(prompt, mine, others, run.seed("sides"))]
         write_rows(folder / "completions.parquet", [completion for group in [*own, *theirs] for completion in group])
         write_rows(folder / "pairs.parquet", [pair_row(pair) for pair in pairs])
-        write_json(folder / "generate.json", {"prompts": len(prompts), "used_up_to": first + len(prompts), "pairs": len(pairs),
-                                              "opponents": sorted(set(rivals))})
+        write_json(
+            folder / "generate.json",
+            {
+                "prompts": len(prompts),
+                "used_up_to": first + len(prompts),
+                "pairs": len(pairs),
+                "opponents": sorted(set(rivals)),
+            },
+        )
         journal.path.unlink(missing_ok=True)
 
 
@@ -86,7 +102,11 @@ def opponent(run: Run, iteration: int, prompt: Prompt) -> int:
         return current
     if kind == "previous":
         return current - 1
-    return 0 if kind == "start" else random.Random(derived_seed("pool", run.recipe.seed, iteration, prompt.id)).randrange(current)
+    return (
+        0
+        if kind == "start"
+        else random.Random(derived_seed("pool", run.recipe.seed, iteration, prompt.id)).randrange(current)
+    )
 
 
 def split_completions(total: int, has_rival: bool) -> tuple[int, int]:
@@ -100,7 +120,9 @@ def sample(run: Run, iteration: int, prompts: Sequence[Prompt], count: int, labe
 
     `label` says what for: it names the seed and ends the completions' ids. `temperature` is the recipe's unless given.
     """
-    changes = {"n": count, "seed": run.seed("generate", label)} | ({} if temperature is None else {"temperature": temperature})
+    changes = {"n": count, "seed": run.seed("generate", label)} | (
+        {} if temperature is None else {"temperature": temperature}
+    )
     sampling = run.recipe.sampling.model_copy(update=changes)
     batch = max(1, run.recipe.engine.batch_size // count)
     results: list[list[Completion]] = []
@@ -109,7 +131,10 @@ def sample(run: Run, iteration: int, prompts: Sequence[Prompt], count: int, labe
         if key not in journal.batches:
             engine = run.engine(run.files.policy(iteration), f"iteration-{iteration:03d}")
             found = engine.generate(prompts[start : start + batch], sampling)
-            named = [[one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group] for group in found]
+            named = [
+                [one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group]
+                for group in found
+            ]
             journal.append(key, [[one.model_dump(mode="json") for one in group] for group in named])
         results += [[Completion.model_validate(one) for one in group] for group in journal.batches[key]]
         bar.advance(len(journal.batches[key]) * count)

@@ -39,12 +39,16 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         verdicts = ask(run, spec, pairs, iteration - 1, folder / "journal.jsonl", "label")
         preferences, counts = judges.to_preferences(pairs, verdicts, spec)
         if not preferences:
-            raise ConfigError(f"judge {spec.name!r} decided none of {len(pairs)} pairs ({counts['ties']} ties, "
-                              f"{counts['unscored']} unscored): there is nothing to learn from; look at what it says with "
-                              f"`selfplay judge try`")
+            raise ConfigError(
+                f"judge {spec.name!r} decided none of {len(pairs)} pairs ({counts['ties']} ties, "
+                f"{counts['unscored']} unscored): there is nothing to learn from; look at what it says with "
+                f"`selfplay judge try`"
+            )
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
         write_rows(folder / "verdicts.parquet", verdicts)
-        write_rows(folder / "preferences.parquet", [preference_row(preference, tokenizer) for preference in preferences])
+        write_rows(
+            folder / "preferences.parquet", [preference_row(preference, tokenizer) for preference in preferences]
+        )
         write_json(folder / "judge_health.json", {"judge": spec.name, **judges.health(pairs, verdicts, spec),
                                                   "seconds": round(time.time() - started, 3)})
         (folder / "journal.jsonl").unlink(missing_ok=True)
@@ -57,7 +61,9 @@ def judge_spec(run: Run, file: str) -> judges.JudgeSpec:
     return spec.model_copy(update={"model": model}) if model and spec.needs_model else spec
 
 
-def ask(run: Run, spec: judges.JudgeSpec, pairs: Sequence[Pair], policy: int, journal_path: Path, label: str) -> list[Verdict]:
+def ask(
+    run: Run, spec: judges.JudgeSpec, pairs: Sequence[Pair], policy: int, journal_path: Path, label: str
+) -> list[Verdict]:
     """All verdicts on the pairs, batch by batch through a journal; `policy` is the iteration that judges itself, if it does."""
     journal = Journal(journal_path)
     verdicts: list[Verdict] = []
@@ -93,10 +99,12 @@ def own_engine(run: Run, spec: judges.JudgeSpec) -> Engine:
     from selfplay.engines.open import open_engine
 
     endpoint, model = getattr(spec, "endpoint", None), getattr(spec, "model", None)
+    if model is None:
+        raise ConfigError(f"judge {spec.name!r} asks a language model, but names none: set judge.model in the recipe")
     if endpoint is not None:
         from selfplay.engines.endpoint import EndpointEngine
 
         return EndpointEngine(endpoint, model)
-    if model is None:
-        raise ConfigError(f"judge {spec.name!r} asks a language model, but names none: set judge.model in the recipe")
-    return open_engine(run.recipe.engine, model, model, dtype=run.recipe.policy.dtype, revision=getattr(spec, "revision", None))
+    return open_engine(
+        run.recipe.engine, model, model, dtype=run.recipe.policy.dtype, revision=getattr(spec, "revision", None)
+    )

@@ -20,8 +20,13 @@ from selfplay.stages.reward import newest_round
 def fingerprint(run: Run, iteration: int) -> str:
     """What the new policy follows from."""
     lora = run.recipe.policy.lora
-    settings = [run.recipe.algorithm.model_dump(), run.recipe.sampling.model_dump(), run.recipe.prompts.train.model_dump(),
-                run.recipe.engine.kind, lora.model_dump() if lora else None]
+    settings = [
+        run.recipe.algorithm.model_dump(),
+        run.recipe.sampling.model_dump(),
+        run.recipe.prompts.train.model_dump(),
+        run.recipe.engine.kind,
+        lora.model_dump() if lora else None,
+    ]
     reward_stage = stage_name("reward", newest_round(run, iteration))
     return run.fingerprint(settings, (iteration - 1, "policy"), (0, "policy"), (iteration, reward_stage))
 
@@ -35,7 +40,11 @@ def run(run: Run, iteration: int) -> None:
         reference = run.files.policy(0) if config.reference == "start" else before
         model, tokenizer = load_policy(before), load_tokenizer(before)
         reward = RewardModel.load(run.files.stage(iteration, reward_stage))
-        engine = None if run.recipe.engine.kind == "transformers" else run.engine(before, f"iteration-{iteration:03d}", to_train=True)
+        engine = (
+            None
+            if run.recipe.engine.kind == "transformers"
+            else run.engine(before, f"iteration-{iteration:03d}", to_train=True)
+        )
         corpus = None
         if config.pretraining is not None:
             corpus = load_documents(config.pretraining.source, 20_000, run.seed("pretraining"))

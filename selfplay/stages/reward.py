@@ -37,14 +37,20 @@ def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
     """What the reward model follows from."""
     own, replayed = sources(run, iteration, extra)
     before = [(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))] if iteration > 1 else []
-    return run.fingerprint(run.recipe.reward.model_dump(), (iteration - 1, "policy"), (1, "generate"), *before, *own, *replayed)
+    return run.fingerprint(
+        run.recipe.reward.model_dump(), (iteration - 1, "policy"), (1, "generate"), *before, *own, *replayed
+    )
 
 
 def backbone(run: Run, iteration: int) -> str | Path:
     """The checkpoint that training starts from."""
     kind, policy = run.recipe.reward.backbone, run.files.policy(iteration - 1)
     if kind == "previous":
-        return policy if iteration == 1 else run.files.stage(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))
+        return (
+            policy
+            if iteration == 1
+            else run.files.stage(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))
+        )
     return {"policy": policy, "start": run.files.policy(0)}.get(kind, kind)
 
 
@@ -70,8 +76,13 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         metrics = measure(model, heldout)
         shutil.rmtree(folder / "work", ignore_errors=True)
         model.save(folder)
-        write_json(folder / "metrics.json", {**metrics, "trained_on": len(train), "mean": model.mean, "deviation": model.deviation})
-        run.files.add_metrics(iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged])
+        write_json(
+            folder / "metrics.json",
+            {**metrics, "trained_on": len(train), "mean": model.mean, "deviation": model.deviation},
+        )
+        run.files.add_metrics(
+            iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged]
+        )
     accuracy = metrics["accuracy"]
     say(f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
         f"{accuracy['n']} pairs")
@@ -124,9 +135,16 @@ def measure(model: RewardModel, rows: Rows) -> dict[str, Any]:
     correct = sum(gap > 0 for gap in gaps)
     interval = binomtest(correct, len(rows)).proportion_ci(0.95, method="wilson")
     probabilities = [1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))) for gap in gaps]
-    return {"accuracy": {"value": correct / len(rows), "low": float(interval.low), "high": float(interval.high), "n": len(rows)},
-            "brier": sum((1 - probability) ** 2 for probability in probabilities) / len(rows),
-            "calibration_error": calibration_error(probabilities)}
+    return {
+        "accuracy": {
+            "value": correct / len(rows),
+            "low": float(interval.low),
+            "high": float(interval.high),
+            "n": len(rows),
+        },
+        "brier": sum((1 - probability) ** 2 for probability in probabilities) / len(rows),
+        "calibration_error": calibration_error(probabilities),
+    }
 
 
 def calibration_error(probabilities: Sequence[float]) -> float:

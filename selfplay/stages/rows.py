@@ -12,13 +12,19 @@ def pair_row(pair: Pair) -> dict[str, Any]:
     row = {"id": pair.id, "prompt_id": pair.prompt.id, "meta": json.dumps(pair.prompt.meta, default=str),
            "prompt": [message.model_dump() for message in pair.prompt.messages]}
     for place, completion in (("first", pair.first), ("second", pair.second)):
-        row |= {f"{place}_{key}": value for key, value in completion.model_dump().items() if key not in ("prompt_id", "logprobs")}
+        row |= {
+            f"{place}_{key}": value
+            for key, value in completion.model_dump().items()
+            if key not in ("prompt_id", "logprobs")
+        }
     return row
 
 
 def pair_of(row: dict[str, Any]) -> Pair:
     """The pair of a row."""
-    prompt = Prompt(id=row["prompt_id"], meta=json.loads(row["meta"]), messages=tuple(map(Message.model_validate, row["prompt"])))
+    prompt = Prompt(
+        id=row["prompt_id"], meta=json.loads(row["meta"]), messages=tuple(map(Message.model_validate, row["prompt"]))
+    )
     sides = [Completion(prompt_id=prompt.id, **{key: row[f"{place}_{key}"]
                                                 for key in ("id", "text", "token_ids", "finish_reason", "policy")})
              for place in ("first", "second")]

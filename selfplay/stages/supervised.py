@@ -33,13 +33,27 @@ def trainer_options(model: PreTrainedModel, training: Optimisation, directory: P
                     checkpoint_every: int = 0) -> dict[str, Any]:
     """Arguments that every trainer of ours shares; nothing is reported but through our own callback."""
     return {
-        "output_dir": str(directory), "max_steps": training.steps, "per_device_train_batch_size": training.batch_size,
-        "learning_rate": training.learning_rate, "weight_decay": training.weight_decay, "adam_beta2": 0.95,
-        "warmup_steps": training.warmup, "lr_scheduler_type": training.schedule,
-        "seed": seed, "data_seed": seed, "bf16": prefers_bfloat16(model), "gradient_checkpointing": False,
-        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
-        "report_to": "none", "logging_steps": 10, "disable_tqdm": True, "save_only_model": False,
-        "save_strategy": "steps" if checkpoint_every else "no", "save_steps": checkpoint_every or 500, "save_total_limit": 1,
+        "output_dir": str(directory),
+        "max_steps": training.steps,
+        "per_device_train_batch_size": training.batch_size,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "adam_beta2": 0.95,
+        "warmup_steps": training.warmup,
+        "lr_scheduler_type": training.schedule,
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": prefers_bfloat16(model),
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+        "logging_steps": 10,
+        "disable_tqdm": True,
+        "save_only_model": False,
+        "save_strategy": "steps" if checkpoint_every else "no",
+        "save_steps": checkpoint_every or 500,
+        "save_total_limit": 1,
     }
 
 

@@ -21,7 +21,14 @@ MOMENTS = [
     Moment("selfplay.stages.evaluate", "win_rate", 1),
     Moment("selfplay.rundir", "os.rename", 2),  # a stage is whole but not yet in its place
 ]
-VARYING = {"time", "seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "episodes_per_second"}
+VARYING = {
+    "time",
+    "seconds",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "episodes_per_second",
+}
 
 
 def outputs(directory: Path) -> dict[str, str]:
@@ -34,8 +41,10 @@ def outputs(directory: Path) -> dict[str, str]:
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
     """All rows of metrics.jsonl without what depends on the clock."""
-    return [{key: value for key, value in row.items() if key.split("/")[-1] not in VARYING and not key.startswith("time/")}
-            for row in RunDirectory(directory).metrics()]
+    return [
+        {key: value for key, value in row.items() if key.split("/")[-1] not in VARYING and not key.startswith("time/")}
+        for row in RunDirectory(directory).metrics()
+    ]
 
 
 def test_ten_kills_change_nothing(tmp_path: Path) -> None:

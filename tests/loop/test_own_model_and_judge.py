@@ -10,7 +10,9 @@ from prompts.sources import load_documents
 from selfplay.show import iterations
 
 SHARED = Path(__file__).parents[3] / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared, with the pretrained model and the corpus, is absent")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="../shared, with the pretrained model and the corpus, is absent"
+)
 
 RULES = '''\
 def speaks(prompt, response):

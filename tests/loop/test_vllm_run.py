@@ -8,9 +8,18 @@ from selfplay.rundir import RunDirectory
 from selfplay.show import iterations
 
 ROOT = Path(__file__).parents[2]
-FEWER = ["iterations=1", "policy.bootstrap.documents=6000", "policy.bootstrap.pretrain.steps=80", "policy.bootstrap.sft.training.steps=60",
-         "prompts.train.limit=512", "prompts.heldout.limit=256", "generate.prompts=200", "algorithm.steps=6", "algorithm.episodes=128",
-         "algorithm.critic_warmup=1"]
+FEWER = [
+    "iterations=1",
+    "policy.bootstrap.documents=6000",
+    "policy.bootstrap.pretrain.steps=80",
+    "policy.bootstrap.sft.training.steps=60",
+    "prompts.train.limit=512",
+    "prompts.heldout.limit=256",
+    "generate.prompts=200",
+    "algorithm.steps=6",
+    "algorithm.episodes=128",
+    "algorithm.critic_warmup=1",
+]
 
 
 def test_a_run_with_vllm_beats_the_start(tmp_path: Path) -> None:
