@@ -1,8 +1,19 @@
-"""For the whole suite: where nothing may be skipped (SELFPLAY_SKIP_NOTHING=1, as in .ci/run), a skip fails the run."""
+"""For the whole suite: one small real run that tests share, and the rule that nothing is skipped in CI.
+
+Where nothing may be skipped (SELFPLAY_SKIP_NOTHING=1, as in .ci/run), a skip fails the run.
+"""
 
 import os
+from pathlib import Path
 
 import pytest
+from tiny_run import make_run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of two iterations, made in some twenty seconds. Read it; copy it to change it."""
+    return make_run(tmp_path_factory.mktemp("tiny"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,10 +1,10 @@
 """The smallest recipe that does everything for real: two iterations of the whole loop in some twenty seconds on one thread.
 
     recipe = write_recipe(folder)                  # tiny.yaml, and its judge in two files beside it
-    run(load_recipe(recipe, [f"output={folder / 'run'}"]))
+    directory = make_run(folder)                   # the recipe, run to its end
 
-The judge is a rule that a reward model learns from 150 pairs, so that the run gets past the brake on reward models that
-are no better than chance.
+The judge is a rule that a reward model learns from 130 pairs, so that the run gets past the brake on reward models that
+are no better than chance. The fixture `tiny_run` (conftest.py) makes one such run for the whole suite.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ name: tiny
 mode: rules
 criteria:
   - {name: whole sentence, weight: 3, python: "./tiny_rules.py:ends_a_sentence"}
-  - {name: letter e, weight: 1, python: "./tiny_rules.py:share_of_e"}
+  - {name: short, weight: 1, python: "./tiny_rules.py:is_short"}
 """
 
 RULES = '''\
@@ -27,9 +27,9 @@ def ends_a_sentence(prompt, response):
     return float(response.rstrip().endswith("."))
 
 
-def share_of_e(prompt, response):
-    """Share of the characters that are the letter e."""
-    return response.count("e") / max(1, len(response))
+def is_short(prompt, response):
+    """From 1 for nothing to 0 for 400 characters."""
+    return max(0.0, 1 - len(response) / 400)
 '''
 
 
@@ -53,7 +53,7 @@ def tiny_recipe(judge: Path) -> str:
         engine: {{batch_size: 96}}
         generate: {{prompts: 64, completions: 3}}
         judge: {{file: {judge}}}
-        reward: {{learning_rate: 3e-3, batch_size: 16, epochs: 1, heldout_share: 0.3}}
+        reward: {{learning_rate: 3e-3, batch_size: 16, epochs: 2, heldout_share: 0.3}}
         algorithm: {{steps: 3, episodes: 32, minibatches: 2, checkpoint_every: 1}}
         """)
 
@@ -66,3 +66,11 @@ def write_recipe(folder: Path) -> Path:
     recipe = folder / "tiny.yaml"
     recipe.write_text(tiny_recipe(judge))
     return recipe
+
+
+def make_run(folder: Path) -> Path:
+    """Write the recipe into a folder and run it; gives the run's directory."""
+    from selfplay.config import load_recipe
+    from selfplay.loop import run
+
+    return run(load_recipe(write_recipe(folder), [f"output={folder / 'run'}"]))
