@@ -1,0 +1,117 @@
+"""Text from a server that speaks OpenAI's protocol, such as `vllm serve` or a hosted model, by the `openai` client.
+
+Calls run side by side, so many at once and so many a minute as the settings allow. One that fails on the way is made
+again after a capped, growing wait; one that the server refuses is not. The key comes from the environment and goes
+nowhere else. Left out: streaming of tokens, and batches by upload.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from selfplay.config import ConfigError, Endpoint, Sampling
+from selfplay.engines import Answer
+from selfplay.engines.endpoint_calls import request_body
+from selfplay.engines.endpoint_client import Calls, Create, key_of
+from selfplay.records import Completion, Prompt
+
+Row = tuple[int, Answer | None, str]
+
+
+class EndpointEngine:
+    """Generates through a server. `spent` is what its calls cost, in dollars; set it to go on under one limit."""
+
+    def __init__(self, config: Endpoint, model: str, spent: float = 0.0) -> None:
+        self.config, self.name, self.spent = config, model, spent
+        self._line: Line | None = None
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        """`sampling.n` completions for each prompt; none for one whose call failed (`stream` says why)."""
+        answers = {place: answer for place, answer, _ in self.stream(prompts, sampling) if answer is not None}
+        return [self._completions(prompt, answers.get(place, Answer())) for place, prompt in enumerate(prompts)]
+
+    def _completions(self, prompt: Prompt, answer: Answer) -> list[Completion]:
+        return [Completion(id=f"{prompt.id}/{index}", prompt_id=prompt.id, text=text, policy=self.name,
+                           finish_reason="length" if reason == "length" else "stop")
+                for index, (text, reason) in enumerate(zip(answer.texts, answer.finish_reasons, strict=True))]
+
+    def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
+        """For each prompt, the log-probability (nats) of each choice as the next token, as far as the server names it:
+        see `endpoint_calls.read_logprobs`. nan for a call that failed."""
+        found: dict[int, dict[str, float]] = {}
+        for place, answer, _ in self.stream(prompts, Sampling(), choices):
+            if answer is not None and answer.logprobs is not None:
+                found[place] = answer.logprobs
+        return [[found.get(place, {}).get(choice, float("nan")) for choice in choices] for place in range(len(prompts))]
+
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling,
+               choices: Sequence[str] | None = None) -> Iterator[Row]:
+        """(place, answer or None, error) for each prompt, as they come.
+
+        Raises ConfigError, once the calls under way are given out, if the server refuses the key or the model, answers
+        nothing any more, or if the run has spent its money. Leaving the iteration ends the calls under way.
+        """
+        bodies = [request_body(self.config, self.name, prompt, sampling, choices) for prompt in prompts]
+        self._line = self._line or Line(self.config)
+        calls = Calls(self.config, self.spent, 1 if choices is not None else sampling.n, choices)
+        rows: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()
+        under_way = asyncio.run_coroutine_threadsafe(_make(calls, self._line.create, bodies, rows.put), self._line.loop)
+        row: Row | BaseException | None = None
+        try:
+            while (row := rows.get()) is not None:
+                self.spent = calls.spent
+                if isinstance(row, BaseException):
+                    raise row
+                yield row
+        finally:
+            under_way.cancel()
+            while row is not None:
+                row = rows.get()
+            self.spent = calls.spent
+
+    def update_weights(self, model: object) -> NoReturn:
+        """A server's weights are its own: raises ConfigError."""
+        raise ConfigError(f"the model {self.name!r} at {self.config.url} cannot be trained: an endpoint can only judge")
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._line is not None:
+            self._line.close()
+        self._line = None
+
+
+class Line:
+    """One `openai` client, which keeps its connections, on an event loop in a thread of its own."""
+
+    def __init__(self, config: Endpoint) -> None:
+        try:
+            from openai import AsyncOpenAI
+        except ImportError:
+            raise ConfigError("an endpoint needs the package openai: pip install openai") from None
+        self.client = AsyncOpenAI(base_url=config.url, api_key=key_of(config) or "none", max_retries=0,
+                                  timeout=config.timeout)
+        part = self.client.chat.completions if config.api == "chat" else self.client.completions
+        self.create: Create = part.with_raw_response.create
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name="endpoint", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        asyncio.run_coroutine_threadsafe(self.client.close(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+async def _make(calls: Calls, create: Create, bodies: Sequence[dict[str, object]],
+                give: Callable[[Row | BaseException | None], None]) -> None:
+    """Make all calls and give each outcome; then an error, if there is one; in the end None."""
+    try:
+        await calls.make_all(create, bodies, give)
+    except Exception as error:  # handed to the thread that waits for the rows
+        give(error)
+    finally:
+        give(None)
