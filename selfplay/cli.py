@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.",
 )
+judge_app = typer.Typer(no_args_is_help=True, help="Measure a judge, look at one, or list them.")
+app.add_typer(judge_app, name="judge")
 RunArgument = Annotated[Path, typer.Argument(help="A run's directory, such as runs/quickstart.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -139,3 +143,109 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(f"{finding.state:8} {finding.subject}: {finding.detail}")
         if finding.cure:
             typer.echo(f"{'':9}-> {finding.cure}")
+
+
+@app.command()
+def report(directory: RunArgument,
+           output: Annotated[Path | None, typer.Option(help="Where to write it; default report.html in the run.")] = None,
+           live: Annotated[bool, typer.Option("--live", help="Serve it on this machine while the run goes on.")] = False,
+           port: Annotated[int, typer.Option(help="Port for --live.")] = 8765,
+           figures: Annotated[Path | None, typer.Option(help="Write the figures into this folder as SVG and PNG.")] = None,
+           ) -> None:
+    """Write a run's report: one HTML file that works offline."""
+    if live:
+        from selfplay.compare.live import serve_report
+
+        serve_report(directory, port)
+        return
+    from selfplay.compare.report import write_report
+
+    typer.echo(write_report(directory, output))
+    if figures is not None:
+        from selfplay.compare.saving import save_figures
+
+        for file in save_figures(directory, figures):
+            typer.echo(file)
+
+
+JudgeArgument = Annotated[str, typer.Argument(help="A shipped judge's name, or a YAML file.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Model that judges, instead of the file's.")]
+EngineOption = Annotated[str, typer.Option("--engine", help="transformers or vllm.")]
+
+
+@judge_app.command("list")
+def judge_list(as_json: Json = False) -> None:
+    """The shipped judges."""
+    from judges.trying import overview
+
+    found = overview()
+    if as_json:
+        emit(found)
+        return
+    for judge in found:
+        typer.echo(f"{judge['name']:20} {judge['mode']:10} {judge['description']}")
+
+
+@judge_app.command("schema")
+def judge_schema() -> None:
+    """The JSON schema of judge files, for editors."""
+    from judges.trying import schema
+
+    emit(schema())
+
+
+@judge_app.command("check")
+def judge_check(file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers",
+                gold: Annotated[Path | None, typer.Option(help="Pairs of your own with the right answer, JSONL.")] = None,
+                as_json: Json = False) -> None:
+    """Run a judge's tests, gold pairs and canaries; exit code 1 below the thresholds of its file."""
+    from judges.check import check
+    from judges.gold import load_gold
+
+    with judge_and_engine(file, model, engine) as (spec, opened):
+        found = check(spec, opened, load_gold(gold) if gold is not None else None)
+    if as_json:
+        emit(found.model_dump(mode="json"))
+    else:
+        from selfplay.show import print_check
+
+        print_check(found.model_dump(mode="json"))
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@judge_app.command("try")
+def judge_try(file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers",
+              as_json: Json = False) -> None:
+    """What a judge is shown, what it says, and how that is read, for one pair. Without a model: what it would be shown."""
+    from judges.trying import try_pair
+
+    with judge_and_engine(file, model, engine, needed=False) as (spec, opened):
+        found = try_pair(spec, opened)
+    if as_json:
+        emit(found.model_dump(mode="json"))
+    else:
+        from selfplay.show import print_trial
+
+        print_trial(found.model_dump(mode="json"))
+
+
+@contextmanager
+def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = True) -> Iterator[Any]:
+    """A judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
+    import judges
+    from selfplay.config import Engine, validate
+
+    spec = judges.load_spec(file, model)
+    config = validate(Engine, {"kind": kind}, "--engine")
+    with ExitStack() as engines:
+
+        def opener(part: Any) -> Any:
+            from selfplay.engines.open import open_judge_engine
+
+            opened = open_judge_engine(part, config)
+            engines.callback(opened.close)
+            return opened
+
+        wanted = spec.needs_model and (needed or any(getattr(part, "model", None) for part in spec.parts))
+        yield spec, opener if wanted else None

@@ -15,10 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from selfplay import guard
+from selfplay.compare.report import write_report
 from selfplay.config import ConfigError, Recipe
 from selfplay.plan import check
 from selfplay.progress import say
-from selfplay.rundir import RunDirectory, read_json, write_json
+from selfplay.rundir import RunDirectory, read_json
 from selfplay.stages import Run
 
 STAGES = ("generate", "label", "reward", "policy", "evaluate")
@@ -64,6 +66,9 @@ def iterate(run: Run) -> None:
             break
         do(run, iteration, "policy", policy)
         do(run, iteration, "evaluate", evaluate)
+        if guard.assess(run.files.path).stop:
+            stopped = f"iteration {iteration} raised a severe alarm, and guard.action is stop"
+            break
     conclude(run, stopped)
 
 
@@ -120,18 +125,14 @@ def missing_before(files: RunDirectory, name: str, iteration: int) -> Path | Non
 
 
 def conclude(run: Run, stopped: str) -> None:
-    """Say which iteration is best, and write it down: the highest win rate against the start, which itself has 0.5."""
-    rates: dict[int, float] = {0: 0.5}
-    for iteration in run.files.iterations()[1:]:
-        file = run.files.stage(iteration, "evaluate") / "evaluation.json"
-        if file.is_file() and (rate := read_json(file)["win_rate_vs_start"]["win_rate"]) is not None:
-            rates[iteration] = rate
-    best = max(rates, key=lambda iteration: rates[iteration])
-    reason = f"it beats the start {rates[best]:.1%} of the time" if best else "no iteration beats the start"
-    write_json(run.files.path / "outcome.json", {"best": best, "reason": reason, "stopped": stopped or None})
+    """Say which iteration is best and why, and write the report."""
+    found = guard.conclude(run.files.path, stopped)
     if stopped:
         say(f"stopped: {stopped}")
-    say(f"best: iteration {best}, {reason}")
+    for alarm in found.alarms:
+        say(f"alarm: {alarm.sentence}")
+    say(f"best: {found.reason}")
+    say(f"report: {write_report(run.files.path)}")
 
 
 def settle_libraries(recipe: Recipe) -> None:

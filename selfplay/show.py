@@ -142,3 +142,45 @@ def print_transcripts(found: dict[str, Any], console: Console) -> None:
             f"{match['a'] if match['preference'] > 0.5 else match['b'] if match['preference'] < 0.5 else 'tie'}"
             f" ({match['preference']:.2f} for {match['a']})")
         console.print(Text(f"{match['a']} against {match['b']}: {verdict}  {match['reason']}"))
+
+
+def print_check(found: dict[str, Any]) -> None:
+    """What `judge check` found, a line each."""
+    console = Console(highlight=False, markup=False)
+    console.print(f"judge {found['judge']} (version {found['version']}, model {found['model'] or 'none'})")
+    console.print(f"tests in the file: {found['tests'] - len(found['failed_tests'])} of {found['tests']} pass")
+    for name, value in (found["gold"] or {}).items():
+        if value is not None:
+            console.print(f"{name.replace('_', ' ')}: {_figure(value)}")
+    for title, values in (("accuracy by category", found["gold_by_category"]), ("accuracy by trap", found["gold_by_trap"]),
+                          ("canaries that win", found["canary_wins"])):
+        if values:
+            console.print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
+    console.print(f"tokens: {found['input_tokens']:,} in, {found['output_tokens']:,} out; {found['seconds']:.1f} s; "
+                  f"${found['cost']:.4f}")
+    for problem in found["problems"]:
+        console.print(f"problem ({problem['kind']}): {problem['sentence']}")
+    if not found["problems"]:
+        console.print("within its thresholds")
+
+
+def _figure(value: Any) -> str:
+    """A number, or an interval."""
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_figure(part) for part in value) + "]"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def print_trial(found: dict[str, Any]) -> None:
+    """Every call of `judge try`, what was said, and how it was read."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for exchange in found["exchanges"]:
+        for message in exchange["messages"]:
+            console.print(f"[{message['role']}]")
+            console.print(message["content"])
+        console.print(f"[said] {exchange['said'] if exchange['said'] is not None else 'nothing: there is no model'}")
+    for verdict in found["verdicts"]:
+        said = "unscored: " + verdict["error"] if verdict["preference"] is None else f"{verdict['preference']:.3f} for the first"
+        console.print(f"verdict ({verdict['order']}): {said}  {verdict['reason']}")
+    preference = found["preference"]
+    console.print("together: " + ("unscored" if preference is None else f"{preference:.3f} for the first response"))

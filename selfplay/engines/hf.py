@@ -97,6 +97,15 @@ def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=logprobs.shape[-1] - 1)
 
 
+def left_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequences of token ids as (B, T) ids, a (B, T) mask that is 1 on tokens, and (B, T) positions that count them."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.tensor([[pad] * (width - len(sequence)) + list(sequence) for sequence in sequences], device=where)
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=where)
+    mask = (torch.arange(width, device=where) >= width - lengths[:, None]).long()
+    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
 class TransformersEngine:
     """Generates with a `transformers` causal language model that is loaded already; shares its weights."""
 
@@ -130,14 +139,9 @@ class TransformersEngine:
     def _decode_batch(self, rows: list[Row], sampling: Sampling) -> None:
         """Fill the rows' tokens and log-probabilities, all of them one step at a time."""
         where = self.model.device
-        width = max(len(row.prompt_ids) for row in rows)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row.prompt_ids)) + row.prompt_ids for row in rows], device=where)
-        lengths = torch.tensor([len(row.prompt_ids) for row in rows], device=where)
-        mask = torch.zeros(len(rows), width + sampling.max_tokens, dtype=torch.long, device=where)
-        mask[:, width:] = 1
-        mask[:, :width] = torch.arange(width, device=where) >= width - lengths[:, None]
-        positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
+        ids, prompt_mask, positions = left_pad([row.prompt_ids for row in rows], self.tokenizer.pad_token_id, where)
+        width, lengths = ids.shape[1], prompt_mask.sum(1)
+        mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(rows), sampling.max_tokens)], dim=1)
         random = torch.from_numpy(numpy.stack([
             uniforms(sampling.seed, row.prompt.id, row.index, sampling.max_tokens) for row in rows])).to(where)
         layers = [GrowingLayer(width + sampling.max_tokens) for _ in range(self.model.config.num_hidden_layers)]
@@ -187,11 +191,18 @@ class TransformersEngine:
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
         """For each prompt, the log-probability (nats, temperature 1) of each choice as the next token."""
         token_ids = single_tokens(self.tokenizer, choices)
-        results = []
-        for prompt in prompts:
-            ids = torch.tensor([encode_prompt(self.tokenizer, prompt)], device=self.model.device)
-            logits = self.model(input_ids=ids, logits_to_keep=1).logits[0, -1]
-            results.append(torch.log_softmax(logits.float(), dim=-1)[token_ids].tolist())
+        encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
+        results: list[list[float]] = [[] for _ in encoded]
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            ids, mask, positions = left_pad(
+                [encoded[place] for place in places], self.tokenizer.pad_token_id, self.model.device
+            )
+            output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+            logprobs = torch.log_softmax(output.logits[:, -1].float(), dim=-1)[:, token_ids]
+            for place, row in zip(places, logprobs.tolist(), strict=True):
+                results[place] = row
         return results
 
     def update_weights(self, model: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from selfplay.config import ConfigError
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
 from selfplay.models import load_policy, load_tokenizer
@@ -25,3 +26,19 @@ def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "
     """Give an open engine the weights of another checkpoint of the same architecture and tokenizer."""
     engine.update_weights(load_policy(checkpoint, dtype=dtype))
     engine.name = name
+
+
+def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32") -> Engine:
+    """The engine that answers for a judge's file: its endpoint, or the given kind of engine over its model.
+
+    Raises ConfigError if the file names no model.
+    """
+    endpoint, model = getattr(spec, "endpoint", None), getattr(spec, "model", None)
+    if model is None:
+        raise ConfigError(f"judge {spec.name!r} asks a language model, but names none: set judge.model in the recipe, or "
+                          "`model` in the judge's file")
+    if endpoint is not None:
+        from selfplay.engines.endpoint import EndpointEngine
+
+        return EndpointEngine(endpoint, model)
+    return open_engine(config, model, model, dtype=dtype, revision=getattr(spec, "revision", None))

@@ -22,7 +22,7 @@ from selfplay.rl.logprobs import token_logprobs
 from selfplay.rundir import Journal, read_rows, write_json, write_rows
 from selfplay.stages import Run
 from selfplay.stages.generate import sample, stage_name
-from selfplay.stages.label import ask, judge_spec, open_judge
+from selfplay.stages.label import ask, labelling_judge, open_judge
 from selfplay.stages.reward import newest_round
 
 BATCH = 64
@@ -32,10 +32,15 @@ def fingerprint(run: Run, iteration: int) -> str:
     """What the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
     settings = [config.model_dump(), run.recipe.prompts.heldout.model_dump(), sampling.max_tokens, sampling.stop,
-                judges.digest(judge_spec(run, config.judge or run.recipe.judge.file))]
+                judges.digest(measuring_judge(run))]
     return run.fingerprint(
         settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)]
     )
+
+
+def measuring_judge(run: Run) -> judges.JudgeSpec:
+    """The judge that measures: a file of its own, or the one that labels."""
+    return judges.load_spec(run.recipe.evaluate.judge) if run.recipe.evaluate.judge else labelling_judge(run)
 
 
 def opponents_of(iteration: int) -> list[int]:
@@ -46,10 +51,11 @@ def opponents_of(iteration: int) -> list[int]:
 def run(run: Run, iteration: int) -> None:
     """Make `iteration-NNN/evaluate`."""
     config, opponents = run.recipe.evaluate, opponents_of(iteration)
-    spec = judge_spec(run, config.judge or run.recipe.judge.file)
-    with run.files.writing(iteration, "evaluate", fingerprint(run, iteration)) as folder:
+    spec = measuring_judge(run)
+    with run.files.writing(iteration, "evaluate", fingerprint(run, iteration)) as folder, ExitStack() as engines:
         started = time.time()
         answers = sample_heldout(run, iteration, folder)
+        judge = open_judge(run, spec, iteration, engines)
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
@@ -60,9 +66,7 @@ def run(run: Run, iteration: int) -> None:
             pairs = [Pair(id=f"{prompt.id}|{iteration}|{number}", prompt=prompt, first=ours, second=other)
                      for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)]
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
-            verdicts = ask(
-                run, spec, judged, iteration, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}"
-            )
+            verdicts = ask(judge, judged, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
             preferences = preferences_of(pairs, verdicts, spec)
             matches += match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
             results[number] = win_rate(name_of(iteration), name_of(number), preferences, resamples=config.resamples,
@@ -74,7 +78,7 @@ def run(run: Run, iteration: int) -> None:
             "iteration": iteration, "judge": spec.name,
             "win_rate_vs_start": results[0].model_dump() if iteration else None,
             "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
-            **measures(run, iteration, answers, spec), "seconds": round(time.time() - started, 3)})
+            **measures(run, iteration, answers, judge), "seconds": round(time.time() - started, 3)})
         for file in folder.glob("journal*.jsonl"):
             file.unlink()
     for number, result in results.items():
@@ -112,7 +116,12 @@ def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: 
     for pair, preference in zip(pairs, preferences, strict=True):
         said = by_pair.get(pair.id, {})
         forward, backward = said.get("forward"), said.get("reversed")
-        row: dict[str, Any] = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "a": name_of(iteration), "b": name_of(opponent)}
+        row: dict[str, Any] = {
+            "prompt_id": pair.prompt.id,
+            "prompt": pair.prompt.text,
+            "a": name_of(iteration),
+            "b": name_of(opponent),
+        }
         for side, completion in (("a", pair.first), ("b", pair.second)):
             row |= {f"{side}_text": completion.text, f"{side}_tokens": len(completion.token_ids),
                     f"{side}_truncated": completion.finish_reason == "length"}
@@ -130,7 +139,7 @@ def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: 
     return rows
 
 
-def measures(run: Run, iteration: int, answers: Sequence[Completion], spec: judges.JudgeSpec) -> dict[str, Any]:
+def measures(run: Run, iteration: int, answers: Sequence[Completion], judge: Any) -> dict[str, Any]:
     """What does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
     lengths = sorted(len(answer.token_ids) for answer in answers)
     texts = [answer.text for answer in answers]
@@ -139,10 +148,8 @@ def measures(run: Run, iteration: int, answers: Sequence[Completion], spec: judg
         model = RewardModel.load(run.files.stage(iteration, stage_name("reward", newest_round(run, iteration))))
         rewards = model.score(run.heldout, answers)
         reward = sum(rewards) / len(rewards)
-    if spec.scores:
-        with ExitStack() as engines:
-            judge: Any = open_judge(run, spec, iteration, engines)
-            given = [score for score in judge.score(run.heldout, answers) if score is not None]
+    if judge.spec.scores:
+        given = [score for score in judge.score(run.heldout, answers) if score is not None]
         scores = sum(given) / len(given) if given else None
     return {
         "mean_reward": reward,
