@@ -29,8 +29,8 @@ from selfplay.records import Completion, Prompt
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 TEXT = ("once upon a time a fox lived near the lake and the fox had a kite . one day a bell rang and the fox ran home "
         "to see who it was . { } [ ] : , \" \\ name age true false 0 1 2 3 4 5 6 7 8 9 ")
-PROMPTS = [Prompt.plain("short", "the fox"), Prompt.plain("long", "once upon a time a fox had a kite " * 12)]
-"""The long one fills more than one block of vLLM's cache (128 tokens), so that a stale cache would be used."""
+PROMPTS = [Prompt.plain("short", "the fox"), Prompt.plain("long", "once upon a time a fox had a kite " * 30)]
+"""The long one, 300 tokens, fills whole blocks of vLLM's cache (128 each), which a later request would find there."""
 
 
 def llama(tied: bool, seed: int, deviation: float = 0.15) -> PreTrainedModel:
@@ -119,6 +119,7 @@ def test_weights_of_a_real_model(tied: VllmEngine) -> None:
 
 def test_what_was_cached_of_a_prompt_is_forgotten_with_the_weights(untied: VllmEngine) -> None:
     first, second = llama(False, 5), llama(False, 6)
+    assert len(encode_prompt(untied.tokenizer, PROMPTS[1])) > 256
     untied.update_weights(first)
     assert gap(untied, first) < 1e-4
     untied.update_weights(second)
