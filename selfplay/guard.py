@@ -36,23 +36,24 @@ def assess(run_directory: str | Path) -> Assessment:
 def assess_run(run: Run) -> Assessment:
     """The same for a run that has been read."""
     settings = validate(Guard, run.config.get("guard") or {}, "guard")
-    evaluated = [iteration for iteration in run.iterations if iteration.evaluation is not None]
     alarms = tuple(alarm for iteration in run.iterations for alarm in alarms_of(run, iteration, settings))
-    best, reason = _best(run, evaluated, alarms, settings)
-    newest = evaluated[-1].number if evaluated else 0
+    best, reason = _best(run, alarms, settings)
+    newest = run.evaluated[-1].number if run.evaluated else 0
     stop = settings.action == "stop" and any(alarm.severe and alarm.iteration == newest for alarm in alarms)
     return Assessment(best_iteration=best, reason=reason, alarms=alarms, audited=run.audited, stop=stop)
 
 
-def write_best(run_directory: str | Path) -> Assessment:
-    """Assess a run, write `best.json` and point the link `best` to the best iteration's policy."""
+def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
+    """Assess a run, write `outcome.json` and point the link `best` to the best iteration's policy.
+
+    `stopped` says why the run ended before its last iteration, if it did.
+    """
     directory = Path(run_directory)
     assessment = assess(directory)
     folder = f"iteration-{assessment.best_iteration:03d}/policy"
-    write_json(directory / "best.json", {
-        "iteration": assessment.best_iteration, "policy": folder, "reason": assessment.reason,
-        "alarms": [alarm.model_dump() for alarm in assessment.alarms],
-    })
+    write_json(directory / "outcome.json", {
+        "best": assessment.best_iteration, "reason": assessment.reason, "stopped": stopped or None,
+        "alarms": [alarm.model_dump() for alarm in assessment.alarms]})
     fresh = directory / ".best"
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(folder, target_is_directory=True)
@@ -60,8 +61,9 @@ def write_best(run_directory: str | Path) -> Assessment:
     return assessment
 
 
-def _best(run: Run, evaluated: list[Iteration], alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, str]:
+def _best(run: Run, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, str]:
     """The iteration to keep, and why."""
+    evaluated = run.evaluated
     if not evaluated:
         return 0, "no iteration has been evaluated yet"
     if settings.action == "warn":

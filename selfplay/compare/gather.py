@@ -5,13 +5,15 @@ error. Left out on purpose: models. Whatever needs a forward pass is computed by
 """
 
 import json
+import sqlite3
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selfplay.compare.rundata import Iteration, Match, Run
+from selfplay.compare.rundata import Iteration, Match, Run, Spent
 from selfplay.compare.text import self_similarity
 from selfplay.config import ConfigError
 from selfplay.rundir import RunDirectory, read_rows
@@ -32,21 +34,30 @@ def read_run(path: str | Path) -> Run:
     return Run(
         path=directory.path, config_text=config_text, config=yaml.safe_load(config_text) or {},
         provenance=_json(directory.path / "provenance.json") or {},
+        outcome=_json(directory.path / "outcome.json") or {},
+        spent=tuple(_spent(directory.path / "judge_cache.sqlite")),
         iterations=tuple(_iteration(directory, one) for one in numbers), metrics=tuple(_metrics(directory.path)),
         matches=tuple(matches.values()),
     )
 
 
 def _iteration(directory: RunDirectory, number: int) -> Iteration:
-    """One iteration's numbers."""
+    """One iteration's numbers; of several rounds of labels or reward models the last counts."""
     completions = directory.stage(number, "generate") / "completions.parquet"
     return Iteration(
         number=number, evaluation=_json(directory.stage(number, "evaluate") / "evaluation.json"),
-        health=_json(directory.stage(number, "label") / "judge_health.json"),
-        reward=_json(directory.stage(number, "reward") / "metrics.json"),
+        health=_json(_last_round(directory, number, "label") / "judge_health.json"),
+        reward=_json(_last_round(directory, number, "reward") / "metrics.json"),
         self_similarity=_similarity(completions) if completions.is_file() else None,
         seconds=directory.seconds(number),
     )
+
+
+def _last_round(directory: RunDirectory, number: int, name: str) -> Path:
+    """Folder of a stage, or of its last extra round."""
+    extra = directory.iteration(number).glob(f"{name}-extra-[0-9]*")
+    finished = [folder for folder in extra if (folder / "manifest.json").is_file()]
+    return max(finished, key=lambda folder: int(folder.name.rpartition("-")[2]), default=directory.stage(number, name))
 
 
 def _similarity(path: Path, most: int = 512) -> float | None:
@@ -55,6 +66,19 @@ def _similarity(path: Path, most: int = 512) -> float | None:
     for row in read_rows(path):
         groups[row["policy"], row["prompt_id"]].append(row["text"])
     return self_similarity(list(groups.values())[:most])
+
+
+def _spent(path: Path) -> list[Spent]:
+    """What each model was asked, from the judges' cache; nothing if there is none, or if it is of another kind."""
+    if not path.is_file():
+        return []
+    question = ("select model, count(*), sum(input_tokens), sum(output_tokens), sum(cost) from answers group by model "
+                "order by model")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
+            return [Spent(*row) for row in database.execute(question)]
+    except sqlite3.Error:
+        return []
 
 
 def _matches(path: Path) -> list[Match]:

@@ -1,9 +1,11 @@
 """The top of the report: a run in one sentence, and what has to be known with it."""
 
+from itertools import combinations
 from typing import NamedTuple
 
 from selfplay.compare.rundata import Run
-from selfplay.compare.wording import duration, rate_text
+from selfplay.compare.summary import Summary
+from selfplay.compare.wording import duration, interval_text, rate_text, spoken
 from selfplay.guard import Assessment
 
 
@@ -17,7 +19,9 @@ class Headline(NamedTuple):
 
 def headline(run: Run, assessment: Assessment) -> Headline:
     """The run in one sentence, such as `Iteration 2 beats the start 81% of the time` `[76, 86]`."""
-    evaluated = [iteration for iteration in run.iterations if iteration.evaluation is not None]
+    evaluated = run.evaluated
+    if not run.iterations and run.summary is not None:
+        return headline_of(run.summary)
     if not evaluated:
         return Headline("Nothing has been evaluated yet")
     best, last = assessment.best_iteration, evaluated[-1].number
@@ -31,16 +35,37 @@ def headline(run: Run, assessment: Assessment) -> Headline:
     return Headline(verdict, interval, "" if best == last else advice)
 
 
+def headline_of(summary: Summary) -> Headline:
+    """The best of several checkpoints against the next best, or against the one it met."""
+    order = [one.model for one in summary.ratings or []] or summary.models
+    for first, second in combinations(order, 2):
+        for pair in summary.pairs:
+            one = pair.comparison
+            if {one.a, one.b} == {first, second} and one.win_rate is not None and one.low is not None and one.high is not None:
+                ours = one.a == first
+                rate, low, high = (one.win_rate, one.low, one.high) if ours else (1 - one.win_rate, 1 - one.high, 1 - one.low)
+                share, _, interval = interval_text(rate, low, high).partition(" ")
+                if pair.told_apart:
+                    return Headline(f"{spoken(first)} beats {spoken(second)} {share} of the time", interval)
+                return Headline(f"{spoken(first)} and {spoken(second)} cannot be told apart: {share}", interval)
+    return Headline("Nothing could be scored")
+
+
 def lead(run: Run, assessment: Assessment) -> list[str]:
     """Sentences below it: against the iteration before, why this one is kept, what was run and for how long."""
     lines = []
-    last = next((one for one in reversed(run.iterations) if one.evaluation is not None), None)
+    if not run.iterations and run.summary is not None:
+        votes = sum(pair.comparison.n for pair in run.summary.pairs)
+        return [f"{len(run.summary.models)} checkpoints on {run.summary.prompts:,} prompts, {votes:,} comparisons scored."]
+    last = run.evaluated[-1] if run.evaluated else None
     if last is not None and last.number > 1 and (rate := last.comparison("win_rate_vs_previous")) is not None:
         unscored = f", {rate.unscored} unscored" if rate.unscored else ""
         lines.append(f"Iteration {last.number} against iteration {last.number - 1}: {rate_text(rate)} on {rate.n} "
                      f"held-out prompts{unscored}.")
     if last is not None:
         lines.append(f"Kept: {assessment.reason}.")
+    if run.outcome.get("stopped"):
+        lines.append(f"Stopped early: {run.outcome['stopped']}.")
     done, wanted = last.number if last else 0, run.config.get("iterations")
     amount = f"{done} of {wanted}" if wanted and done < wanted else str(done)
     description = f"{run.config['description'].rstrip('.')}. " if run.config.get("description") else ""

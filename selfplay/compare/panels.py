@@ -14,8 +14,8 @@ from selfplay.records import Comparison
 STAGES = ("bootstrap", "generate", "label", "reward", "policy", "evaluate")
 """Stages in the order of the loop; any other follows."""
 MAIN_METRICS = {
-    "objective/scores": "Reward per response", "objective/kl": "KL to the reference, nats",
-    "objective/entropy": "Entropy, nats", "loss/policy_avg": "Policy loss", "loss/value_avg": "Value loss",
+    "objective/scores": "Reward per answer", "objective/kl": "KL to the reference, nats per answer",
+    "objective/entropy": "Entropy, nats per answer", "loss/policy_avg": "Policy loss", "loss/value_avg": "Value loss",
     "policy/clipfrac_avg": "Share of clipped tokens",
 }
 """PPO's metrics that are always looked at, under TRL's names."""
@@ -94,10 +94,11 @@ def step_figures(run: Run, main: bool) -> list[Figure]:
     """Curves over training steps, iterations joined end to end: PPO's main ones, or all others of any stage."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for row in run.metrics:
-        if "step" in row:
-            for key in row.keys() - {"iteration", "stage", "step", "time"}:
+        stage = str(row.get("stage"))
+        if "step" in row or f"{stage}/step" in row:
+            for key in row.keys() - {"iteration", "stage", "step", "time", f"{stage}/step"}:
                 if (value := number(row[key])) is not None:
-                    lines[str(row.get("stage")), key].append((int(row.get("iteration") or 0), value))
+                    lines[stage, key].append((int(row.get("iteration") or 0), value))
     chosen = [(stage, key) for stage, key in sorted(lines)
               if (stage == "policy" and key in MAIN_METRICS) == main and len(lines[stage, key]) > 1]
     if main:
@@ -113,7 +114,7 @@ def _steps(stage: str, key: str, points: Sequence[tuple[int, float]]) -> Figure:
     x = [min(len(points), index * size + (size + 1) / 2) for index in range(len(groups))]
     begins = [index for index in range(len(points)) if index == 0 or points[index][0] != points[index - 1][0]]
     breaks = [(index + 0.5, f"iteration {points[index][0]}") for index in begins] if 1 < len(begins) < 8 else []
-    title = MAIN_METRICS[key] if stage == "policy" and key in MAIN_METRICS else f"{stage}: {key}"
+    title = MAIN_METRICS[key] if stage == "policy" and key in MAIN_METRICS else f"{stage}: {key.removeprefix(f'{stage}/')}"
     name = f"step-{stage}-{re.sub(r'[^a-z0-9]+', '-', key.lower())}"
     label = f"step, {size} averaged" if size > 1 else "step"
     return line_chart(name, title, [Series(key, x, y, markers=False)], x_label=label, breaks=breaks, note=key)

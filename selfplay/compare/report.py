@@ -7,6 +7,7 @@ nothing; every text of a model, a prompt or a recipe is escaped. Left out on pur
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import jinja2
 from selfplay.compare import panels, tables
 from selfplay.compare.gather import read_run
 from selfplay.compare.headline import headline, lead
-from selfplay.compare.rundata import Run
+from selfplay.compare.rundata import Match, Run
 from selfplay.compare.transcripts import thinned, transcripts, visible
+from selfplay.compare.votes import VoteTable
 from selfplay.compare.wording import spoken
 from selfplay.guard import assess_run
 from selfplay.rundir import write_atomically
@@ -44,6 +46,19 @@ def render_report(run: Run, *, live: bool = False) -> str:
     template = environment.from_string(_page("report.html.j2"))
     policy = content_policy(css, early, script, live=live)
     return template.render(css=css, early_script=early, script=script, policy=policy, live=live, **context(run))
+
+
+def write_comparison(run: Run, output: Path) -> Path:
+    """Write the report of a comparison that is no run of its own (see `as_run`); returns its path."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, render_report(run))
+    return output
+
+
+def as_run(name: str, source: str, *, matches: Sequence[Match] = (), votes: VoteTable | None = None) -> Run:
+    """Matches or votes in the clothes of a run without iterations, for the report; `source` says where they come from."""
+    return Run(path=Path(source), config_text="", config={"name": name}, provenance={}, iterations=(), metrics=(),
+               matches=tuple(matches), votes=votes)
 
 
 def content_policy(css: str, *scripts: str, live: bool = False) -> str:
@@ -95,7 +110,7 @@ def _comparison(run: Run) -> dict[str, Any]:
     """Every checkpoint against every other, and the labelling judge."""
     return {
         "comparison": tables.comparison_table(run), "comparison_figures": panels.comparison_figures(run),
-        "cycles": tables.cycle_sentences(run), "health": tables.health_table(run),
+        "cycles": tables.cycle_sentences(run.summary) if run.summary else [], "health": tables.health_table(run),
         "health_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.health],
     }
 
@@ -107,7 +122,8 @@ def _work(run: Run) -> dict[str, Any]:
                for key, value in tables.flat_facts(one.reward or {})]
     return {
         "steps": panels.step_figures(run, main=True), "other_steps": panels.step_figures(run, main=False),
-        "time_figure": panels.time_figure(run), "time_table": tables.time_table(run, stages), "reward_facts": rewards,
+        "time_figure": panels.time_figure(run), "time_table": tables.time_table(run, stages),
+        "spent": tables.spent_table(run), "reward_facts": rewards,
         "time_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.seconds],
         "provenance": [(key, visible(value)) for key, value in tables.flat_facts(run.provenance)],
         "config_text": visible(run.config_text),

@@ -98,6 +98,17 @@ class Iteration:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What one judge's model was asked over the whole run, by judge_cache.sqlite; `cost` in dollars."""
+
+    model: str
+    answers: int
+    input_tokens: int
+    output_tokens: int
+    cost: float
+
+
+@dataclass(frozen=True)
 class Profile:
     """How one checkpoint writes, on the held-out prompts: lengths in tokens, shares in [0, 1].
 
@@ -127,6 +138,15 @@ class Run:
     iterations: tuple[Iteration, ...]
     metrics: tuple[dict[str, Any], ...]
     matches: tuple[Match, ...]
+    outcome: dict[str, Any] = field(default_factory=dict)
+    votes: VoteTable | None = None
+    """Votes from elsewhere, in place of matches."""
+    spent: tuple[Spent, ...] = ()
+
+    @property
+    def evaluated(self) -> list[Iteration]:
+        """Iterations after the start that have been evaluated."""
+        return [one for one in self.iterations if one.number and one.evaluation is not None]
 
     @property
     def name(self) -> str:
@@ -146,13 +166,13 @@ class Run:
     @cached_property
     def table(self) -> VoteTable:
         """All matches as votes, checkpoints in the order of their iterations."""
-        return vote_table(self.matches)
+        return self.votes or vote_table(self.matches)
 
     @cached_property
     def summary(self) -> Summary | None:
         """Statistics of all matches; `None` before the first evaluation."""
         resamples = int((self.config.get("evaluate") or {}).get("resamples") or 2000)
-        return summarise(self.table, resamples=resamples) if self.matches else None
+        return summarise(self.table, resamples=resamples) if self.table.prompts else None
 
     def pair(self, a: str, b: str) -> PairSummary | None:
         """The statistics of checkpoint a over b."""
@@ -166,7 +186,7 @@ class Run:
         for match in self.matches:
             for name, answer in match.sides():
                 found[name].setdefault(match.prompt_id, answer)
-        return {name: found[name] for name in sorted(found)}
+        return {name: found[name] for name in self.table.models if name in found}
 
     @cached_property
     def profiles(self) -> dict[str, Profile]:
@@ -194,9 +214,12 @@ def number(value: Any) -> float | None:
     return float(value) if usable else None
 
 
-def vote_table(matches: Sequence[Match]) -> VoteTable:
-    """Matches as votes; lengths in tokens, or in characters where tokens were not counted."""
-    names = sorted({name for match in matches for name in (match.a, match.b)})
+def vote_table(matches: Sequence[Match], models: Sequence[str] = ()) -> VoteTable:
+    """Matches as votes; lengths in tokens, or in characters where tokens were not counted.
+
+    `models` gives the order, by default that of their names, which is that of iterations.
+    """
+    names = models or sorted({name for match in matches for name in (match.a, match.b)})
     votes = [
         Vote(
             match.prompt_id,

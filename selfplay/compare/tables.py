@@ -6,6 +6,7 @@ from typing import Any
 from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.figures import plain
 from selfplay.compare.rundata import START, Iteration, Profile, Run, number
+from selfplay.compare.summary import Summary
 from selfplay.compare.wording import DASH, chance_text, interval_text, level_text, rate_text, spoken
 
 Row = tuple[str, Sequence[str]]
@@ -28,7 +29,7 @@ def iteration_table(run: Run) -> list[Row]:
         return of(label, lambda one: value(run.profiles[one.name]) if one.name in run.profiles else None, form)
 
     def measured(label: str, key: str, form: Callable[[float], str], start: float | None = None) -> Row:
-        return of(label, lambda one: one.number_of(key) if one.number else start, form)
+        return of(label, lambda one: one.number_of(key) if one.number or start is None else start, form)
 
     similar = {one.number - 1: one.self_similarity for one in run.iterations}  # iteration t + 1 generates with policy t
     rows = [
@@ -107,10 +108,16 @@ def time_table(run: Run, stages: Sequence[str]) -> list[Row]:
     return [*rows, ("all", [f"{sum(one.values()):,.1f}" for one in timed])]
 
 
-def cycle_sentences(run: Run) -> list[str]:
+def spent_table(run: Run) -> list[Row]:
+    """One row per model that judged: answers, tokens read, tokens written, dollars."""
+    return [(one.model or "the judge's model", [f"{one.answers:,}", f"{one.input_tokens:,}", f"{one.output_tokens:,}",
+                                               f"{one.cost:,.2f}" if one.cost else DASH]) for one in run.spent]
+
+
+def cycle_sentences(summary: Summary) -> list[str]:
     """Each non-transitive triple in words."""
     found = []
-    for cycle in run.summary.cycles if run.summary else []:
+    for cycle in summary.cycles:
         a, b, c = map(spoken, cycle.models)
         x, y, z = (f"{rate:.0%}" for rate in cycle.win_rates)
         found.append(f"{a} beats {b} ({x}), {b} beats {c} ({y}), and {c} beats {a} ({z})")

@@ -10,9 +10,10 @@ from making_runs import Plan, make_run
 
 from selfplay.compare.alarms import alarms_of, reward_accuracy, reward_gain, win_rate_change
 from selfplay.compare.gather import read_run
+from selfplay.compare.report import write_report
 from selfplay.compare.rundata import Iteration, Match, Run
 from selfplay.config import ConfigError, Guard
-from selfplay.guard import assess, write_best
+from selfplay.guard import assess, conclude
 
 START, ONE, TWO = (f"iteration-00{number}" for number in range(3))
 
@@ -105,8 +106,10 @@ def test_before_any_evaluation_the_start_is_best(tmp_path):
 def test_best_is_written_and_linked_and_can_move(tmp_path):
     run = make_run(tmp_path / "r", Plan())
     for number in (2, 1):
-        written = write_best(run)
-        assert json.loads((run / "best.json").read_text())["iteration"] == number == written.best_iteration
+        written = conclude(run, stopped="out of time")
+        outcome = json.loads((run / "outcome.json").read_text())
+        assert outcome["best"] == number == written.best_iteration and outcome["stopped"] == "out of time"
+        assert "Stopped early: out of time." in write_report(run).read_text()
         assert (run / "best").resolve() == (run / f"iteration-00{number}" / "policy").resolve()
         shutil.rmtree(run / TWO, ignore_errors=True)
     assert not (run / ".best").exists()
@@ -135,7 +138,8 @@ def test_over_optimisation_needs_a_rising_reward():
     rising = bare_run(rows, (Iteration(0), evaluated(1, mean_reward=0.8, kl_to_start=9.0)))
     (found,) = sentences(rising)
     assert found.startswith("severe over-optimisation: Over-optimisation: in iteration 1 the reward rose by 0.80")
-    assert "the judge's win rate against the start fell by 20 points [" in found and "(KL to the start 9.0 nats)" in found
+    assert "the judge's win rate against the start fell by 20 points [" in found
+    assert "(KL to the start 9.0 nats)" in found
     flat = bare_run(rows, (Iteration(0), evaluated(1, mean_reward=0.05)))
     (found,) = sentences(flat)
     assert found.startswith("warning over-optimisation: Iteration 1 is worse than the one before")
@@ -149,20 +153,22 @@ def test_length_exploitation_by_a_rate_that_length_explains():
     rows = [match(x, 1.0, a_tokens=30, b_tokens=10) for x in range(100)]
     rows += [match(x, float(x % 2), a_tokens=10, b_tokens=10) for x in range(100, 200)]
     (found,) = sentences(bare_run(rows))
-    assert found.startswith("severe length: Length exploitation: iteration 1's answers are 2.0 times as long as the start's")
+    assert found.startswith("severe length: Length exploitation: iteration 1's answers are 2.0 times as long as the ")
     assert "at equal length it no longer beats the start" in found
     assert sentences(bare_run([match(x, float(x % 4 > 0), a_tokens=10, b_tokens=10) for x in range(200)])) == []
 
 
 def test_growth_alone_is_a_warning():
     rows = [match(x, float(x % 2), a_tokens=16, b_tokens=10) for x in range(200)]
-    assert sentences(bare_run(rows)) == ["warning length: Iteration 1's answers are 1.6 times as long as the start's (16 "
-                                         "against 10 tokens)."]
+    (found,) = sentences(bare_run(rows))
+    assert found == ("warning length: Iteration 1's answers are 1.6 times as long as the start's (16 against 10 "
+                     "tokens).")
 
 
 def test_lost_diversity():
     # The start writes 40 different answers, the policy one: 1/40 of them differ.
-    rows = [match(x, 0.5, a_text="the same old words here", b_text=f"tale{x} of things{x} number{x} told{x}") for x in range(40)]
+    rows = [match(x, 0.5, a_text="the same old words here", b_text=f"tale{x} of{x} things{x} told{x}")
+            for x in range(40)]
     found = sentences(bare_run(rows))
     assert len(found) == 2 and all(one.startswith("severe diversity") for one in found)
     assert "2% of the start's share of different answers (0.03 against 1.00)" in found[1]
@@ -172,8 +178,9 @@ def test_truncation_is_held_against_the_start():
     def cut(a: int, b: int) -> Run:
         return bare_run([match(x, 0.5, a_truncated=x < a, b_truncated=x < b) for x in range(10)])
 
-    assert sentences(cut(4, 0)) == ["warning truncation: 40% of iteration 1's answers are cut off at the token limit, 0% "
-                                    "of the start's."]
+    (found,) = sentences(cut(4, 0))
+    assert found == ("warning truncation: 40% of iteration 1's answers are cut off at the token limit, 0% of the "
+                     "start's.")
     assert sentences(cut(6, 0))[0].startswith("severe")
     assert sentences(cut(4, 4)) == []
 
@@ -182,8 +189,8 @@ def test_a_judge_that_contradicts_itself_or_cannot_be_read():
     health = {"pairs": 100, "unscored": 20, "swap_consistency": 0.5, "first_share": 0.9}
     found = sentences(bare_run([], (Iteration(0), Iteration(1, health=health))))
     assert found == [
-        "warning judge: In iteration 1 the labelling judge agreed with itself in only 50% of the pairs when their order was "
-        "swapped, choosing the first place in 90%.",
+        "warning judge: In iteration 1 the labelling judge agreed with itself in only 50% of the pairs when their order "
+        "was swapped, choosing the first place in 90%.",
         "warning judge: In iteration 1 the labelling judge gave no readable verdict on 20% of the pairs."]
 
 
@@ -202,7 +209,8 @@ def test_a_run_of_other_formats_is_still_read(tmp_path):
     run = make_run(tmp_path / "r", Plan(prompts=8, iterations=1, rewards=False))
     from selfplay.rundir import read_rows, write_rows
     path = run / ONE / "evaluate/matches.parquet"
-    write_rows(path, [{**row, "a_tokens": None, "b_tokens": None, "reason": None, "colour": "blue"} for row in read_rows(path)])
+    odd = {"a_tokens": None, "b_tokens": None, "reason": None, "colour": "blue"}
+    write_rows(path, [{**row, **odd} for row in read_rows(path)])
     found = read_run(run)
     assert found.profiles[ONE].mean_length == pytest.approx(
         sum(len(answer.text) for answer in found.answers[ONE].values()) / 8, abs=1e-9)

@@ -1,0 +1,115 @@
+"""What can be compared: iterations of runs, checkpoints on disk, models on the hub; and what their runs agree on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prompts.sources import load_prompts
+from selfplay.config import ConfigError, Recipe
+from selfplay.guard import assess
+from selfplay.records import Prompt
+from selfplay.rundir import RunDirectory, hash_of
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A checkpoint under the name that tables give it; `run` is set for iterations of runs."""
+
+    name: str
+    checkpoint: str
+    revision: str | None = None
+    run: Path | None = None
+
+    @property
+    def identity(self) -> str:
+        """Changes with the weights: from the files' names, sizes and times, or the hub id and revision."""
+        folder = Path(self.checkpoint)
+        if not folder.is_dir():
+            return hash_of([self.checkpoint, self.revision])
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        return hash_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+
+
+def contestants(targets: Sequence[str]) -> list[Contestant]:
+    """The checkpoints that targets name, in their order.
+
+    `RUN@2`, `RUN@start`, `RUN@best` and `RUN@all` name iterations; `RUN` alone means all of them if it is the only
+    target, and else the best. A directory is a checkpoint, anything else a hub id, with `@REVISION` if wanted. The same
+    target may stand twice. Raises ConfigError for what does not exist, and if there are fewer than two.
+    """
+    found = [one for target in targets for one in _named(target, alone=len(targets) == 1)]
+    if len(found) < 2:
+        raise ConfigError(f"there is one checkpoint in {' '.join(targets)!r}, and nothing to compare it with: name two")
+    return _with_names_of_their_own(found)
+
+
+def resolve(target: str) -> Contestant:
+    """The one checkpoint that a target names; a run alone means its best. Raises ConfigError as `contestants` does."""
+    found = _named(target, alone=False)
+    if len(found) != 1:
+        raise ConfigError(f"{target!r} names {len(found)} checkpoints: name one, such as @best")
+    return found[0]
+
+
+def _named(target: str, alone: bool) -> list[Contestant]:
+    """The checkpoints that one target names; `alone` if there is no other."""
+    base, at, suffix = target.rpartition("@")
+    if at and (Path(base) / "config.yaml").is_file():
+        return _of_run(Path(base), suffix, alone)
+    if (Path(target) / "config.yaml").is_file():
+        return _of_run(Path(target), "all" if alone else "best", alone)
+    if (Path(target) / "config.json").is_file():
+        return [Contestant(Path(target).resolve().name, target)]
+    if target.startswith((".", "/", "~")) or Path(target).exists():
+        raise ConfigError(f"{target!r} is neither a run (with a config.yaml) nor a checkpoint (with a config.json)")
+    return [Contestant(target, base if at else target, suffix if at else None)]
+
+
+def _of_run(path: Path, which: str, alone: bool) -> list[Contestant]:
+    """Iterations of a run; named as in its own files if it is the only one."""
+    there = RunDirectory(path).iterations()
+    if which == "all":
+        numbers = there
+    elif which == "best":
+        numbers = [assess(path).best_iteration]
+    elif which == "start":
+        numbers = [0]
+    elif which.isdecimal():
+        numbers = [int(which)]
+    else:
+        raise ConfigError(f"{path}@{which} is no iteration: name a number, start, best or all")
+    missing = [number for number in numbers if number not in there]
+    if missing or not numbers:
+        raise ConfigError(f"{str(path)!r} has no policy of iteration {missing[0] if missing else 0}; there are: "
+                          f"{', '.join(map(str, there)) or 'none'}")
+    names = {number: f"iteration-{number:03d}" if alone else f"{path.resolve().name}@{number or 'start'}"
+             for number in numbers}
+    return [Contestant(names[number], str(RunDirectory(path).policy(number)), run=path) for number in numbers]
+
+
+def _with_names_of_their_own(found: Sequence[Contestant]) -> list[Contestant]:
+    """No two alike: by their paths where these differ, else by a number."""
+    named: list[Contestant] = []
+    for one in found:
+        name = one.name
+        if any(other.name == name and other.checkpoint != one.checkpoint for other in found):
+            name = one.checkpoint
+        copies = sum(other.checkpoint == one.checkpoint and other.revision == one.revision for other in named)
+        named.append(Contestant(f"{name} ({copies + 1})" if copies else name, one.checkpoint, one.revision, one.run))
+    return named
+
+
+def recipes(found: Sequence[Contestant]) -> list[Recipe]:
+    """The recipe of each run among them, once each, in their order."""
+    paths = list(dict.fromkeys(one.run for one in found if one.run is not None))
+    return [RunDirectory(path).recipe() for path in paths]
+
+
+def check_unseen(prompts: Sequence[Prompt], trained: Sequence[Recipe]) -> None:
+    """Raise ConfigError if one of the runs was trained on a prompt that it would be measured on."""
+    asked = {tuple(prompt.messages) for prompt in prompts}
+    for recipe in trained:
+        shared = [prompt for prompt in load_prompts(recipe.prompts.train, recipe.seed) if tuple(prompt.messages) in asked]
+        if shared:
+            raise ConfigError(f"run {recipe.name!r} was trained on {len(shared)} of the {len(prompts)} prompts, such as "
+                              f"{shared[0].text[:60]!r}: give prompts that no run has seen with --prompts")
