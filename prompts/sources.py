@@ -30,7 +30,8 @@ def load_prompts(source: PromptSource, seed: int) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     for number, row in enumerate(rows, 1):
         prompt = _prompt(row, source.column, f"{source.source}, row {number}")
-        found.setdefault(prompt.id, prompt)
+        if found.setdefault(prompt.id, prompt).messages != prompt.messages:
+            raise ConfigError(f"{source.source}, row {number}: the id {prompt.id!r} belongs to another prompt already")
         if source.limit is not None and len(found) == source.limit:
             break
     if not found:
@@ -54,7 +55,9 @@ def _prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
         raise ConfigError(f"{where}: the prompt is empty")
     text = json.dumps([message.model_dump() for message in messages], sort_keys=True)
     meta = {key: item for key, item in row.items() if key not in (column, "id")}
-    return Prompt(id=str(row.get("id") or hashlib.sha256(text.encode()).hexdigest()[:16]), messages=messages, meta=meta)
+    own = row.get("id")
+    identifier = hashlib.sha256(text.encode()).hexdigest()[:16] if own in (None, "") else str(own)
+    return Prompt(id=identifier, messages=messages, meta=meta)
 
 
 def load_demonstrations(source: str, count: int, seed: int) -> list[tuple[Prompt, str]]:
@@ -72,6 +75,8 @@ def load_demonstrations(source: str, count: int, seed: int) -> list[tuple[Prompt
         pairs.append((_prompt(row, "prompt", where), completion))
         if len(pairs) == count:
             break
+    if not pairs:
+        raise ConfigError(f"{source!r} holds no demonstrations")
     return pairs
 
 
@@ -85,9 +90,9 @@ def load_documents(source: str, count: int, seed: int) -> list[str]:
         files = sorted(path.rglob("*.txt"))
         if not files:
             raise ConfigError(f"the folder {source!r} holds no .txt files")
-        return [text for file in files for text in _split_documents(file.read_text(encoding="utf-8"))][:count]
+        return [text for file in files for text in _split_documents(_text(file))][:count]
     if path.suffix == ".txt" and path.is_file():
-        return _split_documents(path.read_text(encoding="utf-8"))[:count]
+        return _split_documents(_text(path))[:count]
     texts = [row["text"] for row in _rows(source, "train") if isinstance(row.get("text"), str)][:count]
     if not texts:
         raise ConfigError(f"{source!r} has no column `text` to pretrain on")
@@ -109,22 +114,42 @@ def _rows(source: str, split: str) -> Iterable[dict[str, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        return pyarrow.parquet.read_table(path).to_pylist()
-    lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            return pyarrow.parquet.read_table(path).to_pylist()
+        except pyarrow.ArrowInvalid as error:
+            raise ConfigError(f"{source} is not a Parquet file that can be read: {error}") from None
+    text = _text(path)
     if path.suffix == ".txt":
-        return [{"prompt": line.strip()} for line in lines if line.strip()]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise ConfigError(
-                    f"{source}, line {number} is not JSON; a .jsonl file holds one object per line"
-                ) from None
-            if not isinstance(rows[-1], dict):
-                raise ConfigError(f"{source}, line {number} is not an object with columns")
-    return rows
+        return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        return _objects([(f"{source}, entry {number}", entry) for number, entry in enumerate(_json(text, source), 1)])
+    lines = [(f"{source}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return _objects([(where, _json(line, where)) for where, line in lines])
+
+
+def _text(path: Path) -> str:
+    """A file's text. Raises ConfigError if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8; convert it first") from None
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ConfigError(
+            f"{where} is not JSON; a .jsonl file holds one object per line, a .json file one list of objects"
+        ) from None
+
+
+def _objects(entries: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """The entries, each of which must be a mapping. Raises ConfigError that names the place of the first that is not."""
+    for where, entry in entries:
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{where} is not an object with columns")
+    return [entry for _, entry in entries]
 
 
 def _hub_rows(source: str, split: str) -> Iterable[dict[str, Any]]:
