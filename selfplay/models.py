@@ -4,7 +4,6 @@ Every engine, trainer and reward model sees the token ids that `encode_prompt` g
 sampled: text is never tokenized twice. Left out: adapters (see `selfplay.rl`) and quantised weights.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -204,18 +203,3 @@ def right_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device)
     ids = torch.tensor([[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences])
     mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
     return ids.to(where), mask.to(where)
-
-
-def is_local(path: str | Path) -> bool:
-    """Whether a model is a directory here (then its config must be there too) rather than a hub id."""
-    return Path(path).is_dir()
-
-
-def context_length(path: str | Path, revision: str | None = None) -> int | None:
-    """Longest sequence a checkpoint takes, in tokens, or None if its config does not say."""
-    if is_local(path):
-        config_file = Path(path) / "config.json"
-        if not config_file.is_file():
-            raise ConfigError(f"{str(path)!r} is no checkpoint: it has no config.json")
-        return json.loads(config_file.read_text()).get("max_position_embeddings")
-    return getattr(AutoConfig.from_pretrained(path, revision=revision), "max_position_embeddings", None)

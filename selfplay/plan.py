@@ -1,5 +1,6 @@
 """Before anything is loaded: is the recipe possible, and how much work is it? Imports no torch."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import judges
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
 from selfplay.records import Prompt
+from selfplay.rundir import read_json
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_TOKEN = 8
@@ -31,57 +33,92 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
             f"algorithm.episodes is {recipe.algorithm.episodes}, but there are {len(train)} training prompts: "
             "lower it, or give more prompts"
         )
-    for file in {recipe.judge.file, recipe.evaluate.judge or recipe.judge.file}:
-        check_judge(recipe, file)
+    check_judge(recipe, judges.load_spec(recipe.judge.file, recipe.judge.model))
+    if recipe.evaluate.judge:
+        check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_models(recipe)
     return train, heldout
 
 
-def check_judge(recipe: Recipe, file: str) -> None:
-    """Raise ConfigError for a judge file that cannot be read, that has no model, or whose Python is not there."""
-    spec = judges.load_spec(file)
+def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
+    """Raise ConfigError for a judge that has no model, whose model or Python is not there, or who ranks fewer answers."""
     if not spec.needs_model:
         judges.build(spec)
-    elif recipe.judge.model is None and getattr(spec, "model", "of its members") is None:
-        raise ConfigError(
-            f"judge {spec.name!r} asks a language model, but names none: set judge.model to a checkpoint, a hub "
-            "id, or `policy` to let the policy judge itself"
-        )
+    for part in asking(spec):
+        if part.model is None:
+            raise ConfigError(
+                f"judge {part.name!r} asks a language model, but names none: set judge.model to a checkpoint, a hub "
+                "id, or `policy` to let the policy judge itself, or set `model` in the judge's file"
+            )
+        if part.endpoint is None and part.model != "policy":
+            check_checkpoint(f"the model of judge {part.name!r}", part.model)
+        if recipe.generate.completions > getattr(part, "largest", math.inf):
+            raise ConfigError(f"judge {part.name!r} ranks at most {part.largest} answers, but generate.completions is "
+                              f"{recipe.generate.completions}: raise `largest` in the judge's file, or lower it")
+
+
+def asking(spec: judges.JudgeSpec) -> list[Any]:
+    """The parts of a judge that ask a language model: the judge itself, or members of a jury."""
+    return [part for part in spec.parts if part.needs_model and part.mode != "jury"]
 
 
 def check_models(recipe: Recipe) -> None:
-    """Raise ConfigError for a path that looks local and is not there, or a shape that the engine cannot run."""
-    named = {"policy.model": recipe.policy.model, "judge.model": recipe.judge.model}
+    """Raise ConfigError for a path that looks local and is not there, or a policy with no room for an answer."""
+    if recipe.policy.model:
+        check_checkpoint("policy.model", recipe.policy.model)
     if recipe.reward.backbone not in ("previous", "policy", "start"):
-        named["reward.backbone"] = recipe.reward.backbone
-    for key, value in named.items():
-        if value and value.startswith((".", "/", "~")) and not (Path(value).expanduser() / "config.json").is_file():
-            raise ConfigError(f"{key} is {value!r}, which is no checkpoint: there is no {value}/config.json")
-    bootstrap = recipe.policy.bootstrap
-    if bootstrap and recipe.sampling.max_tokens >= bootstrap.architecture.context:
-        raise ConfigError(
-            f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
-            f"policy.bootstrap.architecture.context {bootstrap.architecture.context}: shorten one, or lengthen the other"
-        )
+        check_checkpoint("reward.backbone", recipe.reward.backbone)
+    context, where = None, f"the context of {recipe.policy.model!r},"
+    if recipe.policy.bootstrap:
+        context, where = recipe.policy.bootstrap.architecture.context, "policy.bootstrap.architecture.context"
+    elif (config := Path(str(recipe.policy.model)) / "config.json").is_file():
+        context = read_json(config).get("max_position_embeddings")
+    if context is not None and recipe.sampling.max_tokens >= context:
+        raise ConfigError(f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
+                          f"{where} {context}: shorten the answers, or take a longer context")
+
+
+def check_checkpoint(key: str, value: str) -> None:
+    """Raise ConfigError for what can only be a path (a hub id is `name` or `owner/name`) and holds no checkpoint."""
+    is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or Path(value).is_dir()
+    if is_path and not (Path(value) / "config.json").is_file():
+        raise ConfigError(f"{key} is {value!r}, which is no checkpoint: there is no {value.rstrip('/')}/config.json")
 
 
 def work(recipe: Recipe) -> dict[str, Any]:
-    """How much there is to do over all iterations: counts of completions, judge calls, episodes; tokens and bytes at most."""
-    spec = judges.load_spec(recipe.judge.file)
-    own = recipe.generate.completions
-    pairs_per_prompt = own * (own - 1) // 2 if recipe.generate.opponent == "self" else (own - own // 2) * (own // 2)
+    """How much there is to do over all iterations: counts of completions, judge calls, episodes; tokens and bytes at most.
+
+    Extra rounds of the reward model are left out. In the first iteration there is no opponent but the policy itself.
+    """
+    iterations, asked, each = recipe.iterations, recipe.generate.prompts, recipe.generate.completions
+    alone = each * (each - 1) // 2
+    later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
+    pairs = asked * (alone + (iterations - 1) * later)
     heldout = len(load_prompts(recipe.prompts.heldout, recipe.seed))
-    pairs = recipe.iterations * recipe.generate.prompts * pairs_per_prompt
-    matches = heldout * (2 * recipe.iterations - 1)
-    completions = recipe.iterations * recipe.generate.prompts * own + heldout * (recipe.iterations + 1)
-    episodes = recipe.iterations * recipe.algorithm.steps * recipe.algorithm.episodes
-    tokens = (completions + episodes) * recipe.sampling.max_tokens
+    matches = heldout * (2 * iterations - 1)
+    sampled, answers = iterations * asked * each, heldout * (iterations + 1)
+    labelling = judges.load_spec(recipe.judge.file, recipe.judge.model)
+    measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
+    episodes = iterations * recipe.algorithm.steps * recipe.algorithm.episodes
     return {
-        "iterations": recipe.iterations, "completions": completions, "pairs": pairs,
-        "judge_calls": (pairs + matches) * (2 if spec.both_orders else 1) if spec.needs_model else 0,
-        "episodes": episodes, "sampled_tokens_at_most": tokens,
-        "disk_bytes_about": disk(recipe, completions),
+        "iterations": iterations,
+        "completions": sampled + answers,
+        "pairs": pairs,
+        "judge_calls": calls(labelling, pairs, sampled, iterations * asked) + calls(measuring, matches, answers, matches),
+        "episodes": episodes,
+        "sampled_tokens_at_most": (sampled + answers + episodes) * recipe.sampling.max_tokens,
+        "disk_bytes_about": disk(recipe, sampled + answers),
     }
+
+
+def calls(spec: judges.JudgeSpec, pairs: int, answers: int, prompts: int) -> int:
+    """Questions to language models: per answer and criterion, per prompt for rankings, else per pair; and per order."""
+    total = 0
+    for part in asking(spec):
+        questions = sum(criterion.python is None for criterion in part.criteria) if part.mode == "rubric" else 1
+        things = answers if part.scores else prompts if part.mode == "listwise" else pairs
+        total += things * questions * (2 if part.both_orders else 1)
+    return total
 
 
 def disk(recipe: Recipe, completions: int) -> int | None:

@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: Sequence[BaseModel | dict[str, Any]]) -> None:
-    """Write records or mappings as Parquet; `meta` mappings become JSON text, since their keys differ by row."""
+    """Write records or mappings as Parquet. A mapping inside a row needs the same keys in all rows, or to be JSON text."""
     import pyarrow
     import pyarrow.parquet
 

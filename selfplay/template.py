@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from selfplay.config import ConfigError, Policy, Recipe
+from selfplay.config import ConfigError, Recipe, validate
 
 WIDTH = 110
 HEADER = """\
@@ -20,7 +20,7 @@ HEADER = """\
 
 def write_recipe(file: Path, force: bool = False) -> None:
     """Write the commented recipe. Raises ConfigError if the file is there already, or its folder is not."""
-    if file.exists() and not force:
+    if file.is_dir() or (file.exists() and not force):
         raise ConfigError(f"{str(file)!r} is there already; give another name, or --force to replace it")
     if not file.parent.is_dir():
         raise ConfigError(f"there is no folder {str(file.parent)!r}; make it first")
@@ -29,10 +29,7 @@ def write_recipe(file: Path, force: bool = False) -> None:
 
 def commented_recipe(file: str = "recipe.yaml") -> str:
     """The recipe as text: the built-in stories, bootstrapped from text, so that it runs as it is."""
-    from selfplay.config import Bootstrap
-
-    name = Path(file).stem
-    example = Recipe(name=name, policy=Policy(bootstrap=Bootstrap()))
+    example = validate(Recipe, {"name": Path(file).stem, "policy": {"bootstrap": {}}}, file)
     return HEADER.format(file=file) + "\n".join(section(example, 0)) + "\n"
 
 

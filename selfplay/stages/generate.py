@@ -42,14 +42,15 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         prompts = draw_prompts(run.train, run.recipe.generate.prompts, first, run.seed("prompts"))
         rivals = [opponent(run, iteration, prompt) for prompt in prompts]
         journal = Journal(folder / "journal.jsonl")
+        again = f"-{extra}" if extra else ""  # other random numbers for a prompt that comes again in an extra round
         own_count, rival_count = split_completions(run.recipe.generate.completions, rivals[0] != iteration - 1)
         with meter("generate", len(prompts) * (own_count + rival_count), "completions") as bar:
-            own = sample(run, iteration - 1, prompts, own_count, "own", journal, bar)
+            own = sample(run, iteration - 1, prompts, own_count, f"own{again}", journal, bar)
             theirs: list[list[Completion]] = [[] for _ in prompts]
             for rival in sorted(set(rivals)) if rival_count else []:
                 places = [place for place, chosen in enumerate(rivals) if chosen == rival]
                 found = sample(
-                    run, rival, [prompts[place] for place in places], rival_count, f"rival-{rival}", journal, bar
+                    run, rival, [prompts[place] for place in places], rival_count, f"rival-{rival}{again}", journal, bar
                 )
                 for place, completions in zip(places, found, strict=True):
                     theirs[place] = completions
@@ -61,7 +62,7 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
             folder / "generate.json",
             {
                 "prompts": len(prompts),
-                "used_up_to": first + len(prompts),
+                "used_up_to": first + run.recipe.generate.prompts,
                 "pairs": len(pairs),
                 "opponents": sorted(set(rivals)),
             },

@@ -63,7 +63,8 @@ def run(run: Run, iteration: int) -> None:
             trainer.train()
         save(merged(trainer.policy) if policy.lora else trainer.policy, tokenizer, folder)
         for name in ("metrics.jsonl", "samples.jsonl"):
-            shutil.move(folder / "work" / name, folder / name)
+            if (folder / "work" / name).exists():  # else a try that was killed just here has moved it
+                shutil.move(folder / "work" / name, folder / name)
         shutil.rmtree(folder / "work")
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         run.files.add_metrics(iteration, "policy", rows)

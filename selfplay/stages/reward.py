@@ -54,6 +54,13 @@ def backbone(run: Run, iteration: int) -> str | Path:
     return {"policy": policy, "start": run.files.policy(0)}.get(kind, kind)
 
 
+def check_vocabulary(kind: str, checkpoint: str | Path, tokenizer: Any) -> None:
+    """Raise ConfigError if a model of the user's reads token ids differently: it is given those that the policy sampled."""
+    if kind not in ("previous", "policy", "start") and load_tokenizer(checkpoint).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(f"reward.backbone {kind!r} has another vocabulary than the policy, whose tokens it would be given: "
+                          "take a model with the policy's tokenizer, or `policy`")
+
+
 def run(run: Run, iteration: int, extra: int = 0) -> None:
     """Make `iteration-NNN/reward` from the preferences of all rounds of this iteration."""
     config, name = run.recipe.reward, stage_name("reward", extra)
@@ -68,6 +75,7 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
             raise ConfigError(f"{len(rows)} decided pairs are too few to train a reward model on and keep "
                               f"{config.heldout_share:g} of the prompts back: raise generate.prompts")
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
+        check_vocabulary(config.backbone, backbone(run, iteration), tokenizer)
         set_seed(seed)
         model = RewardModel(load_scalar_model(backbone(run, iteration)), tokenizer)
         model.model.config.pad_token_id = tokenizer.pad_token_id
