@@ -183,7 +183,10 @@ def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on
     except ImportError as error:
         raise ConfigError(f"engine.kind is vllm, but vLLM cannot be imported ({error}): see `selfplay doctor`, or set "
                           "engine.kind to transformers") from None
-    options: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": config.cpu_cache_gib * 2**30}
+    # Whole prompts only: on a CPU, vLLM 0.31 cannot put a seeded request off in the middle of its prompt ("CPU Generator
+    # does not use offset").
+    options: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": config.cpu_cache_gib * 2**30,
+                               "enable_chunked_prefill": False}
     if on_gpu:
         from vllm.config import WeightTransferConfig
 
