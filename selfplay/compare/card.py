@@ -93,8 +93,8 @@ def _weaknesses(run: Run, number: int) -> list[str]:
 
 
 def _use() -> list[str]:
-    return ["## Use", "", "```python", "from transformers import pipeline", "", 'generate = pipeline("text-generation", model=".")',
-            "```"]
+    call = 'generate = pipeline("text-generation", model=".")'
+    return ["## Use", "", "```python", "from transformers import pipeline", "", call, "```"]
 
 
 def _origin(run: Run) -> list[str]:

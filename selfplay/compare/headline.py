@@ -36,18 +36,21 @@ def headline(run: Run, assessment: Assessment) -> Headline:
 
 
 def headline_of(summary: Summary) -> Headline:
-    """The best of several checkpoints against the next best, or against the one it met."""
+    """The two checkpoints that rate highest among those that met, the one that won more often named first."""
     order = [one.model for one in summary.ratings or []] or summary.models
-    for first, second in combinations(order, 2):
-        for pair in summary.pairs:
-            one = pair.comparison
-            if {one.a, one.b} == {first, second} and one.win_rate is not None and one.low is not None and one.high is not None:
-                ours = one.a == first
-                rate, low, high = (one.win_rate, one.low, one.high) if ours else (1 - one.win_rate, 1 - one.high, 1 - one.low)
-                share, _, interval = interval_text(rate, low, high).partition(" ")
-                if pair.told_apart:
-                    return Headline(f"{spoken(first)} beats {spoken(second)} {share} of the time", interval)
-                return Headline(f"{spoken(first)} and {spoken(second)} cannot be told apart: {share}", interval)
+    met = {frozenset((pair.comparison.a, pair.comparison.b)): pair for pair in summary.pairs}
+    for two in combinations(order, 2):
+        pair = met.get(frozenset(two))
+        if pair is None or pair.comparison.win_rate is None:
+            continue
+        one = pair.comparison
+        rate, low, high, first, second = one.win_rate or 0.0, one.low or 0.0, one.high or 0.0, one.a, one.b
+        if rate < 0.5:
+            rate, low, high, first, second = 1 - rate, 1 - high, 1 - low, one.b, one.a
+        share, _, interval = interval_text(rate, low, high).partition(" ")
+        first, second = spoken(first), spoken(second)
+        told = f"{first} beats {second} {share} of the time"
+        return Headline(told if pair.told_apart else f"{first} and {second} cannot be told apart: {share}", interval)
     return Headline("Nothing could be scored")
 
 

@@ -1,0 +1,151 @@
+"""Head to head: real checkpoints sampled on the same prompts, every pair judged, and nothing asked twice."""
+
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfplay.compare.contestants import contestants, resolve
+from selfplay.compare.export import export
+from selfplay.compare.headtohead import compare, judging, settings_of
+from selfplay.compare.printing import print_summary
+from selfplay.compare.report import as_run, write_comparison
+from selfplay.compare.summary import summarise
+from selfplay.compare.votes import Vote, tabulate
+from selfplay.config import ConfigError, PromptSource, Sampling, load_recipe
+from selfplay.rundir import read_rows
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny_run import write_recipe
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A real run of two iterations, as small as they come."""
+    from selfplay.loop import run
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return run(load_recipe(write_recipe(folder), [f"output={folder / 'run'}"]))
+
+
+def test_a_run_alone_is_all_its_iterations_and_agrees_with_its_own_evaluation(tiny, tmp_path):
+    result = compare([str(tiny)], folder=tmp_path)
+    assert result.names == ("iteration-000", "iteration-001", "iteration-002")
+    assert len(result.matches) == 3 * 32 and result.asked == 0
+    for number in (1, 2):
+        found = json.loads((tiny / f"iteration-00{number}/evaluate/evaluation.json").read_text())["win_rate_vs_start"]
+        pair = next(pair.comparison for pair in result.summary.pairs
+                    if (pair.comparison.a, pair.comparison.b) == (f"iteration-00{number}", "iteration-000"))
+        assert pair.win_rate == pytest.approx(found["win_rate"], abs=1e-12)
+        assert (pair.n, pair.ties, pair.unscored) == (found["n"], found["ties"], found["unscored"])
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["models"] == list(result.names) and len(read_rows(tmp_path / "matches.parquet")) == 96
+
+
+def test_the_same_checkpoint_twice_ties_everywhere_and_a_second_time_samples_nothing(tiny, tmp_path, monkeypatch):
+    start = str(tiny / "iteration-000" / "policy")
+    options = {"prompts": PromptSource(split="heldout", limit=12), "judge": "stories",
+               "sampling": Sampling(max_tokens=24), "folder": tmp_path}
+    first = compare([start, start, f"{tiny}@2"], **options)
+    twins = next(pair.comparison for pair in first.summary.pairs if pair.comparison.a == "policy (2)")
+    assert (twins.win_rate, twins.ties, twins.n) == (0.5, 12, 12)
+    monkeypatch.setattr("selfplay.engines.open.open_engine", lambda *_, **__: pytest.fail("sampled again"))
+    again = compare([start, start, f"{tiny}@2"], **options)
+    assert again.matches == first.matches
+
+
+def test_targets_name_what_they_say(tiny):
+    found = contestants([f"{tiny}@start", f"{tiny}@1", str(tiny / "iteration-002/policy"), "org/model@v2"])
+    assert [one.name for one in found] == ["run@start", "run@1", "policy", "org/model@v2"]
+    assert (found[3].checkpoint, found[3].revision, found[3].run) == ("org/model", "v2", None)
+    assert [one.name for one in contestants([f"{tiny}@all", f"{tiny}@2"])] == ["run@start", "run@1", "run@2", "run@2 (2)"]
+    assert resolve(f"{tiny}@1").checkpoint == str(tiny / "iteration-001/policy")
+
+
+@pytest.mark.parametrize(("targets", "message"), [
+    (["{run}@7"], "has no policy of iteration 7"), (["{run}@last"], "is no iteration"), (["{run}@1"], "nothing to compare"),
+    (["./nowhere", "{run}"], "neither a run"), ([], "nothing to compare"),
+])
+def test_wrong_targets_are_named(tiny, targets, message):
+    with pytest.raises(ConfigError, match=message):
+        contestants([target.format(run=tiny) for target in targets])
+
+
+def test_prompts_that_a_run_was_trained_on_are_refused(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="was trained on 8 of the 8 prompts"):
+        compare([str(tiny)], prompts=PromptSource(limit=8), folder=tmp_path)
+
+
+def test_without_a_run_prompts_and_judge_must_be_given():
+    with pytest.raises(ConfigError, match="--prompts FILE --judge FILE"):
+        settings_of([])
+
+
+def test_a_comparison_asks_in_both_orders_and_not_the_policy_itself(tmp_path):
+    file = tmp_path / "judge.yaml"
+    text = ("name: j\nmode: pairwise\nmodel: {model}\norder: fixed\noutput: {{kind: regex, pattern: '\\[\\[(A|B)\\]\\]', "
+            "labels: {{A: 1, B: 0}}}}\nmessages:\n  - {{role: user, content: '{{{{ responses }}}}'}}\n")
+    file.write_text(text.format(model="some/model"))
+    assert judging(settings_of([], prompts=PromptSource(), judge=str(file))).order == "both"
+    file.write_text(text.format(model="policy"))
+    with pytest.raises(ConfigError, match="is the policy itself"):
+        judging(settings_of([], prompts=PromptSource(), judge=str(file)))
+
+
+def test_the_table_and_the_report_of_votes_from_elsewhere(tmp_path):
+    beats = {("b", "a"): 0.8, ("c", "b"): 0.7, ("a", "c"): 0.6}
+    votes = tabulate(Vote(str(x), one, two, float(x % 10 < 10 * rate)) for (one, two), rate in beats.items()
+                     for x in range(100))
+    summary, out = summarise(votes), StringIO()
+    print_summary(summary, Console(file=out, width=200))
+    assert "no order fits" in out.getvalue() and "80% [" in out.getvalue() and "b over a" in out.getvalue()
+    assert out.getvalue().startswith("c beats b 70% of the time")  # b rates higher, and lost to c all the same
+    page = write_comparison(as_run("<votes>", "votes.csv", votes=votes), tmp_path / "report.html").read_text()
+    assert "Bradley-Terry ratings" in page and "No order fits" in page and "&lt;votes&gt;" in page
+    assert 'id="iterations"' not in page and 'id="transcripts"' not in page
+
+
+def test_markup_in_names_is_text_on_the_terminal():
+    out = StringIO()
+    print_summary(summarise(tabulate([Vote(str(x), "[red]x[/]", "y", float(x % 2)) for x in range(8)])),
+                  Console(file=out, width=200))
+    assert "[red]x[/]" in out.getvalue()
+
+
+def test_an_exported_checkpoint_loads_and_has_its_card(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = export(f"{tiny}@2", tmp_path / "out")
+    model, original = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tiny / "iteration-002/policy"))
+    weights = original.state_dict()
+    assert all((weight == weights[name]).all() for name, weight in model.state_dict().items())
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    card = (folder / "README.md").read_text()
+    rate = json.loads((tiny / "iteration-002/evaluate/evaluation.json").read_text())["win_rate_vs_start"]
+    assert f"{100 * rate['win_rate']:.0f}% [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]" in card
+    assert "judge `tiny` version 1, sha256 " in card and "one judge" in card
+    with pytest.raises(ConfigError, match="is not empty"):
+        export(f"{tiny}@2", folder)
+    with pytest.raises(ConfigError, match="is no run"):
+        export(str(tiny / "iteration-002/policy"), tmp_path / "other")
+
+
+def test_export_pushes_only_where_asked(tiny, tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            calls.append(("create", name, options))
+
+        def upload_folder(self, **options):
+            calls.append(("upload", options["repo_id"], options["folder_path"]))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    export(f"{tiny}@start", tmp_path / "kept")
+    assert calls == []
+    folder = export(f"{tiny}@1", tmp_path / "shared", push_to_hub="me/model")
+    assert calls == [("create", "me/model", {"private": True, "exist_ok": True}), ("upload", "me/model", folder)]
