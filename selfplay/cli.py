@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from selfplay.config import ConfigError, load_recipe
+from selfplay.config import ConfigError, PromptSource, load_recipe, validate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -168,6 +168,50 @@ def report(directory: RunArgument,
             typer.echo(file)
 
 
+@app.command()
+def compare(targets: Annotated[list[str] | None, typer.Argument(help="Runs, runs/NAME@2, runs/NAME@start, checkpoints or "
+                                                                "hub ids.")] = None,
+            prompts: Annotated[str | None, typer.Option(help="Held-out prompts: a file or a built-in set.")] = None,
+            judge: Annotated[str | None, typer.Option(help="A judge: a shipped name or a YAML file.")] = None,
+            votes: Annotated[Path | None, typer.Option(help="Votes from elsewhere, CSV or JSONL: no model is needed.")] = None,
+            baseline: Annotated[str | None, typer.Option(help="Whom to take differences against.")] = None,
+            output: Annotated[Path | None, typer.Option(help="Folder for the samples and the matches.")] = None,
+            as_json: Json = False) -> None:
+    """Compare checkpoints on the same held-out prompts, head to head, with intervals."""
+    from rich.console import Console
+
+    from selfplay.compare.printing import print_summary
+
+    if (votes is None) == (not targets):
+        raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
+    if votes is not None:
+        from selfplay.compare.summary import summarise
+        from selfplay.compare.votes import read_votes
+
+        summary = summarise(read_votes(votes), baseline=baseline)
+        found = {**summary.model_dump(mode="json"), "matrix": summary.matrix()}
+    else:
+        from selfplay.compare.headtohead import compare as head_to_head
+
+        source = None if prompts is None else validate(PromptSource, {"source": prompts, "split": "heldout"}, "--prompts")
+        result = head_to_head(targets or [], prompts=source, judge=judge, folder=output, baseline=baseline)
+        summary, found = result.summary, result.json()
+    if as_json:
+        emit(found)
+    else:
+        print_summary(summary, Console(highlight=False))
+
+
+@app.command()
+def export(target: Annotated[str, typer.Argument(help="RUN@best, RUN@2 or RUN@start.")],
+           directory: Annotated[Path, typer.Argument(help="A new directory.")],
+           push_to_hub: Annotated[str | None, typer.Option(help="Repository on the hub to push it to.")] = None) -> None:
+    """Write a run's checkpoint as one clean directory with a model card."""
+    from selfplay.compare.export import export as export_checkpoint
+
+    typer.echo(export_checkpoint(target, directory, push_to_hub=push_to_hub))
+
+
 JudgeArgument = Annotated[str, typer.Argument(help="A shipped judge's name, or a YAML file.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Model that judges, instead of the file's.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="transformers or vllm.")]
@@ -234,7 +278,7 @@ def judge_try(file: JudgeArgument, model: ModelOption = None, engine: EngineOpti
 def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = True) -> Iterator[Any]:
     """A judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
     import judges
-    from selfplay.config import Engine, validate
+    from selfplay.config import Engine
 
     spec = judges.load_spec(file, model)
     config = validate(Engine, {"kind": kind}, "--engine")
