@@ -59,6 +59,10 @@ class Calls:
         if self.fatal:
             raise ConfigError(self.fatal)
 
+    def given_up(self) -> bool:
+        """Whether there is no use in going on."""
+        return bool(self.fatal)
+
     async def _work(self, create: Create, waiting: Iterator[tuple[int, dict[str, Any]]],
                     give: Callable[[Outcome], None]) -> None:
         """One of the lanes: takes the next body until there is none or no use in going on."""
@@ -66,7 +70,7 @@ class Calls:
             if self.fatal:
                 return
             answer, error = await self._call(create, body)
-            if answer is None and self.fatal:
+            if answer is None and self.given_up():  # another lane may have given up meanwhile
                 return
             self.failed_in_a_row = 0 if answer is not None else self.failed_in_a_row + 1
             give((place, answer, error))

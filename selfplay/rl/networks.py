@@ -122,9 +122,8 @@ def add_adapter(policy: PreTrainedModel, lora: Lora) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ConfigError("policy.lora needs the package peft: pip install 'selfplay-loop[lora]'") from None
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                        target_modules=list(lora.targets), lora_dropout=0.0,
-                        task_type="CAUSAL_LM")
+    config: Any = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,
+                             target_modules=list(lora.targets), lora_dropout=0.0, task_type="CAUSAL_LM")
     return get_peft_model(policy, config)
 
 
