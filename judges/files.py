@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from judges.spec import MODES, JudgeSpec, JurySpec, ModelSpec, PythonSpec
+from judges.spec import MODES, JudgeSpec, JurySpec, Member, ModelSpec, PythonSpec
 from selfplay.config import ConfigError, parse_yaml, validate
 
 SHIPPED = Path(__file__).parent.parent / "prompts" / "judges"
@@ -67,21 +67,27 @@ def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: st
         raise ConfigError(f"{where}: mode = {given!r}, but a judge file names one of the modes {', '.join(MODES)}")
     kind = MODES[tree["mode"]]
     tree = dict(tree)
-    if model is not None:
+    if model is not None and kind is not JurySpec:
         if "model" not in kind.model_fields:
             raise ConfigError(f"{where}: a judge of mode {tree['mode']} asks no model of its own, so {model!r} cannot "
                               "be its model")
         tree["model"] = model
     resolve(tree, folder, where)
     spec = validate(kind, tree, where)
-    if isinstance(spec, JurySpec):
-        for part in spec.parts:  # reads the members' files, so that a mistake in one shows now
-            part.needs_model
+    if isinstance(spec, JurySpec):  # reads the members' files, so that a mistake in one shows now
+        spec = spec.model_copy(update={"members": tuple(_with_model(member, model) for member in spec.members)})
     if isinstance(spec, ModelSpec):
         from judges.messages import check_templates
 
         check_templates(spec, where)
     return spec
+
+
+def _with_model(member: Member, model: str | None) -> Member:
+    """A jury's member; the jury's `model` is that of every member that asks one and names none."""
+    spec = member.spec
+    asks_unnamed = spec.needs_model and member.model is None and getattr(spec, "model", None) is None
+    return Member(judge=member.judge, weight=member.weight, model=model) if model and asks_unnamed else member
 
 
 def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:

@@ -218,6 +218,17 @@ def test_members_with_different_models_need_an_engine_each(tmp_path: Path) -> No
         build(both, engines["one"])
 
 
+def test_a_model_for_a_jury_is_that_of_the_members_that_name_none(tmp_path: Path) -> None:
+    unnamed = SCORE.replace("model: m\n", "")
+    for name, text in (("one", unnamed), ("two", SCORE)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    write_member(tmp_path, "rules", "has_hello")
+    (tmp_path / "jury.yaml").write_text("mode: jury\nmembers: [{judge: ./one.yaml}, {judge: ./two.yaml}, {judge: "
+                                        "./rules.yaml}]\n")
+    parts = load_spec(tmp_path / "jury.yaml", model="given").parts[1:]
+    assert [getattr(part, "model", None) for part in parts] == ["given", "m", None]
+
+
 OWN = '''
 from selfplay.records import Verdict
 
