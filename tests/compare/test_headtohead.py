@@ -98,8 +98,8 @@ def test_a_comparison_asks_in_both_orders_and_not_the_policy_itself(tmp_path):
 
 def test_the_table_and_the_report_of_votes_from_elsewhere(tmp_path):
     beats = {("b", "a"): 0.8, ("c", "b"): 0.7, ("a", "c"): 0.6}
-    votes = tabulate(Vote(str(x), one, two, float(x % 10 < 10 * rate)) for (one, two), rate in beats.items()
-                     for x in range(100))
+    votes = tabulate((Vote(str(x), one, two, float(x % 10 < 10 * rate)) for (one, two), rate in beats.items()
+                      for x in range(100)), models=["a", "b", "c"])
     summary, out = summarise(votes), StringIO()
     print_summary(summary, Console(file=out, width=200))
     assert "no order fits" in out.getvalue() and "80% [" in out.getvalue() and "b over a" in out.getvalue()
