@@ -50,7 +50,7 @@ def fence(text: str) -> str:
 class Data:
     """Text that nobody vouches for. In a template it prints fenced; it compares, counts and tests like its text."""
 
-    __slots__ = ("_text", "_form", "_cut")
+    __slots__ = ("_cut", "_form", "_text")
 
     def __init__(self, text: str, form: Literal["block", "none"] = "block", strip: Sequence[str] = (),
                  limit: int | None = None) -> None:

@@ -228,4 +228,6 @@ def test_every_setting_is_documented(kind: type[BaseModel]) -> None:
 
 
 def test_the_walk_over_the_sections_finds_them_all() -> None:
-    assert {"Lora", "AdaptiveKL", "Pretraining", "Architecture", "PromptSource", "Guard"} <= {kind.__name__ for kind in sections(Recipe)}
+    assert {"Lora", "AdaptiveKL", "Pretraining", "Architecture", "PromptSource", "Guard"} <= {
+        kind.__name__ for kind in sections(Recipe)
+    }

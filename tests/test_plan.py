@@ -129,7 +129,9 @@ def test_the_judge_that_measures_has_a_model_of_its_own(tmp_path: Path) -> None:
 def test_a_juror_without_a_model(tmp_path: Path) -> None:
     judge_file(tmp_path, PAIRWISE.format(model=""), "member.yaml")
     jury = judge_file(tmp_path, "mode: jury\nmembers: [{judge: stories}, {judge: ./member.yaml}]\n", "jury.yaml")
-    assert refusal(bootstrapped(tmp_path, f"judge.file={jury}")).startswith("judge 'member' asks a language model, but names none")
+    assert refusal(bootstrapped(tmp_path, f"judge.file={jury}")).startswith(
+        "judge 'member' asks a language model, but names none"
+    )
     (tmp_path / "jury.yaml").write_text("mode: jury\nmembers: [{judge: stories}, {judge: ./member.yaml, model: some/model}]\n")
     check(bootstrapped(tmp_path, f"judge.file={jury}"))
 
@@ -158,7 +160,9 @@ def counts(found: Recipe) -> dict[str, Any]:
 
 
 def test_the_work_of_self_play_by_hand(tmp_path: Path) -> None:
-    found = counts(bootstrapped(tmp_path, "iterations=3", "generate.completions=4", "algorithm.steps=7", "sampling.max_tokens=10"))
+    found = counts(
+        bootstrapped(tmp_path, "iterations=3", "generate.completions=4", "algorithm.steps=7", "sampling.max_tokens=10")
+    )
     # 3 iterations x 4 prompts x 4 completions = 48, and 3 held-out prompts x (the start + 3) = 12.
     assert found["completions"] == 48 + 12
     assert found["pairs"] == 3 * 4 * 6, "four completions make six pairs"
@@ -223,5 +227,7 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
     bootstrapped(tmp_path)
     script = (f"import sys; from selfplay.config import load_recipe; from selfplay.plan import check, work; "
               f"recipe = load_recipe({str(tmp_path / 'r.yaml')!r}); check(recipe); work(recipe); print('torch' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
     assert done.stdout == "False\n"

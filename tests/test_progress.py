@@ -23,7 +23,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
-    yield clock
+    return clock
 
 
 def test_lines_hold_rate_and_time_left_and_come_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

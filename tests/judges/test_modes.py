@@ -159,7 +159,7 @@ def write_member(folder: Path, name: str, criterion: str) -> None:
                                          f"[{{name: x, python: 'criteria_for_tests:{criterion}'}}]\n")
 
 
-@pytest.fixture()
+@pytest.fixture
 def jury(tmp_path: Path) -> Path:
     for name, criterion in (("hello", "has_hello"), ("vowels", "vowels"), ("asked", "asked_for")):
         write_member(tmp_path, name, criterion)

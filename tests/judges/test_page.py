@@ -24,7 +24,7 @@ def block(language: str, number: int = 0) -> str:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)[number]
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What a newcomer has after copying the page's first two files."""
     (tmp_path / "my_rules.py").write_text(block("python"))

@@ -66,12 +66,21 @@ def test_a_rule(rule: Rule, response: str, points: float) -> None:
 
 
 def test_the_judge_adds_them_up() -> None:
-    """The shipped weights: animal 2, other animals 1, place 2, things 3, end 2, closing, friend, repeats, length 1 each."""
+    """The shipped weights: animal 2, other animals 1, place 2, things 3, end 2, closing, friend, repeats, length 1
+    each."""
     spec = load_spec("stories")
     weights = {criterion.name: criterion.weight for criterion in spec.criteria}  # type: ignore[attr-defined]
     total = sum(weights.values())
     answer = Completion(id="c", prompt_id=PROMPT.id, finish_reason="stop", policy="test",
                         text="A shy fox went to the lake. It found a kite. The end.")
     # Met: animal, no other animal, place, a third of the things, ending, no repeats; not: closing, friend, length.
-    met = weights["animal"] + weights["no other animal"] + weights["place"] + weights["things"] / 3 + weights["ending"] + weights["no repeats"]
-    assert build(spec).score([PROMPT], [answer]) == [pytest.approx(met / total, abs=1e-12)]  # type: ignore[attr-defined]
+    met = (
+        weights["animal"]
+        + weights["no other animal"]
+        + weights["place"]
+        + weights["things"] / 3
+        + weights["ending"]
+        + weights["no repeats"]
+    )
+    assert build(spec).score([PROMPT], [answer]) == [pytest.approx(met / total,
+                                                                   abs=1e-12)]  # type: ignore[attr-defined]

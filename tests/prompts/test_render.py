@@ -54,7 +54,7 @@ def test_cleaning_leaves_no_markup_and_is_done_at_once(text: str) -> None:
     cleaned = clean(text)
     assert not SPECIAL_TOKENS.search(cleaned)
     assert clean(cleaned) == cleaned
-    assert cleaned.encode("utf-8") and not set(cleaned) & set("\x00\x1b\r") or not cleaned
+    assert (cleaned.encode("utf-8") and not set(cleaned) & set("\x00\x1b\r")) or not cleaned
 
 
 @pytest.mark.parametrize("text", ["plain words", "a < b and c > d", "[[A]]", "f(x) = {x | x > 0}", "tabs\tand\nlines",
@@ -86,7 +86,7 @@ def test_data_counts_compares_and_tests_like_its_text() -> None:
 
 @pytest.mark.parametrize("filter", ["upper", "trim", "string", "truncate(1000)"])
 def test_filters_cannot_take_the_fence_away(filter: str) -> None:
-    found = render(compile_template("{{ prompt | %s }}" % filter, KNOWN, "t"), "user", {"prompt": Data("abc")},
+    found = render(compile_template(f"{{{{ prompt | {filter} }}}}", KNOWN, "t"), "user", {"prompt": Data("abc")},
                    "t").content
     assert found.lower() == "```\nabc\n```"
 

@@ -70,7 +70,9 @@ def test_line_separators_inside_json_text_do_not_end_the_line(tmp_path: Path) ->
 
 
 def test_an_id_of_zero_is_an_id(tmp_path: Path) -> None:
-    assert [one.id for one in read(write(tmp_path / "p.jsonl", [{"id": 0, "prompt": "a"}, {"id": 1, "prompt": "b"}]))] == ["0", "1"]
+    assert [
+        one.id for one in read(write(tmp_path / "p.jsonl", [{"id": 0, "prompt": "a"}, {"id": 1, "prompt": "b"}]))
+    ] == ["0", "1"]
 
 
 def test_the_limit_counts_prompts_not_rows(tmp_path: Path) -> None:
