@@ -112,7 +112,8 @@ def test_the_script_of_ci_is_valid_and_skips_nothing() -> None:
 
 
 def test_a_skip_fails_the_run_where_nothing_may_be_skipped(tmp_path: Path) -> None:
-    copy(ROOT / "tests" / "conftest.py", tmp_path)
+    for name in ("conftest.py", "tiny_run.py"):
+        copy(ROOT / "tests" / name, tmp_path)
     (tmp_path / "test_one.py").write_text("import pytest\ndef test_one():\n    pytest.skip('absent')\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "SELFPLAY_SKIP_NOTHING"}

@@ -1,10 +1,10 @@
-"""Log-probs and values of real tiny models: against all logits at once, for any padding, packed, checkpointed, with LoRA."""
+"""Log-probs and values of real tiny models: against all logits at once, padded, packed, checkpointed, LoRA."""
 
 from copy import deepcopy
 
 import pytest
 import torch
-from conftest import PolicyMaker
+from tiny_models import PolicyMaker
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,

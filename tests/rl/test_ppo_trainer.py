@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PolicyMaker
+from tiny_models import PolicyMaker, count_of_fives
 from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, AdaptiveKL, ConfigError, Lora, Pretraining, Sampling
@@ -21,12 +21,6 @@ from selfplay.rl.rollouts import Episodes, Estimates, estimate, score
 
 Maker = Callable[..., PPOTrainer]
 SAMPLING = Sampling(max_tokens=7, temperature=0.8)
-
-
-def count_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
-    """A reward with some spread."""
-    return [response.split().count("5") + 0.1 * (row["number"] % 3)
-            for response, row in zip(responses, meta, strict=True)]
 
 
 @pytest.fixture
@@ -75,7 +69,8 @@ def shift(model: torch.nn.Module, seed: int, size: float = 0.03) -> None:
             parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
-def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int], beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int],
+               beta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Both losses of a minibatch from the definitions, token by token in Python, with all logits of one row at a time.
 
     Knows nothing of masks, chunks and batches; recomputes old log-probs with `trainer.start` and values with
@@ -110,7 +105,8 @@ def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int], beta: f
         carried, advantages[row] = 0.0, [0.0] * len(old)
         for t in reversed(range(len(old))):
             following = values[t + 1] if t + 1 < len(old) else 0.0
-            carried = reward[t] + config.discount * following - values[t] + config.discount * config.gae_lambda * carried
+            delta = reward[t] + config.discount * following - values[t]
+            carried = delta + config.discount * config.gae_lambda * carried
             advantages[row][t] = carried
         returns[row] = [a + v for a, v in zip(advantages[row], values, strict=True)]
     flat = torch.tensor([a for row in sorted(advantages) for a in advantages[row]], dtype=torch.float64)
@@ -208,10 +204,9 @@ def test_the_response_mask_ends_with_the_first_stop_token(make_trainer: Maker) -
     episodes, estimates, _ = rollout(trainer)
     assert episodes.mask.shape == estimates.logprobs.shape
     for row, answer in enumerate(episodes.completions):
-        prompt = int(episodes.prompt_lengths[row])
-        response = episodes.tokens[row, prompt:][episodes.mask[row][: episodes.tokens.shape[1] - prompt]].tolist() \
-            if episodes.mask.shape[1] >= episodes.tokens.shape[1] - prompt else \
-            episodes.tokens[row, prompt : prompt + episodes.mask.shape[1]][episodes.mask[row]].tolist()
+        prompt, length = int(episodes.prompt_lengths[row]), int(episodes.mask[row].sum())
+        response = episodes.tokens[row, prompt : prompt + length].tolist()
+        assert episodes.mask[row].tolist() == [place < length for place in range(episodes.mask.shape[1])]
         assert response == list(answer.token_ids)
         assert (1 in response) == (response[-1] == 1) == (not bool(episodes.truncated[row]))
         assert not estimates.logprobs[row][~episodes.mask[row]].any()

@@ -1,0 +1,76 @@
+"""Tasks whose best score is known, learnt from scratch. PPO_SEEDS=3 runs three seeds of each (CI runs one)."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import PolicyMaker, build_prompts
+from transformers import PreTrainedTokenizerFast
+
+from selfplay.config import PPO, Sampling
+from selfplay.rl import PPOTrainer
+from selfplay.rl.rewards import FunctionReward
+
+SEEDS = range(int(os.environ.get("PPO_SEEDS", "1")))
+LENGTH = 6
+
+
+def share_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    """At best 1: nothing but the number 5."""
+    return [words.count("5") / max(len(words), 1) for words in map(str.split, responses)]
+
+
+def increasing(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    """RL4LMs' toy task (Ramamurthy et al. 2022): how long the numbers rise from the first on, over the length.
+
+    At best 1: six of the thirteen numbers in order.
+    """
+    def run(words: list[str]) -> int:
+        count, last = 0, -1
+        for word in words:
+            if not word.isdigit() or int(word) <= last:
+                break
+            count, last = count + 1, int(word)
+        return count
+
+    return [run(response.split()) / LENGTH for response in responses]
+
+
+def nothing(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    """No reward at all: whatever is learnt is noise."""
+    return [0.0] * len(responses)
+
+
+def learn(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, reward: Any, seed: int,
+          **knobs: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    shape = {"hidden_size": 48, "intermediate_size": 96, "initializer_range": 0.02, **knobs.pop("shape", {})}
+    policy = make_policy(seed=seed, dtype=torch.float32, **shape)
+    config = PPO(**{"episodes": 128, "minibatches": 2, "epochs": 3, "learning_rate": 5e-3, "kl_coefficient": 0.0,
+                    "critic_learning_rate": 5e-3, "missing_eos_penalty": 0.0, "schedule": "constant", **knobs})
+    PPOTrainer(policy, tokenizer, FunctionReward(reward), build_prompts(64), config, Sampling(max_tokens=LENGTH),
+               seed=seed, on_step=rows.append).train()
+    return rows
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_one_token(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    rows = learn(make_policy, tokenizer, share_of_fives, seed, steps=20)
+    assert rows[0]["objective/scores"] < 0.2
+    assert rows[-1]["objective/scores"] >= 0.98
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_increasing_numbers(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    rows = learn(make_policy, tokenizer, increasing, seed, steps=40, episodes=256, minibatches=4, learning_rate=1e-2,
+                 schedule="linear", gae_lambda=1.0)
+    assert rows[0]["objective/scores"] < 0.3
+    assert rows[-1]["objective/scores"] >= 0.9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_staying_close(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    rows = learn(make_policy, tokenizer, nothing, seed, steps=20, kl_coefficient=0.1, learning_rate=3e-4)
+    assert max(row["objective/kl"] for row in rows) < 0.05
+    assert rows[-1]["objective/kl"] != 0

@@ -1,0 +1,148 @@
+"""A run that is killed and resumed ends with the same weights, bit for bit, as one that never was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import PolicyMaker
+from transformers import PreTrainedTokenizerFast
+
+from selfplay.config import PPO, AdaptiveKL, ConfigError, Lora, Pretraining, Sampling
+from selfplay.records import Prompt
+from selfplay.rl import PPOTrainer
+from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
+from selfplay.rl.metrics import forget_rows_from
+from selfplay.rl.networks import add_adapter
+from selfplay.rl.rewards import FunctionReward
+
+
+class Killed(Exception):
+    """Stands for the kill."""
+
+
+def all_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {**{"policy." + name: p.detach() for name, p in trainer.policy.named_parameters()},
+            **{"critic." + name: p.detach() for name, p in trainer.critic.named_parameters()}}
+
+
+@pytest.mark.parametrize("where", ["between", "inside"])
+@pytest.mark.parametrize("knobs", [
+    {"adaptive_kl": AdaptiveKL(target=0.01, horizon=100.0), "normalise_scores": "standardise", "schedule": "cosine",
+     "pretraining": Pretraining(batch_size=2), "entropy_coefficient": 0.01},
+    {"async_rollouts": True, "precision": "bfloat16"},
+    {"lora": True},
+])
+def test_killed_and_resumed_is_bitwise_the_same(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast,
+                                                prompts: list[Prompt], tmp_path: Path, where: str,
+                                                knobs: dict[str, Any]) -> None:
+    knobs = dict(knobs)
+    lora = knobs.pop("lora", False)
+    config = PPO(steps=5, episodes=8, minibatches=2, checkpoint_every=2, learning_rate=1e-2, **knobs)
+
+    def trainer(directory: Path) -> PPOTrainer:
+        policy = make_policy(dtype=torch.float32)
+        return PPOTrainer(add_adapter(policy, Lora(rank=2, alpha=4.0)) if lora else policy, tokenizer,
+                          FunctionReward(lambda p, responses, m: [float(r.count("5")) for r in responses]), prompts,
+                          config, Sampling(max_tokens=6), directory=directory, seed=3, corpus=["1 2 3", "4 5 6 7"])
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    cut = trainer(tmp_path / "cut")
+    calls = 0
+
+    def kill(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        # Steps 1 and 2 are in the checkpoint. Kill after step 3, or inside it after 2 of its 4 minibatches.
+        if calls > (3 if where == "between" else 2 * 4 + 2):
+            raise Killed
+        return kept(*arguments, **named)
+
+    kept = cut._step if where == "between" else cut._gradients
+    setattr(cut, "_step" if where == "between" else "_gradients", kill)
+    with pytest.raises(Killed):
+        cut.train()
+    (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 4, "objec')
+    resumed = trainer(tmp_path / "cut")
+    resumed.train()
+    assert resumed.steps_done == 5
+    expected, actual = all_weights(whole), all_weights(resumed)
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+    rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+            for name in ("whole", "cut")]
+    timeless = [[{key: row[key] for key in row if "time" not in key and "second" not in key} for row in part]
+                for part in rows]
+    assert timeless[0] == timeless[1] and len(rows[0]) == 5
+    resumed.train()
+    assert [name for name in expected if not torch.equal(expected[name], all_weights(resumed)[name])] == []
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from tiny_models import build_policy, build_prompts, build_tokenizer
+from pathlib import Path
+from selfplay.config import PPO, Sampling
+from selfplay.rl import PPOTrainer
+from selfplay.rl.rewards import FunctionReward
+torch.set_num_threads(1)
+trainer = PPOTrainer(build_policy(dtype=torch.float32), build_tokenizer(),
+                     FunctionReward(lambda p, responses, m: [float(r.count("5")) for r in responses]),
+                     build_prompts(), PPO(steps=12, episodes=8, minibatches=2, checkpoint_every=1),
+                     Sampling(max_tokens=6), directory=Path(sys.argv[1]))
+trainer.train()
+torch.save(trainer.policy.state_dict(), sys.argv[2])
+"""
+
+
+def test_sigkill_loses_nothing_but_time(tmp_path: Path) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    root = Path(__file__).parents[2]
+
+    def start(directory: str, result: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", script, str(tmp_path / directory), str(tmp_path / result)],
+                                env={**os.environ, "PYTHONPATH": str(root)})
+
+    assert start("whole", "whole.pt").wait(120) == 0
+    process = start("cut", "cut.pt")
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    steps = load_checkpoint(tmp_path / "cut", {})
+    assert steps is not None and 2 <= steps["steps_done"] < 12
+    assert start("cut", "cut.pt").wait(120) == 0
+    whole, cut = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "cut.pt")
+    assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"fingerprint": {"clip": 0.2, "seed": 1}, "steps_done": 3})
+    assert load_checkpoint(tmp_path, {"clip": 0.2, "seed": 1}) == {"fingerprint": {"clip": 0.2, "seed": 1},
+                                                                  "steps_done": 3}
+    with pytest.raises(ConfigError, match=r"clip = 0.2, and now it is 0.3: put it back, or delete the file"):
+        load_checkpoint(tmp_path, {"clip": 0.3, "seed": 1})
+    assert load_checkpoint(tmp_path / "elsewhere", {}) is None
+
+
+def test_an_unfinished_checkpoint_counts_for_nothing(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 1})
+    (tmp_path / "checkpoint.pt.partial").write_bytes(b"cut short")
+    state = load_checkpoint(tmp_path, {})
+    assert state is not None and state["steps_done"] == 1
+
+
+def test_rows_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    forget_rows_from(path, 3)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -1,0 +1,42 @@
+"""What the PPO tests and the scripts they start share: a tokenizer of whole words, tiny Llamas, prompts, a reward."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from selfplay.records import Prompt
+
+PolicyMaker = Callable[..., LlamaForCausalLM]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Words: <pad> 0, <eos> 1, <unk> 2, then the numbers 0 to 12 as tokens 3 to 15."""
+    words = ["<pad>", "<eos>", "<unk>", *map(str, range(13))]
+    fast = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def build_policy(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: object) -> LlamaForCausalLM:
+    """A random Llama for that tokenizer; `changes` go to its config."""
+    shape = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
+             "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
+             "initializer_range": 0.3, **changes}
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**shape)).to(dtype).eval()
+
+
+def build_prompts(count: int = 12) -> list[Prompt]:
+    """Prompts of one to four words."""
+    return [Prompt.plain(f"prompt-{i}", " ".join(str((i * 5 + j) % 13) for j in range(1 + i % 4)), number=i)
+            for i in range(count)]
+
+
+def count_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    """A reward with some spread: how often the number 5 comes, and a little by prompt."""
+    return [response.split().count("5") + 0.1 * (row["number"] % 3)
+            for response, row in zip(responses, meta, strict=True)]

@@ -1,0 +1,151 @@
+"""The command line: a user's mistake is exit code 2 and one sentence; results go to standard output, all else does not."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from tiny_run import write_recipe
+
+from selfplay.cli import main
+from selfplay.config import load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """`selfplay ...` in an empty directory, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["selfplay", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return Result(int(stop.value.code or 0), out, err)
+
+    return call
+
+
+MISTAKES = [
+    (("run", "none.yaml"), "there is no recipe 'none.yaml'; write one with `selfplay init none.yaml`"),
+    (("run", "mine.yaml", "algorithm.stps=3"), "unknown setting 'algorithm.stps', did you mean 'algorithm.steps'?"),
+    (("run", "mine.yaml", "algorithm.steps"), "override 'algorithm.steps' is not of the form key=value"),
+    (("run", "mine.yaml", "algorithm.steps=many"), "algorithm.steps = 'many': input should be a valid integer"),
+    (("run", "mine.yaml", "algorithm.episodes=255"), "episodes 255 is not divisible by minibatches 4"),
+    (("run", "mine.yaml", "judge.file=helpfulness"), "judge 'helpfulness' asks a language model, but names none"),
+    (("run", "mine.yaml", "judge.file=storys"), "there is no judge 'storys', did you mean 'stories'?"),
+    (("run", "mine.yaml", "prompts.heldout.split=train"), "prompts.train and prompts.heldout are the same"),
+    (("run", "mine.yaml", "policy.bootstrap=null", "policy.model=./none"), "policy.model is './none', which is no checkpoint"),
+    (("run", "mine.yaml", "generate.prompts=5000"), "generate.prompts is 5000, but there are 1024 training prompts"),
+    (("run", "broken.yaml", "--dry-run"), "broken.yaml is not valid YAML"),
+    (("run", "mine.yaml", "output=."), "holds files that are no run (broken.yaml, mine.yaml)"),
+    (("init", "mine.yaml"), "'mine.yaml' is there already; give another name, or --force to replace it"),
+    (("show", "nowhere"), "'nowhere' is no run: it has no config.yaml; start one with `selfplay run RECIPE`"),
+    (("policy", "nowhere", "--iteration", 1), "'nowhere' is no run"),
+    (("judge", "check", "storys"), "there is no judge 'storys', did you mean 'stories'?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=[" ".join(map(str, words)) for words, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_and_exit_code_2(command: Command, tmp_path: Path, arguments: tuple[object, ...],
+                                                   sentence: str) -> None:
+    assert command("init", "mine.yaml").code == 0
+    (tmp_path / "broken.yaml").write_text("policy: {model: [}\n")
+    code, out, err = command(*arguments)
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and sentence in err and err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("evaluate", "x"), ("policy", "x", "-i", 0), ("shw",), ("run", "a", "--dry")])
+def test_what_the_command_line_itself_cannot_read_is_code_2_too(command: Command, arguments: tuple[object, ...]) -> None:
+    code, _, err = command(*arguments)
+    assert code == 2 and "Traceback" not in err and err.strip()
+
+
+def test_no_traceback_from_a_process_of_its_own(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", "from selfplay.cli import main; main()", "run", str(tmp_path / "none.yaml")],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is no recipe") and done.stderr.count("\n") == 1
+
+
+def test_what_init_writes_dry_runs(command: Command, tmp_path: Path) -> None:
+    written = command("init", "mine.yaml")
+    assert written == Result(0, "wrote mine.yaml; run it with: selfplay run mine.yaml\n", "")
+    code, out, err = command("run", "mine.yaml", "--dry-run")
+    assert (code, err) == (0, "")
+    recipe, _, work = out.partition("\n\n")
+    assert yaml.safe_load(recipe) == load_recipe(tmp_path / "mine.yaml").model_dump(mode="json")
+    # Of the defaults: 2 iterations x 512 prompts x 2 completions, and 256 held-out prompts x 3.
+    assert "completions: 2,816" in work.splitlines()
+    assert {line.partition(":")[0] for line in work.splitlines()} == {
+        "iterations", "completions", "pairs", "judge calls", "episodes", "sampled tokens at most", "disk bytes about"}
+    assert not (tmp_path / "runs").exists(), "a dry run makes nothing"
+
+
+def test_a_dry_run_as_json_with_overrides(command: Command) -> None:
+    command("init", "mine.yaml")
+    code, out, _ = command("run", "mine.yaml", "iterations=3", "algorithm.learning_rate=1e-4", "--dry-run", "--json")
+    found = json.loads(out)
+    assert code == 0 and found.keys() == {"recipe", "work"}
+    assert found["recipe"]["iterations"] == 3 and found["recipe"]["algorithm"]["learning_rate"] == 1e-4
+    assert found["work"]["completions"] == 3 * 512 * 2 + 256 * 4
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_dry_runs(command: Command, recipe: Path) -> None:
+    code, out, err = command("run", recipe, "--dry-run", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["work"]["episodes"] > 0
+
+
+def test_show_prints_a_table_and_json(command: Command, tiny_run: Path) -> None:
+    code, out, err = command("show", tiny_run)
+    assert (code, err) == (0, "") and out.splitlines()[-1] == f"run: {tiny_run}"
+    rows = json.loads(command("show", tiny_run, "--json").out)
+    assert [row["iteration"] for row in rows] == [0, 1, 2] and rows[2]["win_rate_vs_start"]["n"] == 32
+
+
+def test_show_prints_the_transcripts_of_a_prompt(command: Command, tiny_run: Path) -> None:
+    from prompts.stories import prompts
+
+    [first] = prompts("heldout", 1)
+    found = json.loads(command("show", tiny_run, "--prompt", first.id, "--json").out)
+    assert found["prompt_id"] == first.id and len(found["answers"]) == 3 and len(found["matches"]) == 3
+    assert first.text in command("show", tiny_run, "--prompt", first.id).out.replace("\n", " ")
+    code, _, err = command("show", tiny_run, "--prompt", "nobody")
+    assert code == 2 and "the run has no held-out prompt 'nobody'; it has, for example, " in err
+
+
+def test_a_stage_alone_that_is_done_is_left_as_it_is_and_one_too_early_is_refused(command: Command, tiny_run: Path) -> None:
+    manifest = (tiny_run / "iteration-001" / "label" / "manifest.json").read_bytes()
+    done = command("label", tiny_run, "--iteration", 1)
+    assert (done.code, done.out) == (0, f"{tiny_run / 'iteration-001' / 'label'}\n")
+    assert (tiny_run / "iteration-001" / "label" / "manifest.json").read_bytes() == manifest
+    code, _, err = command("reward", tiny_run, "--iteration", 3)
+    assert code == 2 and "stage 'reward' of iteration 3 needs" in err and "run that stage first" in err
+
+
+def test_a_changed_recipe_on_an_old_run_is_refused(command: Command, tiny_run: Path, tmp_path: Path) -> None:
+    code, _, err = command("run", write_recipe(tmp_path), f"output={tiny_run}", "algorithm.steps=4")
+    assert code == 2 and "algorithm.steps: 3 -> 4" in err and "`output=...` to begin another run" in err
+
+
+def test_doctor_as_json(command: Command) -> None:
+    found = json.loads(command("doctor", "--json").out)
+    assert {"state", "subject", "detail", "cure"} <= found[0].keys()
