@@ -9,7 +9,7 @@ PIP := .venv/bin/pip --disable-pip-version-check -q
 TORCH_INDEX ?= $(shell command -v nvidia-smi > /dev/null || $(PYTHON) -c "from urllib.request import urlopen; \
 	url = 'https://download.pytorch.org/whl/cpu'; urlopen(url + '/torch/', timeout=3); print('--index-url', url)" 2> /dev/null)
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint clean
 
 quickstart: .venv/installed-base
 	.venv/bin/selfplay run runs/quickstart.yaml
@@ -20,9 +20,6 @@ test: .venv/installed-test
 lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-
-bench: .venv/installed-test
-	@set -e; for script in tests/bench/bench_*.py; do echo "== $$script"; .venv/bin/python $$script; done
 
 clean:
 	rm -rf .venv build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
