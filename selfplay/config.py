@@ -303,8 +303,9 @@ class PPO(Section):
     """Passes over the episodes of a step, each in a fresh order."""
     minibatches: Count = 4
     """Optimiser steps per pass."""
-    micro_batch_tokens: Count = 16384
-    """Most tokens, padding included, in one forward pass; changes speed and memory, never the gradients."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens, padding included, in one forward pass; changes speed and memory, never the gradients. Default 2,048
+    on a CPU (what its caches hold) and 32,768 on a GPU."""
     learning_rate: Positive = 3e-4
     """The policy's peak learning rate."""
     critic_learning_rate: Positive = 1e-3

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from selfplay.config import PPO, ConfigError, Pretraining
-from selfplay.rl.batching import collate, deal, split
+from selfplay.rl.batching import collate, deal, split, token_budget
 from selfplay.rl.distributed import rank, sum_over_processes, world_size
 from selfplay.rl.networks import PolicyNetwork, packs, precision
 
@@ -40,7 +40,8 @@ class PretrainingMix:
         lengths = [self.lengths[row] for row in rows]
         total = sum(lengths) - len(rows)
         summed = torch.zeros((), dtype=torch.float64, device=self.tokens.device)
-        for part in split(deal(names, lengths, world_size())[rank()], lengths, config.micro_batch_tokens):
+        budget = token_budget(config.micro_batch_tokens, self.tokens.device)
+        for part in split(deal(names, lengths, world_size())[rank()], lengths, budget):
             batch = collate(self.tokens, torch.ones_like(self.predicted), self.predicted, [rows[i] for i in part],
                             packs(policy.model))
             with precision(config.precision, self.tokens.device):

@@ -20,7 +20,7 @@ from selfplay.config import PPO, Sampling
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
 from selfplay.records import Completion, Prompt
-from selfplay.rl.batching import MicroBatch, collate, deal, derive_seed, prompt_order, split
+from selfplay.rl.batching import MicroBatch, collate, deal, derive_seed, prompt_order, split, token_budget
 from selfplay.rl.distributed import gather, rank, sum_over_processes, world_size
 from selfplay.rl.networks import PolicyNetwork, merged, packs, plain, precision
 from selfplay.rl.rewards import Reward
@@ -194,7 +194,7 @@ def estimate(episodes: Episodes, policy: PolicyNetwork, reference: PolicyNetwork
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
     mine = deal(range(len(mask)), episodes.lengths, world_size())[rank()]
     with torch.inference_mode(), precision(config.precision, mask.device):
-        for rows in split(mine, episodes.lengths, config.micro_batch_tokens):
+        for rows in split(mine, episodes.lengths, token_budget(config.micro_batch_tokens, mask.device)):
             batch = episodes.batch(rows, packs(policy.model))
             into = token_places(batch.rows, mask)
             said = policy(batch)
