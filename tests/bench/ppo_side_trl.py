@@ -7,22 +7,23 @@ Each part of a step is timed by wrapping the function that does it.
 import argparse
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
-import torch  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from measuring import PeakMemory  # noqa: E402
-from transformers import (  # noqa: E402
+import torch
+from datasets import Dataset
+from measuring import PeakMemory
+from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     TrainerCallback,
 )
-from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer  # noqa: E402
+from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 spent = {"rollout": 0.0, "scoring": 0.0}
 
@@ -98,7 +99,7 @@ def main() -> None:
     seconds = perf_counter() - begun
     ends = [begun, *watcher.ends]
     print("RESULT" + json.dumps({  # noqa: T201
-        "seconds": seconds, "step_seconds": [after - before for before, after in zip(ends, ends[1:], strict=False)],
+        "seconds": seconds, "step_seconds": [after - before for before, after in pairwise(ends)],
         "growth": memory.growth(), "threads": torch.get_num_threads(),
         "scores": [row["objective/scores"] for row in watcher.rows],
         "kl": [row["objective/kl"] for row in watcher.rows], "tokens": [],

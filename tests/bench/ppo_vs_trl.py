@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def episodes_to_reach(run: dict[str, Any], score: float) -> float | None:
     """Episodes after which the mean score of two steps in a row is at least `score`; None if never."""
-    pairs = zip(run["scores"], run["scores"][1:], strict=False)
+    pairs = pairwise(run["scores"])
     return next(((place + 2) * SHARED["episodes"] for place, both in enumerate(pairs) if statistics.mean(both) >= score),
                 None)
 

@@ -31,7 +31,7 @@ def samples(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line]
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(tmp_path: Path, tiny_run: Path) -> Path:
     """The tiny recipe over the tiny run's start, for one iteration without generated pairs."""
     (tmp_path / "shorter.py").write_text(PAIRWISE)
