@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rollout-batch", type=int, default=256)
     given = parser.parse_args()
+    on_gpu = torch.cuda.is_available()
     shared = json.loads(given.settings)
     tokenizer = AutoTokenizer.from_pretrained(given.policy, padding_side="left")
     rows = [json.loads(line)["input_ids"] for line in Path(given.prompts).read_text().split("\n") if line]
@@ -86,8 +87,8 @@ def main() -> None:
         stop_token="eos", missing_eos_penalty=shared["missing_eos_penalty"], kl_coef=shared["kl_coefficient"],
         learning_rate=shared["learning_rate"], lr_scheduler_type="linear", adam_epsilon=1e-5, weight_decay=0.0,
         local_rollout_forward_batch_size=given.rollout_batch, num_sample_generations=0, seed=given.seed,
-        bf16=False, gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to="none",
-        disable_tqdm=True, use_cpu=not torch.cuda.is_available())
+        bf16=on_gpu, gradient_checkpointing=on_gpu, logging_steps=1, save_strategy="no", report_to="none",
+        disable_tqdm=True, use_cpu=not on_gpu)
     watcher = Watcher()
     trainer = PPOTrainer(config, tokenizer, policy, reference, reward, Dataset.from_dict({"input_ids": rows}), critic,
                          callbacks=[watcher], eval_dataset=Dataset.from_dict({"input_ids": rows[:1]}))
@@ -95,12 +96,14 @@ def main() -> None:
     ppo_trainer.get_reward = timed("scoring", ppo_trainer.get_reward)
     ppo_trainer.forward = timed("scoring", ppo_trainer.forward, only_without_gradients=True)
     memory, begun = PeakMemory(), perf_counter()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     trainer.train()
     seconds = perf_counter() - begun
     ends = [begun, *watcher.ends]
     print("RESULT" + json.dumps({  # noqa: T201
         "seconds": seconds, "step_seconds": [after - before for before, after in pairwise(ends)],
-        "growth": memory.growth(), "threads": torch.get_num_threads(),
+        "growth": torch.cuda.max_memory_allocated() if on_gpu else memory.growth(), "threads": torch.get_num_threads(),
         "scores": [row["objective/scores"] for row in watcher.rows],
         "kl": [row["objective/kl"] for row in watcher.rows], "tokens": [],
         **spent, "update": seconds - sum(spent.values())}))
