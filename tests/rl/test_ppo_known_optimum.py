@@ -63,7 +63,7 @@ def test_all_one_token(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerF
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_increasing_numbers(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    rows = learn(make_policy, tokenizer, increasing, seed, steps=40, episodes=256, minibatches=4, learning_rate=1e-2,
+    rows = learn(make_policy, tokenizer, increasing, seed, steps=60, episodes=256, minibatches=4, learning_rate=1e-2,
                  schedule="linear", gae_lambda=1.0)
     assert rows[0]["objective/scores"] < 0.3
     assert rows[-1]["objective/scores"] >= 0.9
