@@ -18,14 +18,16 @@ from selfplay.compare.text import distinct_n, unique_share
 from selfplay.models import RewardModel, encode_prompt, load_policy, load_tokenizer, right_pad
 from selfplay.progress import meter, say
 from selfplay.records import Comparison, Completion, Pair, Verdict
-from selfplay.rl.logprobs import token_logprobs
+from selfplay.rl.batching import collate, split
+from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import Journal, read_rows, write_json, write_rows
 from selfplay.stages import Run
 from selfplay.stages.generate import sample, stage_name
 from selfplay.stages.label import ask, labelling_judge, open_judge
 from selfplay.stages.reward import newest_round
 
-BATCH = 64
+BATCH_TOKENS = 8192
+"""Tokens, padding included, of one forward pass that measures log-probabilities."""
 
 
 def fingerprint(run: Run, iteration: int) -> str:
@@ -184,17 +186,15 @@ def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: S
                       temperature: float) -> torch.Tensor:
     """Log-probability of each whole response in nats, (B,) float64."""
     model, tokenizer = load_policy(checkpoint), load_tokenizer(checkpoint)
-    totals = []
-    for start in range(0, len(answers), BATCH):
-        part = range(start, min(start + BATCH, len(answers)))
-        ids, _ = right_pad(
-            [[*prompts[row], *answers[row].token_ids] for row in part], tokenizer.pad_token_id, model.device
-        )
-        hidden = model.base_model(input_ids=ids).last_hidden_state
-        for place, row in enumerate(part):
-            first, last = len(prompts[row]), len(prompts[row]) + len(answers[row].token_ids)
-            states, tokens = hidden[place, first - 1 : last - 1], ids[place, first:last]
-            logprobs, _ = token_logprobs(states, model.get_output_embeddings().weight, None, tokens, temperature)
-            totals.append(logprobs.sum(dtype=torch.float64))
-    return torch.stack(totals)
+    network = PolicyNetwork(model, temperature)
+    ids, mask = right_pad([[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)],
+                          tokenizer.pad_token_id, model.device)
+    asked = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    answered = mask.sum(1) - asked
+    totals = torch.zeros(len(answers), dtype=torch.float64)
+    for rows in split(range(len(answers)), mask.sum(1).tolist(), BATCH_TOKENS):
+        logprobs = network(collate(ids, asked, answered, rows, packs(model)))[0]
+        for row, part in zip(rows, logprobs.split(answered[rows].tolist()), strict=True):
+            totals[row] = part.sum(dtype=torch.float64)
+    return totals
 

@@ -3,7 +3,6 @@
 Writes the new policy as a plain `save_pretrained` directory, `metrics.jsonl` (a row per step) and `samples.jsonl`.
 """
 
-import json
 import shutil
 from typing import Any
 
@@ -12,6 +11,7 @@ from selfplay.models import RewardModel, load_policy, load_scalar_model, load_to
 from selfplay.progress import meter
 from selfplay.rl.networks import add_adapter, merged
 from selfplay.rl.trainer import PPOTrainer
+from selfplay.rundir import read_json_lines
 from selfplay.stages import Run
 from selfplay.stages.generate import stage_name
 from selfplay.stages.reward import newest_round
@@ -66,5 +66,4 @@ def run(run: Run, iteration: int) -> None:
             if (folder / "work" / name).exists():  # else a try that was killed just here has moved it
                 shutil.move(folder / "work" / name, folder / name)
         shutil.rmtree(folder / "work")
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        run.files.add_metrics(iteration, "policy", rows)
+        run.files.add_metrics(iteration, "policy", read_json_lines(folder / "metrics.jsonl"))
