@@ -9,6 +9,7 @@ from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
 from selfplay.records import Prompt
 from selfplay.rundir import read_json
+from selfplay.tracking import check_trackers
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_TOKEN = 8
@@ -37,6 +38,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_models(recipe)
+    check_trackers(recipe.report_to)
     return train, heldout
 
 

@@ -54,6 +54,7 @@ def run(run: Run, iteration: int) -> None:
             def show(row: dict[str, Any]) -> None:
                 note = f"score {row['objective/scores']:.2f}, kl {row['objective/kl']:.2f}"
                 bar.advance(int(row["episode"]) - bar.done, note)
+                run.tracker.log_step(row, before=(iteration - 1) * config.steps)
 
             trainer = PPOTrainer(
                 adapted, tokenizer, reward, run.train, config, run.recipe.sampling, engine=engine,
