@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from selfplay import guard
+from selfplay.compare.card import write_card
 from selfplay.compare.gather import read_run
 from selfplay.compare.report import write_report
 from selfplay.config import ConfigError, Recipe
@@ -70,6 +71,7 @@ def iterate(run: Run) -> None:
     from selfplay.stages import evaluate, policy
 
     do(run, 0, "evaluate", evaluate)
+    write_card(read_run(run.files.path), 0)
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
         if not learn_reward(run, iteration):
@@ -80,7 +82,9 @@ def iterate(run: Run) -> None:
             break
         do(run, iteration, "policy", policy)
         do(run, iteration, "evaluate", evaluate)
-        if guard.assess(run.files.path).stop:
+        found = read_run(run.files.path)
+        write_card(found, iteration)
+        if guard.assess_run(found).stop:
             stopped = f"iteration {iteration} raised a severe alarm, and guard.action is stop"
             break
     conclude(run, stopped)
@@ -138,6 +142,8 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     prompts = check(recipe)
     with files.locked(), opened(recipe, files, prompts) as current:
         do(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
+        if name == "evaluate":
+            write_card(read_run(directory), iteration)
     return files.stage(iteration, name)
 
 

@@ -58,6 +58,8 @@ def run(run: Run, iteration: int) -> None:
         started = time.time()
         answers = sample_heldout(run, iteration, folder)
         judge = open_judge(run, spec, iteration, engines)
+        reward = reward_of(run, iteration)
+        rewards = reward.score(run.heldout, answers) if reward else None
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
@@ -70,7 +72,10 @@ def run(run: Run, iteration: int) -> None:
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
             verdicts = ask(judge, judged, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
             preferences = preferences_of(pairs, verdicts, spec)
-            matches += match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
+            rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
+            if reward and rewards:
+                rows = with_rewards(rows, rewards, reward.score(run.heldout, theirs))
+            matches += rows
             results[number] = win_rate(name_of(iteration), name_of(number), preferences, resamples=config.resamples,
                                        seed=run.seed("resample"))
         write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
@@ -80,7 +85,7 @@ def run(run: Run, iteration: int) -> None:
             "iteration": iteration, "judge": spec.name,
             "win_rate_vs_start": results[0].model_dump() if iteration else None,
             "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
-            **measures(run, iteration, answers, judge), "seconds": round(time.time() - started, 3)})
+            **measures(run, iteration, answers, rewards, judge), "seconds": round(time.time() - started, 3)})
         for file in folder.glob("journal*.jsonl"):
             file.unlink()
     for number, result in results.items():
@@ -141,20 +146,29 @@ def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: 
     return rows
 
 
-def measures(run: Run, iteration: int, answers: Sequence[Completion], judge: Any) -> dict[str, Any]:
+def reward_of(run: Run, iteration: int) -> RewardModel | None:
+    """The reward model that an iteration's policy was trained on; the start had none."""
+    if iteration == 0:
+        return None
+    return RewardModel.load(run.files.stage(iteration, stage_name("reward", newest_round(run, iteration))))
+
+
+def with_rewards(rows: Sequence[dict[str, Any]], ours: Sequence[float], theirs: Sequence[float]) -> list[dict[str, Any]]:
+    """Rows of matches with `a_reward` and `b_reward`: what one reward model gives to either answer."""
+    return [row | {"a_reward": one, "b_reward": other} for row, one, other in zip(rows, ours, theirs, strict=True)]
+
+
+def measures(run: Run, iteration: int, answers: Sequence[Completion], rewards: Sequence[float] | None,
+             judge: Any) -> dict[str, Any]:
     """What does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
     lengths = sorted(len(answer.token_ids) for answer in answers)
     texts = [answer.text for answer in answers]
-    reward = scores = None
-    if iteration:
-        model = RewardModel.load(run.files.stage(iteration, stage_name("reward", newest_round(run, iteration))))
-        rewards = model.score(run.heldout, answers)
-        reward = sum(rewards) / len(rewards)
+    scores = None
     if judge.spec.scores:
         given = [score for score in judge.score(run.heldout, answers) if score is not None]
         scores = sum(given) / len(given) if given else None
     return {
-        "mean_reward": reward,
+        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
         "mean_score": scores,
         "kl_to_start": kl_to_start(run, iteration, answers),
         "mean_length": sum(lengths) / len(lengths),
