@@ -53,7 +53,7 @@ def load_gold(path: Path) -> list[GoldPair]:
         raise ConfigError(f"there is no gold file {str(path)!r}; it holds one JSON object per line with prompt, "
                           "chosen, rejected")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 rows.append(_gold_pair(json.loads(line), f"{path.stem}-{number}"))

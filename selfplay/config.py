@@ -487,8 +487,8 @@ class Recipe(Section):
     algorithm: PPO = PPO()
     evaluate: Evaluate = Evaluate()
     guard: Guard = Guard()
-    report_to: Texts = ()
-    """Trackers beside metrics.jsonl: wandb, tensorboard, trackio, mlflow."""
+    report_to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...], Field(strict=False)] = ()
+    """Trackers that are told every PPO step and every iteration, beside metrics.jsonl (see docs/report.md)."""
 
     @property
     def directory(self) -> Path:

@@ -10,18 +10,23 @@ Every stage reads files and writes files (`selfplay.rundir`), so running the sam
 import logging
 import os
 import warnings
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from selfplay import guard
+from selfplay.compare.card import write_card
+from selfplay.compare.gather import read_run
 from selfplay.compare.report import write_report
 from selfplay.config import ConfigError, Recipe
 from selfplay.plan import check
 from selfplay.progress import say
+from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory, read_json
 from selfplay.stages import Run
+from selfplay.tracking import Tracker
 
 STAGES = ("generate", "label", "reward", "policy", "evaluate")
 
@@ -36,12 +41,22 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)
-        settle_libraries(recipe)
-        with closing(Run(recipe, files, *prompts)) as current:
+        with opened(recipe, files, prompts) as current:
             make_start(current)
             if not only_start:
                 iterate(current)
     return files.path
+
+
+@contextmanager
+def opened(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], list[Prompt]]) -> Iterator[Run]:
+    """A run as its stages get it, with trackers that know all that is on disk; closed at the end."""
+    settle_libraries(recipe)
+    settings = recipe.model_dump(mode="json")
+    with (closing(Tracker(recipe.report_to, files.path, recipe.name, settings)) as tracker,
+          closing(Run(recipe, files, *prompts, tracker=tracker)) as current):
+        tell_trackers(current)
+        yield current
 
 
 def make_start(run: Run) -> None:
@@ -56,6 +71,7 @@ def iterate(run: Run) -> None:
     from selfplay.stages import evaluate, policy
 
     do(run, 0, "evaluate", evaluate)
+    write_card(read_run(run.files.path), 0)
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
         if not learn_reward(run, iteration):
@@ -66,7 +82,9 @@ def iterate(run: Run) -> None:
             break
         do(run, iteration, "policy", policy)
         do(run, iteration, "evaluate", evaluate)
-        if guard.assess(run.files.path).stop:
+        found = read_run(run.files.path)
+        write_card(found, iteration)
+        if guard.assess_run(found).stop:
             stopped = f"iteration {iteration} raised a severe alarm, and guard.action is stop"
             break
     conclude(run, stopped)
@@ -97,6 +115,21 @@ def do(run: Run, iteration: int, name: str, stage: ModuleType, *extra: int) -> N
         return
     say(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
     stage.run(run, iteration, *extra)
+    tell_trackers(run)
+
+
+def tell_trackers(run: Run) -> None:
+    """Send the trackers the steps and the evaluated iterations that are on disk and that they were not sent yet."""
+    if not run.tracker.open:
+        return
+    found = read_run(run.files.path)
+    learned = [row for row in found.metrics if row["stage"] == "policy"]
+    for row in sorted(learned, key=lambda row: (row["iteration"], row["step"])):
+        run.tracker.log_step(row, before=(row["iteration"] - 1) * run.recipe.algorithm.steps)
+    for one in found.iterations:
+        if one.evaluation is not None:
+            run.tracker.log_iteration(one.number, {"evaluation": one.evaluation, "reward_model": one.reward or {},
+                                                   "judge": one.health or {}, "seconds": one.seconds})
 
 
 def run_stage(directory: Path, name: str, iteration: int) -> Path:
@@ -114,10 +147,10 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
             f"or the whole recipe with `selfplay run`"
         )
     prompts = check(recipe)
-    with files.locked():
-        settle_libraries(recipe)
-        with closing(Run(recipe, files, *prompts)) as current:
-            do(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
+    with files.locked(), opened(recipe, files, prompts) as current:
+        do(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
+        if name == "evaluate":
+            write_card(read_run(directory), iteration)
     return files.stage(iteration, name)
 
 

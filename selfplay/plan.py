@@ -10,6 +10,7 @@ from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
 from selfplay.records import Prompt
 from selfplay.rundir import read_json
+from selfplay.tracking import check_trackers
 
 BYTES_PER_WEIGHT = 4
 BYTES_PER_TOKEN = 8
@@ -39,6 +40,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_rewards(recipe)
     check_models(recipe)
+    check_trackers(recipe.report_to)
     return train, heldout
 
 

@@ -49,6 +49,20 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines, up to one that a kill cut short; none if there is no file.
+
+    A line ends at a line feed and nowhere else: sampled text may hold U+0085 or U+2028, at which `splitlines` cuts too.
+    """
+    values = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        try:
+            values.append(json.loads(line))
+        except ValueError:  # the end, which is empty, or a part of a line
+            break
+    return values
+
+
 def write_rows(path: Path, rows: Sequence[BaseModel | dict[str, Any]]) -> None:
     """Write records or mappings as Parquet. A mapping inside a row needs the same keys in all rows, or to be JSON text."""
     import pyarrow
@@ -188,15 +202,13 @@ class RunDirectory:
     def add_metrics(self, number: int, stage: str, rows: Iterable[dict[str, Any]]) -> None:
         """Put a stage's rows into metrics.jsonl, in place of any that are there for the same stage."""
         path = self.path / "metrics.jsonl"
-        kept = [line for line in (path.read_text().splitlines() if path.exists() else [])
-                if (entry := json.loads(line))["iteration"] != number or entry["stage"] != stage]
-        added = [json.dumps({"iteration": number, "stage": stage, **row}, allow_nan=False) for row in rows]
-        write_atomically(path, "".join(f"{line}\n" for line in [*kept, *added]))
+        kept = [row for row in read_json_lines(path) if row["iteration"] != number or row["stage"] != stage]
+        added = [{"iteration": number, "stage": stage, **row} for row in rows]
+        write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in [*kept, *added]))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_json_lines(self.path / "metrics.jsonl")
 
     def recipe(self) -> Recipe:
         """The recipe that this run was begun with. Raises ConfigError if there is no run here."""

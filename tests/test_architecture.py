@@ -23,7 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("selfplay.stages",),
     ("judges", "selfplay.rl"),
     ("selfplay.engines",),
-    ("selfplay.models",),
+    ("selfplay.models", "selfplay.tracking"),
     ("prompts", "selfplay.rundir", *MATHS_OF_COMPARE),
     ("selfplay.records", "selfplay.config", "selfplay.progress", "selfplay.doctor"),
 )

@@ -153,7 +153,7 @@ def _reward_model(run: Run, iteration: Iteration) -> Signs:
     """The reward model cannot tell this policy's better answers from its worse ones."""
     found = reward_accuracy(run, iteration)
     if found is not None and found.low is not None and found.low <= 0.5:
-        coin = "worse" if found.high is not None and found.high < 0.5 else "no better"
+        coin = "worse" if found.high is not None and found.high < 0.5 else "not clearly better"
         yield False, (f"On iteration {iteration.number}'s own answers the reward model agrees with the judge in "
                       f"{rate_text(found)} of the pairs, {coin} than a coin.")
 

@@ -3,20 +3,20 @@
 from pathlib import Path
 
 import judges
-from selfplay.compare.gather import read_run
+from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.rundata import START, Iteration, Run
-from selfplay.compare.wording import DASH, level_text, rate_text
+from selfplay.compare.wording import DASH, level_text, rate_text, spoken
 from selfplay.config import ConfigError, Recipe, validate
 from selfplay.guard import assess_run
 from selfplay.rundir import write_atomically
 
 
-def write_card(run_directory: str | Path, iteration: int, folder: Path | None = None) -> Path:
+def write_card(run: Run, iteration: int, folder: Path | None = None) -> Path:
     """Write the card of an iteration's policy as README.md into its checkpoint, or into `folder`; returns its path.
 
+    It is no output of the stage `policy`, whose manifest does not list it: win rates are known only after `evaluate`.
     Raises ConfigError if the run has no such iteration.
     """
-    run = read_run(run_directory)
     path = (folder or run.path / f"iteration-{iteration:03d}" / "policy") / "README.md"
     write_atomically(path, card(run, iteration))
     return path
@@ -31,11 +31,11 @@ def card(run: Run, number: int) -> str:
     base = recipe.policy.model
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [selfplay, ppo, rlaif]",
              *([f"base_model: {base}"] if base and not base.startswith((".", "/", "~")) else []), "---"]
-    made = "the start of the run" if number == 0 else f"iteration {number} of {recipe.iterations}"
-    title = [f"# {run.name}, {'start' if number == 0 else f'iteration {number}'}", "",
-             f"{recipe.description or 'A language model improved by its own play.'} This checkpoint is {made}: completions are "
-             "sampled, a judge compares them, a reward model learns its verdicts, and PPO follows the reward."]
-    sections = [front, title, _results(run, found[0]), _training(recipe), _weaknesses(run, number), _use(), _origin(run)]
+    made = (f"iteration {number} of {recipe.iterations}: completions are sampled, a judge compares them, a reward model learns "
+            "its verdicts, and PPO follows the reward.") if number else "the start of the run, before any self-play."
+    title = [f"# {run.name}, {spoken(found[0].name)}", "",
+             f"{recipe.description or 'A language model improved by its own play.'} This checkpoint is {made}"]
+    sections = [front, title, _results(run, found[0]), _training(recipe, number), _weaknesses(run, number), _use(), _origin(run)]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
@@ -48,36 +48,50 @@ def _results(run: Run, one: Iteration) -> list[str]:
         ("win rate against the start", rate_text(one.comparison("win_rate_vs_start"))),
         ("the same at equal length", level_text(pair.length_controlled if pair else None)),
         ("win rate against the iteration before", rate_text(one.comparison("win_rate_vs_previous"))),
-        ("KL to the start, nats per answer", _form(one.number_of("kl_to_start"), "{:.1f}")),
+        ("reward model agrees with the judge on its answers", rate_text(reward_accuracy(run, one))),
+        ("KL to the start, nats per answer", _form(one.number_of("kl_to_start") if one.number else None, "{:.1f}")),
         ("mean length, tokens", _form(one.number_of("mean_length"), "{:.0f}")),
         ("cut off at the token limit", _form(one.number_of("truncated"), "{:.1%}")),
         ("different answers", _form(profile.unique if profile else None, "{:.0%}")),
     ]
-    judge = "a judge that gave no labels" if run.audited else "the judge that also gave the labels"
-    prompts = run.summary.prompts if run.summary else 0
-    return ["## Results", "", f"On {prompts} held-out prompts, by {judge}; in brackets 95% intervals over prompts. A tie "
-            "counts one half.", "", "| | |", "|---|---|", *(f"| {label} | {text} |" for label, text in rows if text != DASH)]
+    said = "On the held-out prompts."
+    if pair is not None:
+        judge = "a judge that gave no labels" if run.audited else "the judge that also gave the labels"
+        said = (f"On {pair.comparison.n} held-out prompts, by {judge}; in brackets 95% intervals over prompts. A tie counts one "
+                "half.")
+    return ["## Results", "", said, "", "| | |", "|---|---|", *(f"| {label} | {text} |" for label, text in rows if text != DASH)]
 
 
 def _form(value: float | None, form: str) -> str:
     return DASH if value is None else form.format(value)
 
 
-def _training(recipe: Recipe) -> list[str]:
-    """Data and judges, each judge with the hash of its file."""
-    start = recipe.policy.model or "pretrained from text in this run"
-    lines = ["## Training", "", f"- start: {start}", f"- prompts: {recipe.prompts.train.source} ({recipe.prompts.train.split})",
-             f"- labels: {_judge(recipe.judge.file)}"]
+def _training(recipe: Recipe, number: int) -> list[str]:
+    """Data and judges, each judge with the hash of its file; of the start only what made it."""
+    if number == 0:
+        return ["## Training", "", f"- {_start(recipe)}"]
+    train, heldout = recipe.prompts.train, recipe.prompts.heldout
+    lines = ["## Training", "", f"- start: {_start(recipe)}", f"- prompts: {train.source} ({train.split}); measured on "
+             f"{heldout.source} ({heldout.split}), which share none with them",
+             f"- labels: {_judge(recipe.judge.file, recipe.judge.model)}"]
     if recipe.evaluate.judge not in (None, recipe.judge.file):
         lines.append(f"- audit: {_judge(str(recipe.evaluate.judge))}, never used for labels")
     return [*lines, f"- PPO: {recipe.algorithm.steps} steps of {recipe.algorithm.episodes} episodes per iteration, KL "
             f"coefficient {recipe.algorithm.kl_coefficient:g}"]
 
 
-def _judge(file: str) -> str:
+def _start(recipe: Recipe) -> str:
+    """The model at the start, or the text that it was made from."""
+    made = recipe.policy.bootstrap
+    taught = made.sft if made else recipe.policy.sft
+    first = f"pretrained in this run on {made.corpus}" if made else str(recipe.policy.model)
+    return first + (f", fine-tuned on {taught.source}" if taught else "")
+
+
+def _judge(file: str, model: str | None = None) -> str:
     """A judge's name and hash; only the name where its file is gone."""
     try:
-        spec = judges.load_spec(file)
+        spec = judges.load_spec(file, model)
     except ConfigError:
         return f"judge `{file}`"
     return f"judge `{spec.name}` version {spec.version}, sha256 {judges.digest(spec)[:16]}"
@@ -86,7 +100,7 @@ def _judge(file: str) -> str:
 def _weaknesses(run: Run, number: int) -> list[str]:
     """The alarms of this iteration, and what no alarm can tell."""
     alarms = [f"- {alarm.sentence}" for alarm in assess_run(run).alarms if alarm.iteration == number]
-    if not run.audited:
+    if number and not run.audited:
         alarms.append("- Labels and win rates come from one judge: whatever it overlooks was neither learned nor measured.")
     alarms.append("- Nothing but the prompts above was looked at: no safety, factuality or other skill was measured.")
     return ["## Known weaknesses", "", *alarms]

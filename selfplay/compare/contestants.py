@@ -22,11 +22,11 @@ class Contestant:
 
     @property
     def identity(self) -> str:
-        """Changes with the weights: from the files' names, sizes and times, or the hub id and revision."""
+        """Changes with the weights: from the files' names, sizes and times (a model card is none), or the hub id."""
         folder = Path(self.checkpoint)
         if not folder.is_dir():
             return hash_of([self.checkpoint, self.revision])
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
         return hash_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selfplay.compare.card import write_card
 from selfplay.compare.contestants import Contestant, resolve
+from selfplay.compare.gather import read_run
 from selfplay.config import ConfigError
 
 
@@ -26,7 +27,7 @@ def export(target: str, directory: str | Path, *, push_to_hub: str | None = None
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     _save(one, partial)
-    write_card(one.run, int(Path(one.checkpoint).parent.name.rpartition("-")[2]), partial)
+    write_card(read_run(one.run), int(Path(one.checkpoint).parent.name.rpartition("-")[2]), partial)
     if final.exists():
         final.rmdir()
     os.rename(partial, final)

@@ -36,7 +36,7 @@ def read_run(path: str | Path) -> Run:
         provenance=_json(directory.path / "provenance.json") or {},
         outcome=_json(directory.path / "outcome.json") or {},
         spent=tuple(_spent(directory.path / "judge_cache.sqlite")),
-        iterations=tuple(_iteration(directory, one) for one in numbers), metrics=tuple(_metrics(directory.path)),
+        iterations=tuple(_iteration(directory, one) for one in numbers), metrics=tuple(directory.metrics()),
         matches=tuple(matches.values()),
     )
 
@@ -96,18 +96,3 @@ def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or `None` if the file is not there."""
     value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return value if isinstance(value, dict) else None
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl; a last line that is only half written is left out."""
-    file = path / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows

@@ -185,7 +185,9 @@ def judge_all(
              for prompt, _, _, ours, theirs in games if ours.text != theirs.text}
 
     def engine_for(part: judges.JudgeSpec) -> Engine:
-        engine = judge_engine(part, settings)
+        from selfplay.engines.open import open_judge_engine
+
+        engine = open_judge_engine(part, settings.engine, settings.dtype)
         engines.callback(engine.close)
         return engine
 
@@ -222,18 +224,3 @@ def _match(
         reason=" / ".join(verdict.reason for verdict in orders.values() if verdict.reason),
         error=" / ".join(verdict.error for verdict in orders.values() if verdict.error),
     )
-
-
-def judge_engine(spec: judges.JudgeSpec, settings: Settings) -> Engine:
-    """The engine of a judge: its endpoint, or the same kind of engine as the checkpoints' over the judge's model."""
-    from selfplay.engines.open import open_engine
-
-    endpoint, model = getattr(spec, "endpoint", None), getattr(spec, "model", None)
-    if model is None:
-        raise ConfigError(f"judge {spec.name!r} asks a language model, but names none: set `model` in its file")
-    if endpoint is not None:
-        from selfplay.engines.endpoint import EndpointEngine
-
-        return EndpointEngine(endpoint, model)
-    revision = getattr(spec, "revision", None)
-    return open_engine(settings.engine, model, model, dtype=settings.dtype, revision=revision)

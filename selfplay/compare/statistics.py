@@ -79,6 +79,25 @@ def mean_interval(values: Array, resamples: int, seed: int) -> tuple[float, floa
     return float(low), float(high)
 
 
+def clustered_interval(hits: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
+    """95% Wilson interval for sum(hits) / sum(counts), where the `counts[i]` tries on prompt i are not independent.
+
+    Wilson's formula with the effective number of tries, share (1 - share) / V, where V is the cluster-robust variance of
+    the share (Kish 1965; for Wilson's interval Franco et al. 2019). It is never above the number of tries, and where V is
+    0, for all hit or all missed, it is the number of prompts. Raises ValueError without a try.
+    """
+    hit, tried = np.asarray(hits, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    total, prompts = float(tried.sum()), int(np.count_nonzero(tried))
+    if prompts == 0:
+        raise ValueError("a share of no tries has no interval")
+    share = float(hit.sum()) / total
+    variance = float(np.square(hit - share * tried).sum()) / total**2 * prompts / max(prompts - 1, 1)
+    n = min(share * (1 - share) / variance, total) if variance > 0 else float(prompts)
+    z = float(norm.ppf(1 - (1 - LEVEL) / 2))
+    middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+
+
 def win_rate(
     a: str, b: str, preferences: Sequence[float | None] | Array, *, resamples: int = 2000, seed: int = 0
 ) -> Comparison:

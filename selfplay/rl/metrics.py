@@ -17,6 +17,7 @@ from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import kl_estimate
 from selfplay.rl.losses import PolicyLoss, ValueLoss
 from selfplay.rl.rollouts import Episodes, Estimates
+from selfplay.rundir import read_json_lines
 
 SUMS = ("tokens", "loss/policy", "policy/clipfrac", "policy/approxkl", "val/ratio", "policy/entropy", "loss/value",
         "val/clipfrac")
@@ -97,14 +98,8 @@ def forget_rows_from(path: Path, step: int) -> None:
     """Drop the rows of `step` and later, and a last line cut short by a kill: a resumed run writes them again."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if row["step"] < step:
-            kept.append(line + "\n")
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    append_rows(partial, [row for row in read_json_lines(path) if row["step"] < step])
     partial.replace(path)

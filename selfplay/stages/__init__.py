@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from selfplay.config import Recipe
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory, derived_seed, hash_of
+from selfplay.tracking import Tracker
 
 if TYPE_CHECKING:
     from selfplay.engines import Engine
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """What every stage gets: the recipe, the directory, the prompts, and one engine that is kept open between stages."""
+    """What every stage gets: the recipe, the directory, the prompts, the trackers, and one engine kept open between stages."""
 
     recipe: Recipe
     files: RunDirectory
     train: list[Prompt]
     heldout: list[Prompt]
+    tracker: Tracker = field(default_factory=Tracker, repr=False)
     _engine: "Engine | None" = field(default=None, repr=False)
     _loaded: Path | None = field(default=None, repr=False)
 

@@ -18,14 +18,16 @@ from selfplay.compare.text import distinct_n, unique_share
 from selfplay.models import RewardModel, encode_prompt, load_policy, load_tokenizer, right_pad
 from selfplay.progress import meter, say
 from selfplay.records import Comparison, Completion, Pair, Verdict
-from selfplay.rl.logprobs import token_logprobs
+from selfplay.rl.batching import collate, split
+from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import Journal, read_rows, write_json, write_rows
 from selfplay.stages import Run
-from selfplay.stages.generate import sample, stage_name
+from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, labelling_judge, open_judge
-from selfplay.stages.reward import newest_round
+from selfplay.stages.rewards import folder_of_model
 
-BATCH = 64
+BATCH_TOKENS = 8192
+"""Tokens, padding included, of one forward pass that measures log-probabilities."""
 
 
 def fingerprint(run: Run, iteration: int) -> str:
@@ -56,6 +58,8 @@ def run(run: Run, iteration: int) -> None:
         started = time.time()
         answers = sample_heldout(run, iteration, folder)
         judge = open_judge(run, spec, iteration, engines)
+        reward = reward_of(run, iteration)
+        rewards = reward.score(run.heldout, answers) if reward else None
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
@@ -68,7 +72,10 @@ def run(run: Run, iteration: int) -> None:
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
             verdicts = ask(judge, judged, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
             preferences = preferences_of(pairs, verdicts, spec)
-            matches += match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
+            rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
+            if reward and rewards:
+                rows = with_rewards(rows, rewards, reward.score(run.heldout, theirs))
+            matches += rows
             results[number] = win_rate(name_of(iteration), name_of(number), preferences, resamples=config.resamples,
                                        seed=run.seed("resample"))
         write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
@@ -78,7 +85,7 @@ def run(run: Run, iteration: int) -> None:
             "iteration": iteration, "judge": spec.name,
             "win_rate_vs_start": results[0].model_dump() if iteration else None,
             "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
-            **measures(run, iteration, answers, judge), "seconds": round(time.time() - started, 3)})
+            **measures(run, iteration, answers, rewards, judge), "seconds": round(time.time() - started, 3)})
         for file in folder.glob("journal*.jsonl"):
             file.unlink()
     for number, result in results.items():
@@ -139,20 +146,28 @@ def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: 
     return rows
 
 
-def measures(run: Run, iteration: int, answers: Sequence[Completion], judge: Any) -> dict[str, Any]:
+def reward_of(run: Run, iteration: int) -> RewardModel | None:
+    """The reward model that an iteration's policy was trained on; the start had none, nor has a run without one."""
+    folder = folder_of_model(run, iteration) if iteration else None
+    return None if folder is None else RewardModel.load(folder)
+
+
+def with_rewards(rows: Sequence[dict[str, Any]], ours: Sequence[float], theirs: Sequence[float]) -> list[dict[str, Any]]:
+    """Rows of matches with `a_reward` and `b_reward`: what one reward model gives to either answer."""
+    return [row | {"a_reward": one, "b_reward": other} for row, one, other in zip(rows, ours, theirs, strict=True)]
+
+
+def measures(run: Run, iteration: int, answers: Sequence[Completion], rewards: Sequence[float] | None,
+             judge: Any) -> dict[str, Any]:
     """What does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
     lengths = sorted(len(answer.token_ids) for answer in answers)
     texts = [answer.text for answer in answers]
-    reward = scores = None
-    if iteration and run.recipe.reward.kind == "model":
-        model = RewardModel.load(run.files.stage(iteration, stage_name("reward", newest_round(run, iteration))))
-        rewards = model.score(run.heldout, answers)
-        reward = sum(rewards) / len(rewards)
+    scores = None
     if judge.spec.scores:
         given = [score for score in judge.score(run.heldout, answers) if score is not None]
         scores = sum(given) / len(given) if given else None
     return {
-        "mean_reward": reward,
+        "mean_reward": sum(rewards) / len(rewards) if rewards else None,
         "mean_score": scores,
         "kl_to_start": kl_to_start(run, iteration, answers),
         "mean_length": sum(lengths) / len(lengths),
@@ -184,17 +199,15 @@ def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: S
                       temperature: float) -> torch.Tensor:
     """Log-probability of each whole response in nats, (B,) float64."""
     model, tokenizer = load_policy(checkpoint), load_tokenizer(checkpoint)
-    totals = []
-    for start in range(0, len(answers), BATCH):
-        part = range(start, min(start + BATCH, len(answers)))
-        ids, _ = right_pad(
-            [[*prompts[row], *answers[row].token_ids] for row in part], tokenizer.pad_token_id, model.device
-        )
-        hidden = model.base_model(input_ids=ids).last_hidden_state
-        for place, row in enumerate(part):
-            first, last = len(prompts[row]), len(prompts[row]) + len(answers[row].token_ids)
-            states, tokens = hidden[place, first - 1 : last - 1], ids[place, first:last]
-            logprobs, _ = token_logprobs(states, model.get_output_embeddings().weight, None, tokens, temperature)
-            totals.append(logprobs.sum(dtype=torch.float64))
-    return torch.stack(totals)
+    network = PolicyNetwork(model, temperature)
+    ids, mask = right_pad([[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)],
+                          tokenizer.pad_token_id, model.device)
+    asked = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    answered = mask.sum(1) - asked
+    totals = torch.zeros(len(answers), dtype=torch.float64)
+    for rows in split(range(len(answers)), mask.sum(1).tolist(), BATCH_TOKENS):
+        logprobs = network.logprobs(collate(ids, asked, answered, rows, packs(model)))
+        for row, part in zip(rows, logprobs.split(answered[rows].tolist()), strict=True):
+            totals[row] = part.sum(dtype=torch.float64)
+    return totals
 

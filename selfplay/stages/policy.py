@@ -3,7 +3,6 @@
 Writes the new policy as a plain `save_pretrained` directory, `metrics.jsonl` (a row per step) and `samples.jsonl`.
 """
 
-import json
 import shutil
 from contextlib import ExitStack
 from typing import Any
@@ -13,6 +12,7 @@ from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
 from selfplay.progress import meter
 from selfplay.rl.networks import add_adapter, merged
 from selfplay.rl.trainer import PPOTrainer
+from selfplay.rundir import read_json_lines
 from selfplay.stages import Run
 from selfplay.stages.rewards import build_reward, folder_of_model
 from selfplay.stages.rewards import settings as reward_settings
@@ -60,6 +60,7 @@ def run(run: Run, iteration: int) -> None:
             def show(row: dict[str, Any]) -> None:
                 note = f"score {row['objective/scores']:.2f}, kl {row['objective/kl']:.2f}"
                 bar.advance(int(row["episode"]) - bar.done, note)
+                run.tracker.log_step(row, before=(iteration - 1) * config.steps)
 
             trainer = PPOTrainer(
                 adapted, tokenizer, reward, run.train, config, run.recipe.sampling, engine=engine,
@@ -73,5 +74,4 @@ def run(run: Run, iteration: int) -> None:
                 shutil.move(folder / "work" / name, folder / name)
         shutil.rmtree(folder / "work")
         (folder / "opponents.jsonl").unlink(missing_ok=True)
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        run.files.add_metrics(iteration, "policy", rows)
+        run.files.add_metrics(iteration, "policy", read_json_lines(folder / "metrics.jsonl"))

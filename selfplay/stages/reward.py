@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from scipy.stats import binomtest
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
+from selfplay.compare.statistics import clustered_interval
 from selfplay.config import ConfigError, Optimisation, Reward
 from selfplay.models import RewardModel, encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.progress import meter, say
@@ -137,17 +137,22 @@ def start_samples(run: Run, tokenizer: Any) -> list[list[int]]:
 
 
 def measure(model: RewardModel, rows: Rows) -> dict[str, Any]:
-    """Accuracy (95% Wilson interval), Brier score and expected calibration error of P = sigmoid(difference) on pairs."""
+    """Accuracy, Brier score and expected calibration error of P = sigmoid(difference) on pairs.
+
+    The accuracy's 95% interval counts prompts, not pairs: several pairs of one prompt share its completions.
+    """
     scores = model.raw([row["chosen_ids"] for row in rows] + [row["rejected_ids"] for row in rows])
     gaps = [chosen - rejected for chosen, rejected in zip(scores[: len(rows)], scores[len(rows) :], strict=True)]
-    correct = sum(gap > 0 for gap in gaps)
-    interval = binomtest(correct, len(rows)).proportion_ci(0.95, method="wilson")
+    correct: dict[str, list[bool]] = {}
+    for row, gap in zip(rows, gaps, strict=True):
+        correct.setdefault(row["prompt_id"], []).append(gap > 0)
+    low, high = clustered_interval([sum(one) for one in correct.values()], [len(one) for one in correct.values()])
     probabilities = [1 / (1 + math.exp(-max(-50.0, min(50.0, gap)))) for gap in gaps]
     return {
         "accuracy": {
-            "value": correct / len(rows),
-            "low": float(interval.low),
-            "high": float(interval.high),
+            "value": sum(map(sum, correct.values())) / len(rows),
+            "low": low,
+            "high": high,
             "n": len(rows),
         },
         "brier": sum((1 - probability) ** 2 for probability in probabilities) / len(rows),

@@ -1,0 +1,174 @@
+"""Trackers: wandb, TensorBoard, trackio and MLflow get the numbers of metrics.jsonl and of every iteration.
+
+    tracker = Tracker(["tensorboard"], Path("runs/brevity"), "brevity")
+    PPOTrainer(..., on_step=tracker.log_step).train()
+    tracker.close()
+
+accelerate's trackers do the talking. `tracking.json` in the directory remembers which of their runs is ours and how far
+it was told, so a run that goes on adds to the same one, says nothing twice, and a tracker named later is told all there
+is. Left out: texts, figures and checkpoints, which the run's directory has.
+"""
+
+import math
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from selfplay.config import ConfigError
+from selfplay.progress import say
+from selfplay.rundir import read_json, write_json
+
+PROJECT = "selfplay"
+"""What wandb and trackio call a project and MLflow an experiment."""
+GROUPS = ("evaluation", "reward_model", "judge", "seconds")
+"""First part of the names that are logged per iteration; all others are logged per step."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker whose package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigError(f"report_to names {name}, which is not installed: pip install 'selfplay-loop[{name}]', or "
+                              "take it out")
+
+
+class Tracker:
+    """Sends rows of numbers to any of wandb, tensorboard, trackio and mlflow; to none, it does nothing.
+
+    `title` is what the trackers call the run, `settings` are shown beside it. A tracker that fails on the way is left
+    alone from then on, for no training should die of it: a later start catches up. Raises ConfigError for one that is
+    not installed; what a tracker raises when it is opened is passed on.
+    """
+
+    def __init__(self, names: Sequence[str] = (), directory: Path = Path(), title: str = "run",
+                 settings: Mapping[str, Any] | None = None) -> None:
+        check_trackers(names)
+        self.file = Path(directory) / "tracking.json"
+        self.told: dict[str, dict[str, Any]] = read_json(self.file) if names and self.file.is_file() else {}
+        self.open: dict[str, Any] = {}
+        for name in dict.fromkeys(names):
+            with redirect_stdout(sys.stderr):
+                known = self.told.get(name, {}).get("run")
+                self.open[name], identity = open_tracker(name, Path(directory), title, known)
+                if known is None:
+                    describe(name, self.open[name], settings or {})
+            if known is None:
+                self.told[name] = {"run": identity, "step": 0, "iteration": -1}
+                write_json(self.file, self.told)
+
+    def log_step(self, row: Mapping[str, Any], before: int = 0) -> None:
+        """Send the metrics of PPO step `row["step"]`, `before` steps having been made in earlier iterations."""
+        step = before + int(row["step"])
+        values = {key: value for key, value in row.items() if key not in ("step", "time", "iteration", "stage")}
+        self._send("step", step, numbers(values))
+
+    def log_iteration(self, number: int, groups: Mapping[str, Any]) -> None:
+        """Send what is known of an iteration: group (see `GROUPS`) -> names and numbers, which may be nested."""
+        self._send("iteration", number, numbers(groups))
+
+    def close(self) -> None:
+        """End the trackers' runs; they may go on later."""
+        for name, tracker in list(self.open.items()):
+            self._try(name, finisher(name, tracker))
+        self.open.clear()
+
+    def _send(self, axis: str, place: int, values: dict[str, float]) -> None:
+        """Send values that belong to a place of an axis to every tracker that was not told of it.
+
+        That it was told is written down first: a kill in between costs a row, and never doubles one.
+        """
+        for name, tracker in list(self.open.items()):
+            before = self.told[name][axis]
+            if place <= before:
+                continue
+            self.told[name][axis] = place
+            write_json(self.file, self.told)
+            if not self._try(name, partial(log, name, tracker, axis, place, values)):
+                self.told[name][axis] = before
+                write_json(self.file, self.told)
+
+    def _try(self, name: str, action: Callable[[], object]) -> bool:
+        """Do something with a tracker; if it fails, say so and use it no more."""
+        try:
+            with redirect_stdout(sys.stderr):  # standard output may be read as JSON
+                action()
+        except Exception as error:  # whatever a tracker's server or disk may do
+            self.open.pop(name, None)
+            reason = " ".join(str(error).split())[:300]
+            say(f"  {name} is not told any more: {type(error).__name__}: {reason}; the next start catches up")
+            return False
+        return True
+
+
+def open_tracker(name: str, directory: Path, title: str, identity: str | None) -> tuple[Any, str]:
+    """A tracker that has been started, and what its run is known by; `identity` is that of a run to go on with."""
+    from accelerate import PartialState, tracking
+
+    PartialState()
+    own = identity or uuid.uuid4().hex[:8]
+    if name == "wandb":
+        tracker = tracking.WandBTracker(os.environ.get("WANDB_PROJECT", PROJECT), id=own, name=title, resume="allow",
+                                        dir=str(directory))
+    elif name == "tensorboard":
+        tracker = tracking.TensorBoardTracker(name, logging_dir=directory)
+    elif name == "trackio":
+        tracker = tracking.TrackioTracker(os.environ.get("TRACKIO_PROJECT", PROJECT), name=f"{title}-{own}", resume="allow")
+    else:
+        tracker = tracking.MLflowTracker(PROJECT, run_id=identity, run_name=title)
+    directory.mkdir(parents=True, exist_ok=True)
+    tracker.start()
+    if name == "wandb":
+        tracker.tracker.define_metric("*", step_metric="step")
+        for group in GROUPS:
+            tracker.tracker.define_metric(f"{group}/*", step_metric="iteration")
+    return tracker, tracker.tracker.info.run_id if name == "mlflow" else own
+
+
+def describe(name: str, tracker: Any, settings: Mapping[str, Any]) -> None:
+    """Show the settings beside a new run."""
+    plain = {".".join(path): value for path, value in leaves(settings)}
+    if name == "tensorboard":  # whose own way makes a second run of them
+        tracker.tracker.add_text("settings", "".join(f"    {key}: {value}\n" for key, value in plain.items()))
+    elif plain:
+        tracker.store_init_configuration(plain)
+
+
+def log(name: str, tracker: Any, axis: str, place: int, values: dict[str, float]) -> None:
+    """Send values with their place; wandb takes the place as a value, since its own steps can never go back."""
+    from accelerate import PartialState
+
+    PartialState()
+    if name == "wandb":
+        tracker.log({axis: place, **values})
+    else:
+        tracker.log(values, step=place)
+
+
+def finisher(name: str, tracker: Any) -> Callable[[], object]:
+    """What ends a tracker's run. trackio is told itself, or it would end the run again when Python exits."""
+    if name == "trackio":
+        import trackio
+
+        return trackio.finish
+    return tracker.finish
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Every finite number of nested mappings, its names joined by `/`; anything else is left out."""
+    return {"/".join(path): value for path, value in leaves(values)
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
+
+
+def leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value of nested mappings with the names that lead to it; None is left out, a list is one text."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, (*path, str(key)))
+        elif value is not None:
+            yield (*path, str(key)), " ".join(map(str, value)) if isinstance(value, list | tuple) else value
