@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from judges.building import build
 from judges.jury import JuryJudge
@@ -83,11 +83,12 @@ def rehearse(spec: JudgeSpec, outputs: Sequence[Said]) -> tuple[Any, list[Script
     if not isinstance(spec, JurySpec):
         script = Script(outputs)
         return build(for_tests(spec), (lambda part: script) if spec.needs_model else None), [script]
-    each = list(outputs) or [[] for _ in spec.members]
-    if len(each) != len(spec.members) or not all(isinstance(said, list) for said in each):
-        raise ConfigError(f"the outputs of a jury are one list for each of its {len(spec.members)} members, not {each!r}")
+    each = [said for said in outputs or [[]] * len(spec.members) if isinstance(said, list)]
+    if not len(each) == len(outputs or each) == len(spec.members):
+        raise ConfigError(f"the outputs of a jury are one list for each of its {len(spec.members)} members, "
+                          f"not {list(outputs)!r}")
     parts = [rehearse(member.spec, said) for member, said in zip(spec.members, each, strict=True)]
-    return (JuryJudge(for_tests(spec), [judge for judge, _ in parts]),
+    return (JuryJudge(cast(JurySpec, for_tests(spec)), [judge for judge, _ in parts]),
             [script for _, scripts in parts for script in scripts])
 
 
