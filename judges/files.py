@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from judges.spec import MODES, JudgeSpec, JurySpec, Member, ModelSpec, PythonSpec
-from selfplay.config import ConfigError, parse_yaml, validate
+from selfplay.config import AddedReward, ConfigError, Recipe, Reward, parse_yaml, validate
 
 SHIPPED = Path(__file__).parent.parent / "prompts" / "judges"
 RUBRICS = Path(__file__).parent.parent / "prompts" / "rubrics"
@@ -136,6 +136,12 @@ def _resolve_python(items: Any, folder: Path) -> None:
                 item["python"] = f"{path}:{name}"
 
 
+def reward_judge(recipe: Recipe, part: Reward | AddedReward) -> JudgeSpec:
+    """The judge of one of a recipe's rewards of kind judge: a file of its own, or the recipe's judge."""
+    own = getattr(part, "judge", None)
+    return load_spec(own) if own else load_spec(recipe.judge.file, recipe.judge_model)
+
+
 def load_object(reference: str) -> Any:
     """What `package.module:name` or `/path/file.py:name` names.
 
@@ -183,7 +189,7 @@ def digest(spec: JudgeSpec) -> str:
     for part in spec.parts:
         total.update(part.model_dump_json().encode())
         for reference in _references(part):
-            total.update(_source(reference.rpartition(":")[0]))
+            total.update(source_of(reference))
     return total.hexdigest()
 
 
@@ -195,8 +201,9 @@ def _references(spec: JudgeSpec) -> Iterator[str]:
             yield criterion.python
 
 
-def _source(place: str) -> bytes:
-    """The bytes of a Python file or module; empty for a module that is not there or not in a file."""
+def source_of(reference: str) -> bytes:
+    """The bytes of the file that a reference to Python is in; empty for a module that is not there or not in a file."""
+    place = reference.rpartition(":")[0]
     if place.endswith(".py"):
         return Path(place).read_bytes()
     try:

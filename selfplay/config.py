@@ -267,11 +267,40 @@ class Judge(Section):
         return self
 
 
-class Reward(Section):
-    """The reward model, trained on the verdicts with TRL's RewardTrainer."""
+class AddedReward(Section):
+    """A reward that is added to another one."""
 
-    kind: Literal["model"] = "model"
-    """A reward model, trained on the preferences."""
+    kind: Literal["judge", "function"]
+    """A judge asked directly, or a Python function."""
+    weight: float = 1.0
+    """Its score times this is added; below 0 it counts against a response."""
+    judge: str | None = None
+    """kind judge: a judge file; default the recipe's judge."""
+    function: str | None = None
+    """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta), lists of text, text and
+    the prompts' columns, to one number each; NaN leaves an episode out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AddedReward":
+        if (self.kind == "function") != (self.function is not None):
+            raise ValueError("`function` names the Python of kind function, and only of that: set both or neither")
+        if self.judge is not None and self.kind != "judge":
+            raise ValueError("`judge` belongs to kind judge: remove it")
+        return self
+
+
+class Reward(Section):
+    """What PPO follows: by default a reward model, trained on the verdicts with TRL's RewardTrainer."""
+
+    kind: Literal["model", "judge", "function"] = "model"
+    """`model`: a reward model, trained on the preferences. `judge`: the recipe's judge asked about every response (one
+    that compares is shown the answer of the policy before), with no pairs, labels or reward model. `function`: Python."""
+    function: str | None = None
+    """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta) to one number each."""
+    weight: Positive = 1.0
+    """Its share in the sum with `added`."""
+    added: Annotated[tuple[AddedReward, ...], Field(strict=False)] = ()
+    """Further rewards: PPO follows the weighted sum."""
     backbone: str = "previous"
     """Weights to start from: `previous` (the reward model of the iteration before; in the first, the policy), `policy`
     (the current one), `start`, or a checkpoint or hub id."""
@@ -291,6 +320,12 @@ class Reward(Section):
     """Use the verdict's margin in the loss (Touvron et al. 2023, Llama 2)."""
     extra_rounds: Annotated[int, Field(ge=0)] = 2
     """How often to fetch as many pairs again if the held-out accuracy is not above chance (lower bound <= 0.5)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Reward":
+        if (self.kind == "function") != (self.function is not None):
+            raise ValueError("`function` names the Python of kind function, and only of that: set both or neither")
+        return self
 
 
 class AdaptiveKL(Section):
@@ -488,7 +523,13 @@ class Recipe(Section):
     @property
     def judge_model(self) -> str | None:
         """What answers for the judge that labels: the model that the recipe names or makes; None leaves it to the file."""
-        return str(self.directory / "iteration-000" / "judge") if self.judge.bootstrap else self.judge.model
+        made = self.directory.absolute() / "iteration-000" / "judge"
+        return str(made) if self.judge.bootstrap else self.judge.model
+
+    @property
+    def rewards(self) -> "tuple[Reward | AddedReward, ...]":
+        """What PPO follows the weighted sum of."""
+        return (self.reward, *self.reward.added)
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

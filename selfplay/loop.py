@@ -75,9 +75,14 @@ def iterate(run: Run) -> None:
 
 
 def learn_reward(run: Run, iteration: int) -> bool:
-    """Generate, label and train a reward model; more pairs while it is no better than chance. False if it stays so."""
+    """Generate, label and train a reward model; more pairs while it is no better than chance. False if it stays so.
+
+    Nothing of this happens where the recipe's reward needs no reward model.
+    """
     from selfplay.stages import generate, label, reward
 
+    if run.recipe.reward.kind != "model":
+        return True
     for extra in range(run.recipe.reward.extra_rounds + 1):
         for name, stage in (("generate", generate), ("label", label), ("reward", reward)):
             do(run, iteration, generate.stage_name(name, extra), stage, extra)
@@ -102,7 +107,9 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
 
     files = RunDirectory(directory)
     recipe = files.recipe().model_copy(update={"output": str(directory)})
-    needed = missing_before(files, name, iteration)
+    if recipe.reward.kind != "model" and name in ("generate", "label", "reward"):
+        raise ConfigError(f"reward.kind is {recipe.reward.kind}, so this run has no stage {name!r}: PPO asks it directly")
+    needed = missing_before(files, name, iteration, recipe.reward.kind == "model")
     if needed is not None:
         raise ConfigError(
             f"stage {name!r} of iteration {iteration} needs {needed}, which is not there: run that stage first, "
@@ -116,12 +123,13 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     return files.stage(iteration, name)
 
 
-def missing_before(files: RunDirectory, name: str, iteration: int) -> Path | None:
-    """The folder of the stage before, if it is missing."""
+def missing_before(files: RunDirectory, name: str, iteration: int, reward_model: bool) -> Path | None:
+    """The folder of the stage before, if it is missing; without a `reward_model` an iteration begins with PPO."""
     if iteration < 1:
         raise ConfigError(f"iteration {iteration} has no stages: iterations are counted from 1")
-    place = STAGES.index(name)
-    before = (iteration - 1, "policy") if place == 0 else (iteration, STAGES[place - 1])
+    stages = STAGES if reward_model else STAGES[STAGES.index("policy") :]
+    place = stages.index(name)
+    before = (iteration - 1, "policy") if place == 0 else (iteration, stages[place - 1])
     needed = [before, *([(iteration - 1, "evaluate")] if name == "evaluate" else [])]
     return next((files.stage(*one) for one in needed if not files.finished(*one)), None)
 

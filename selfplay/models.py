@@ -29,6 +29,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def default_batch_tokens(where: torch.device) -> int:
+    """Tokens, padding included, that one forward pass takes best: on a CPU, few enough for its caches."""
+    return 2048 if where.type == "cpu" else 32768
+
+
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer whose padding token differs from its end token.
 
@@ -144,8 +149,10 @@ class RewardModel:
     `AutoModelForSequenceClassification` reads the same directory and gives the scores before shift and scale.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int = 32768) -> None:
-        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
+                 batch_tokens: int | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
 
     @classmethod
     def load(cls, directory: str | Path) -> "RewardModel":
@@ -185,7 +192,8 @@ class RewardModel:
                 end += 1
             rows = order[start:end]
             ids, mask = right_pad([sequences[row] for row in rows], self.tokenizer.pad_token_id, self.model.device)
-            hidden = self.model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+            # Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             last = hidden[torch.arange(len(rows), device=ids.device), mask.sum(1) - 1]
             for row, value in zip(rows, self.model.score(last).squeeze(-1).float().tolist(), strict=True):
                 scores[row] = value

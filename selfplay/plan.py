@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import judges
+from judges.files import load_object, reward_judge
 from judges.lessons import Teacher
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
@@ -41,8 +42,22 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         Teacher(judges.load_spec(recipe.judge.bootstrap.rules), [labelling, *also])
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
+    check_rewards(recipe)
     check_models(recipe)
     return train, heldout
+
+
+def check_rewards(recipe: Recipe) -> None:
+    """Raise ConfigError for a reward function that is not there, or a judge that cannot be asked about single responses."""
+    for part in recipe.rewards:
+        if part.function is not None:
+            load_object(part.function)
+        if part.kind == "judge":
+            spec = reward_judge(recipe, part)
+            check_judge(recipe, spec)
+            if spec.mode == "listwise":
+                raise ConfigError(f"judge {spec.name!r} ranks several answers to one prompt, and PPO samples one: use a "
+                                  "pairwise, pointwise, rubric or rules judge as the reward, or reward.kind model")
 
 
 def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
@@ -96,6 +111,8 @@ def work(recipe: Recipe) -> dict[str, Any]:
     Extra rounds of the reward model are left out. In the first iteration there is no opponent but the policy itself.
     """
     iterations, asked, each = recipe.iterations, recipe.generate.prompts, recipe.generate.completions
+    if recipe.reward.kind != "model":
+        asked = 0  # PPO asks its reward directly: no pairs
     alone = each * (each - 1) // 2
     later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
     pairs = asked * (alone + (iterations - 1) * later)
@@ -105,11 +122,14 @@ def work(recipe: Recipe) -> dict[str, Any]:
     labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
     episodes = iterations * recipe.algorithm.steps * recipe.algorithm.episodes
+    rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
+    judge_calls = (calls(labelling, pairs, sampled, iterations * asked) + calls(measuring, matches, answers, matches)
+                   + sum(calls(spec, episodes, episodes, episodes) for spec in rewarding))
     return {
         "iterations": iterations,
         "completions": sampled + answers,
         "pairs": pairs,
-        "judge_calls": calls(labelling, pairs, sampled, iterations * asked) + calls(measuring, matches, answers, matches),
+        "judge_calls": judge_calls,
         "episodes": episodes,
         "sampled_tokens_at_most": (sampled + answers + episodes) * recipe.sampling.max_tokens,
         "disk_bytes_about": disk(recipe, sampled + answers),

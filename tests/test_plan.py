@@ -231,3 +231,34 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
     assert done.stdout == "False\n"
+
+
+def test_rewards_that_ppo_asks_directly(tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("def score(prompts, responses, meta):\n    return [0.0 for _ in responses]\n")
+    function = f"{tmp_path}/score.py:score"
+    found = bootstrapped(tmp_path, "reward.kind=function", f"reward.function={function}", "algorithm.steps=2")
+    check(found)
+    done = work(found)
+    # 2 iterations of 2 steps of 4 episodes, 3 held-out answers of 3 policies, and no pairs
+    assert (done["pairs"], done["completions"], done["episodes"], done["judge_calls"]) == (0, 9, 16, 0)
+    assert refusal(bootstrapped(tmp_path, "reward.kind=function", f"reward.function={function[:-1]}")).endswith(
+        "score.py has no 'scor', did you mean 'score'?")
+    judge = tmp_path / "asks.yaml"
+    judge.write_text("name: asks\n" + PAIRWISE.format(model="model: policy"))
+    asked = bootstrapped(tmp_path, f"reward.added=[{{kind: judge, judge: {judge}, weight: 0.1}}]", "algorithm.steps=2")
+    check(asked)
+    assert work(asked)["judge_calls"] == 2 * 16  # each episode against an opponent, in both orders
+    with pytest.raises(ConfigError, match="`function` names the Python of kind function"):
+        bootstrapped(tmp_path, "reward.kind=function")
+    with pytest.raises(ConfigError, match="`function` names the Python of kind function"):
+        bootstrapped(tmp_path, f"reward.function={function}")
+    with pytest.raises(ConfigError, match="`judge` belongs to kind judge"):
+        bootstrapped(tmp_path, f"reward.added=[{{kind: function, function: {function}, judge: stories}}]")
+
+
+def test_a_ranking_judge_is_no_direct_reward(tmp_path: Path) -> None:
+    judge = tmp_path / "ranks.yaml"
+    judge.write_text("name: ranks\nmode: listwise\nmodel: policy\nmessages: [{role: user, content: '{{ prompt }} "
+                     "{{ responses }}'}]\noutput: {kind: regex, pattern: '\\[\\[([A-Z>]+)\\]\\]'}\n")
+    assert "ranks several answers to one prompt, and PPO samples one" in refusal(
+        bootstrapped(tmp_path, "reward.kind=judge", f"judge.file={judge}"))

@@ -67,11 +67,6 @@ def split(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list
     return batches
 
 
-def token_budget(configured: int | None, where: torch.device) -> int:
-    """`micro_batch_tokens`, or what suits the device: a CPU is fastest while activations fit its caches."""
-    return configured or (2048 if where.type == "cpu" else 32768)
-
-
 def deal(rows: Sequence[int], lengths: Sequence[int], players: int) -> list[list[int]]:
     """Rows dealt to `players` processes with nearly equal tokens: longest first, each to whom has least."""
     hands: list[list[int]] = [[] for _ in range(players)]

@@ -15,15 +15,17 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float = 1.0,
-                   chunk: int | None = None) -> tuple[Tensor, Tensor]:
+                   chunk: int | None = None, entropy: bool = True) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of its distribution, both (N,), in nats, float32 (float64 if given it).
+
+    Without `entropy` the second is empty, (0,), and costs nothing.
 
     `hidden` (N, H) are the states before the tokens (N,), `weight` (V, H) and `bias` (V,) the output embedding. The
     logits are divided by `temperature`. Both results carry gradients to hidden, weight and bias. `chunk` tokens are
     worked on at once (default by device and vocabulary).
     """
     chunk = chunk or max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**24) // weight.shape[0])
-    return _TokenLogprobs.apply(hidden, weight, bias, tokens, 1.0 / temperature, chunk)
+    return _TokenLogprobs.apply(hidden, weight, bias, tokens, 1.0 / temperature, chunk, entropy)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -43,18 +45,20 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, scale: float,
-                chunk: int) -> tuple[Tensor, Tensor]:
+                chunk: int, entropy: bool) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         count = hidden.shape[0]
-        logprobs, entropies, normalisers = (hidden.new_empty(count, dtype=dtype) for _ in range(3))
+        logprobs, normalisers = (hidden.new_empty(count, dtype=dtype) for _ in range(2))
+        entropies = hidden.new_empty(count if entropy else 0, dtype=dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)
                 logits = _logits(hidden[part], weight, bias, scale)
                 normalisers[part] = logits.logsumexp(-1)
                 logprobs[part] = logits.gather(1, tokens[part, None]).squeeze(1) - normalisers[part]
-                logits -= normalisers[part, None]
-                entropies[part] = -torch.linalg.vecdot(logits.exp(), logits)
+                if entropy:
+                    logits -= normalisers[part, None]
+                    entropies[part] = -torch.linalg.vecdot(logits.exp(), logits)
         ctx.save_for_backward(hidden, weight, bias, tokens, normalisers, entropies)
         ctx.scale, ctx.chunk = scale, chunk
         ctx.set_materialize_grads(False)
@@ -93,4 +97,4 @@ class _TokenLogprobs(torch.autograd.Function):
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
         return (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype),
-                None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None)
+                None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None, None)

@@ -50,18 +50,23 @@ class PolicyNetwork:
 
     def __call__(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probs (N,) and entropies (N,) of the response tokens, in nats."""
-        return self._tokens(hidden_states(self.body, batch)[batch.states], batch.tokens, self.temperature)
+        return self._tokens(batch, self.temperature)
+
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """Log-probs (N,) of the response tokens alone, in nats."""
+        return self._tokens(batch, self.temperature, entropy=False)[0]
 
     def sequence_loss(self, batch: MicroBatch) -> Tensor:
         """Negative log-likelihood (N,) of the response tokens at temperature 1, in nats: the loss of plain training."""
-        return -self._tokens(hidden_states(self.body, batch)[batch.states], batch.tokens, 1.0)[0]
+        return -self._tokens(batch, 1.0, entropy=False)[0]
 
-    def _tokens(self, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _tokens(self, batch: MicroBatch, temperature: float, entropy: bool = True) -> tuple[Tensor, Tensor]:
+        hidden = hidden_states(self.body, batch)[batch.states]
         head = plain(self.model).get_output_embeddings()
         weight, bias = head.weight, getattr(head, "bias", None)
         if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
             hidden, weight = hidden.to(torch.bfloat16), weight.to(torch.bfloat16)
-        return token_logprobs(hidden, weight, bias, tokens, temperature / self.scale)
+        return token_logprobs(hidden, weight, bias, batch.tokens, temperature / self.scale, entropy=entropy)
 
 
 class Critic(nn.Module):

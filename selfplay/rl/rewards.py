@@ -75,6 +75,25 @@ class JudgeReward:
         return [math.nan if preference is None else preference for preference in preferences]
 
 
+class ScoringJudge(Protocol):
+    """What of a judge is needed here, if it scores single responses."""
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float | None]:
+        """A score in [0, 1] for each completion, None where there is none."""
+        ...
+
+
+class ScoringReward:
+    """A judge that scores each response by itself, in [0, 1]; NaN where it could not be read."""
+
+    def __init__(self, judge: ScoringJudge) -> None:
+        self.judge = judge
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+        """The judge's scores."""
+        return [math.nan if score is None else score for score in self.judge.score(prompts, responses)]
+
+
 class WeightedSum:
     """Several rewards at once: the sum of weight times score. NaN if one of them is."""
 

@@ -1,6 +1,6 @@
 """Episodes: prompts sampled, answered by the engine, scored, and put into tensors; then what the networks say of them.
 
-The one forward pass here gives old log-probs, entropies, reference log-probs and values together; no other code
+The one forward pass here gives old log-probs, reference log-probs and values together; no other code
 computes them again.
 """
 
@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfplay.config import PPO, Sampling
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
+from selfplay.models import default_batch_tokens
 from selfplay.records import Completion, Prompt
-from selfplay.rl.batching import MicroBatch, collate, deal, derive_seed, prompt_order, split, token_budget
+from selfplay.rl.batching import MicroBatch, collate, deal, derive_seed, prompt_order, split
 from selfplay.rl.distributed import gather, rank, sum_over_processes, world_size
 from selfplay.rl.networks import PolicyNetwork, merged, packs, plain, precision
 from selfplay.rl.rewards import Reward
@@ -65,7 +66,6 @@ class Estimates:
     """What the networks said before the update: all (B, T), 0 off the mask, but `final_values` (B,)."""
 
     logprobs: Tensor
-    entropies: Tensor
     reference_logprobs: Tensor
     values: Tensor
     final_values: Tensor
@@ -189,21 +189,19 @@ def estimate(episodes: Episodes, policy: PolicyNetwork, reference: PolicyNetwork
     """One pass of all networks over the episodes, divided over the processes. `reference` None: the adapters off."""
     mask = episodes.mask
     dtype = torch.promote_types(plain(policy.model).dtype, torch.float32)
-    logprobs, entropies, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-                                                       for _ in range(4))
+    logprobs, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3))
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
     mine = deal(range(len(mask)), episodes.lengths, world_size())[rank()]
     with torch.inference_mode(), precision(config.precision, mask.device):
-        for rows in split(mine, episodes.lengths, token_budget(config.micro_batch_tokens, mask.device)):
+        for rows in split(mine, episodes.lengths, config.micro_batch_tokens or default_batch_tokens(mask.device)):
             batch = episodes.batch(rows, packs(policy.model))
             into = token_places(batch.rows, mask)
-            said = policy(batch)
-            logprobs[into], entropies[into] = said
+            logprobs[into] = policy.logprobs(batch)
             with nullcontext() if reference is not None else policy.model.disable_adapter():
-                reference_logprobs[into] = (reference or policy)(batch)[0]
+                reference_logprobs[into] = (reference or policy).logprobs(batch)
             new_values, ends = critic(batch)
             values[into], final_values[batch.rows] = new_values.to(dtype), ends.to(dtype)
-    results = (logprobs, entropies, reference_logprobs, values, final_values)
+    results = (logprobs, reference_logprobs, values, final_values)
     sum_over_processes(results)
     return Estimates(*results)
 

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay.config import PPO, ConfigError, Sampling
 from selfplay.engines import Engine
-from selfplay.models import encode_prompt
+from selfplay.models import default_batch_tokens, encode_prompt
 from selfplay.records import Prompt
 from selfplay.rl.advantages import RunningMoments
-from selfplay.rl.batching import deal, derive_seed, minibatches, split, token_budget
+from selfplay.rl.batching import deal, derive_seed, minibatches, split
 from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
 from selfplay.rl.distributed import rank, start, sum_over_processes, world_size
 from selfplay.rl.experience import Experience, build_experience
@@ -173,7 +173,7 @@ class PPOTrainer:
         config = self.config
         total = experience.mask[torch.as_tensor(rows, device=self.where)].sum()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.where)
-        budget = token_budget(config.micro_batch_tokens, self.where)
+        budget = config.micro_batch_tokens or default_batch_tokens(self.where)
         for part in split(deal(rows, episodes.lengths, world_size())[rank()], episodes.lengths, budget):
             batch = episodes.batch(part, packs(self.policy))
             tokens = experience.tokens(batch.rows)

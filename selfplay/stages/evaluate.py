@@ -144,7 +144,7 @@ def measures(run: Run, iteration: int, answers: Sequence[Completion], judge: Any
     lengths = sorted(len(answer.token_ids) for answer in answers)
     texts = [answer.text for answer in answers]
     reward = scores = None
-    if iteration:
+    if iteration and run.recipe.reward.kind == "model":
         model = RewardModel.load(run.files.stage(iteration, stage_name("reward", newest_round(run, iteration))))
         rewards = model.score(run.heldout, answers)
         reward = sum(rewards) / len(rewards)

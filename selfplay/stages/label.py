@@ -13,7 +13,7 @@ import judges
 from judges.check import require_fit, watch
 from selfplay.config import ConfigError
 from selfplay.engines import Engine
-from selfplay.engines.open import open_judge_engine
+from selfplay.engines.open import open_engine, open_judge_engine
 from selfplay.models import load_tokenizer
 from selfplay.progress import meter
 from selfplay.records import Pair, Verdict
@@ -87,16 +87,22 @@ def ask(judge: judges.Judge, pairs: Sequence[Pair], journal_path: Path, label: s
     return verdicts
 
 
-def open_judge(run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack) -> judges.Judge:
+def open_judge(run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack,
+               own_engine: bool = False) -> judges.Judge:
     """The judge, with an engine for each model of its own, which `engines` closes.
 
-    `policy` is the iteration whose policy answers, if the judge's model is `policy`.
+    `policy` is the iteration whose policy answers, if the judge's model is `policy`; it shares the run's engine unless
+    `own_engine`, for a judge that is asked while that engine has other weights.
     """
 
     def engine_for(part: judges.JudgeSpec) -> Engine:
-        if getattr(part, "model", None) == "policy":
-            return run.engine(run.files.policy(policy), f"iteration-{policy:03d}")
-        engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype)
+        checkpoint, name = run.files.policy(policy), f"iteration-{policy:03d}"
+        if getattr(part, "model", None) != "policy":
+            engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype)
+        elif own_engine:
+            engine = open_engine(run.recipe.engine, checkpoint, name, dtype=run.recipe.policy.dtype)
+        else:
+            return run.engine(checkpoint, name)
         engines.callback(engine.close)
         return engine
 

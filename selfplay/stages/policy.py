@@ -1,20 +1,21 @@
-"""PPO on the policy against the reward model, with the recipe's engine for rollouts.
+"""PPO on the policy, with the recipe's engine for rollouts, against the recipe's reward (`stages.rewards`).
 
 Writes the new policy as a plain `save_pretrained` directory, `metrics.jsonl` (a row per step) and `samples.jsonl`.
 """
 
 import json
 import shutil
+from contextlib import ExitStack
 from typing import Any
 
 from prompts.sources import load_documents
-from selfplay.models import RewardModel, load_policy, load_scalar_model, load_tokenizer, save
+from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
 from selfplay.progress import meter
 from selfplay.rl.networks import add_adapter, merged
 from selfplay.rl.trainer import PPOTrainer
 from selfplay.stages import Run
-from selfplay.stages.generate import stage_name
-from selfplay.stages.reward import newest_round
+from selfplay.stages.rewards import build_reward, folder_of_model
+from selfplay.stages.rewards import settings as reward_settings
 
 
 def fingerprint(run: Run, iteration: int) -> str:
@@ -26,20 +27,25 @@ def fingerprint(run: Run, iteration: int) -> str:
         run.recipe.prompts.train.model_dump(),
         run.recipe.engine.kind,
         lora.model_dump() if lora else None,
+        reward_settings(run.recipe),
     ]
-    reward_stage = stage_name("reward", newest_round(run, iteration))
-    return run.fingerprint(settings, (iteration - 1, "policy"), (0, "policy"), (iteration, reward_stage))
+    reward = folder_of_model(run, iteration)
+    trained = [] if reward is None else [(iteration, reward.name)]
+    return run.fingerprint(settings, (iteration - 1, "policy"), (0, "policy"), *trained)
 
 
 def run(run: Run, iteration: int) -> None:
-    """Make `iteration-NNN/policy` from the policy before and this iteration's reward model."""
+    """Make `iteration-NNN/policy` from the policy before and what the recipe rewards.
+
+    The critic begins as a copy of the reward model; without one, as the policy's body with a new head.
+    """
     config, policy = run.recipe.algorithm, run.recipe.policy
-    reward_stage = stage_name("reward", newest_round(run, iteration))
-    with run.files.writing(iteration, "policy", fingerprint(run, iteration)) as folder:
+    writing = run.files.writing(iteration, "policy", fingerprint(run, iteration))
+    with writing as folder, ExitStack() as engines:
         before = run.files.policy(iteration - 1)
         reference = run.files.policy(0) if config.reference == "start" else before
         model, tokenizer = load_policy(before), load_tokenizer(before)
-        reward = RewardModel.load(run.files.stage(iteration, reward_stage))
+        reward, reward_model = build_reward(run, iteration, folder, engines), folder_of_model(run, iteration)
         engine = (
             None
             if run.recipe.engine.kind == "transformers"
@@ -57,7 +63,7 @@ def run(run: Run, iteration: int) -> None:
 
             trainer = PPOTrainer(
                 adapted, tokenizer, reward, run.train, config, run.recipe.sampling, engine=engine,
-                critic=load_scalar_model(run.files.stage(iteration, reward_stage)),
+                critic=None if reward_model is None else load_scalar_model(reward_model),
                 reference=None if policy.lora and config.reference == "previous" else load_policy(reference),
                 corpus=corpus, directory=folder / "work", seed=run.seed("ppo", iteration), on_step=show)
             trainer.train()
@@ -66,5 +72,6 @@ def run(run: Run, iteration: int) -> None:
             if (folder / "work" / name).exists():  # else a try that was killed just here has moved it
                 shutil.move(folder / "work" / name, folder / name)
         shutil.rmtree(folder / "work")
+        (folder / "opponents.jsonl").unlink(missing_ok=True)
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         run.files.add_metrics(iteration, "policy", rows)
