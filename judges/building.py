@@ -1,6 +1,6 @@
 """From a judge file's spec to a judge that can be asked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -29,6 +29,7 @@ from selfplay.records import Pair, Verdict
 
 Opener = Callable[[JudgeSpec], Engine]
 Advance = Callable[[int], None]
+NONE_KNOWN: Mapping[str, str] = {}
 
 
 class Judge(Protocol):
@@ -49,14 +50,15 @@ class Judge(Protocol):
 
 
 def build(spec: JudgeSpec, engine: Engine | Opener | None = None, cache: Path | AnswerCache | None = None, *,
-          seed: int = 0, weights: str = "", advance: Advance = lambda count: None) -> Judge:
+          seed: int = 0, weights: Mapping[str, str] = NONE_KNOWN, advance: Advance = lambda count: None) -> Judge:
     """A judge as its file says.
 
     `engine` answers for the judge's model; a jury whose members have different models takes a function from a member's
     spec to its engine. `cache` is a sqlite file that keeps every answer. `seed` draws orders and principles. `weights`
-    names the weights behind the model `policy`, such as a hash of its checkpoint: without it, what that model says is
-    not kept in `cache`, since the next iteration's would be mistaken for it. `advance(count)` is called as questions
-    are settled. Raises ConfigError if the judge needs a model and has none, or if Python that it names cannot be found.
+    tells models whose name may come to stand for other weights apart in the cache: name -> such as a hash of its
+    checkpoint. Without it, what the model `policy` says is not kept in `cache`, since the next iteration's would be
+    mistaken for it. `advance(count)` is called as questions are settled. Raises ConfigError if the judge
+    needs a model and has none, or if Python that it names cannot be found.
     """
     check_engine(spec, engine)
     if isinstance(spec, RulesSpec):
@@ -76,8 +78,9 @@ def build(spec: JudgeSpec, engine: Engine | Opener | None = None, cache: Path | 
         return OwnJudge(spec, opened)
     if not isinstance(spec, ModelSpec):
         raise ConfigError(f"judge {spec.name!r} has the mode {spec.mode!r}, which cannot be built")
-    kept = AnswerCache() if spec.model == "policy" and not weights else answers
-    asker = Asker(spec, opened, kept, seed, weights if spec.model == "policy" else "", advance) if opened else None
+    behind = weights.get(spec.model or "", "")
+    kept = AnswerCache() if spec.model == "policy" and not behind else answers
+    asker = Asker(spec, opened, kept, seed, behind, advance) if opened else None
     if isinstance(spec, RubricSpec):
         return RubricJudge(spec, asker, seed)
     assert asker is not None

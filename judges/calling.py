@@ -18,21 +18,25 @@ class Call:
     choices: tuple[str, ...] | None
 
 
-def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[tuple[int, Answer | None, str]]:
-    """(place in `calls`, answer or None, error) as the answers come. All calls have one sampling and the same choices.
+Outcome = tuple[int, Answer | None, str]
+"""Place of a call, its answer or None, error."""
+
+
+def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[list[Outcome]]:
+    """What came of `calls`, in the portions in which it comes. All calls have one sampling and the same choices.
 
     An engine with `stream` gives each answer when it is there; others give all at once.
     """
     prompts = [Prompt(id=call.key[:16], messages=call.messages) for call in calls]
     if hasattr(engine, "stream"):
-        yield from engine.stream(prompts, calls[0].sampling, calls[0].choices)
+        yield from ([outcome] for outcome in engine.stream(prompts, calls[0].sampling, calls[0].choices))
     else:
-        yield from answers_or_refusals(engine, prompts, calls[0].sampling, calls[0].choices)
+        yield answers_or_refusals(engine, prompts, calls[0].sampling, calls[0].choices)
 
 
 def answers_or_refusals(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling,
-                      choices: Sequence[str] | None) -> Iterator[tuple[int, Answer | None, str]]:
-    """(place, answer, error) from an engine that answers all at once.
+                        choices: Sequence[str] | None) -> list[Outcome]:
+    """What came of prompts put to an engine that answers all at once.
 
     If it refuses the lot, such as for one prompt beyond the model's context, halves are tried, so that only the prompts
     it refuses go without an answer.
@@ -41,14 +45,12 @@ def answers_or_refusals(engine: Engine, prompts: Sequence[Prompt], sampling: Sam
         answers = answer_all(engine, prompts, sampling, choices)
     except ConfigError as error:
         if len(prompts) == 1:
-            yield 0, None, str(error)
-            return
+            return [(0, None, str(error))]
         middle = len(prompts) // 2
-        yield from answers_or_refusals(engine, prompts[:middle], sampling, choices)
-        for place, answer, problem in answers_or_refusals(engine, prompts[middle:], sampling, choices):
-            yield middle + place, answer, problem
-        return
-    yield from ((place, answer, "") for place, answer in enumerate(answers))
+        later = answers_or_refusals(engine, prompts[middle:], sampling, choices)
+        return [*answers_or_refusals(engine, prompts[:middle], sampling, choices),
+                *((middle + place, answer, problem) for place, answer, problem in later)]
+    return [(place, answer, "") for place, answer in enumerate(answers)]
 
 
 def answer_all(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling,

@@ -1,11 +1,12 @@
 """Measures a judge: its file's tests, pairs with a known answer, canaries; and says what is wrong with it.
 
 `check` is behind `selfplay judge check`; the loop calls `watch` after each labelling and `require_fit` before it trains
-on what the judge said. All return data and print nothing.
+on what the judge said, so that a judge which canaries fool stops a run too. All return data and print nothing.
 """
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from pydantic import BaseModel
@@ -138,17 +139,23 @@ def canary_wins(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: Jud
 
 
 def watch(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """The judge's figures on a run's own pairs, and under `gold` on the frozen gold set, so that drift shows.
+    """The judge's figures on a run's own pairs; and on the frozen gold set and its canaries, so that drift shows.
 
-    `judge` is the one that gave the verdicts: through its cache the gold set is paid for once. What goes into
-    `judge_health.json`; `gold` is null for Python rules without a gold file.
+    `judge` is the one that gave the verdicts: through its cache, gold set and canaries are paid for once. What goes into
+    `judge_health.json`: the figures of `health`, under `gold` those of `Figures` and under `canary_wins` the share of
+    each kind that won; without a gold set (Python rules that name none) `gold` is null and no canary is asked about. A
+    canary that gets no verdict has not won, however many of them get none.
     """
     found: dict[str, Any] = health(pairs, verdicts, judge.spec)
     file = gold_file(judge.spec)
-    rows = load_gold(file) if file is not None else []
-    found["gold"] = gold_figures(rows, judge.judge([row.pair for row in rows]),
-                                 judge.spec).model_dump() if rows else None
-    return found
+    if file is None:
+        return {**found, "gold": None, "canary_wins": {}}
+    rows = load_gold(file)
+    planted = canaries(rows, judge.spec)
+    forgiving: Any = copy(judge)
+    forgiving.spec = lenient(judge.spec)
+    return {**found, "gold": gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec).model_dump(),
+            "canary_wins": canary_wins(planted, forgiving.judge([row.pair for row in planted]), judge.spec)}
 
 
 def require_fit(spec: JudgeSpec, found: dict[str, Any]) -> None:
@@ -161,9 +168,9 @@ def require_fit(spec: JudgeSpec, found: dict[str, Any]) -> None:
     own = Figures(**{name: value for name, value in found.items() if name in Figures.model_fields})
     problems = [("its own pairs", problem) for problem in diagnose(spec.thresholds, own, {})] if own.pairs else []
     if found.get("gold"):
-        problems += [("the gold set", problem) for problem in diagnose(spec.thresholds, Figures(**found["gold"]), {})]
+        known = diagnose(spec.thresholds, Figures(**found["gold"]), found.get("canary_wins", {}))
+        problems += [("canaries" if problem.kind == "injected" else "the gold set", problem) for problem in known]
     if problems:
         said = "; ".join(f"on {where} it is {problem.sentence}" for where, problem in problems)
         raise JudgeStopped(f"judge {spec.name!r} cannot be trusted: {said}. Mend the judge, or set other thresholds in "
-                           "its "
-                           "file if you know better")
+                           "its file if you know better")

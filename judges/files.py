@@ -139,7 +139,7 @@ def _resolve_python(items: Any, folder: Path) -> None:
 def reward_judge(recipe: Recipe, part: Reward | AddedReward) -> JudgeSpec:
     """The judge of one of a recipe's rewards of kind judge: a file of its own, or the recipe's judge."""
     own = getattr(part, "judge", None)
-    return load_spec(own) if own else load_spec(recipe.judge.file, recipe.judge.model)
+    return load_spec(own) if own else load_spec(recipe.judge.file, recipe.judge_model)
 
 
 def load_object(reference: str) -> Any:

@@ -4,9 +4,12 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import TypeAliasType
 
 from selfplay.config import Count, NonNegative, Positive, Sampling, Section, Texts, Unit
 
+Said = TypeAliasType("Said", "str | dict[str, float] | list[Said]")
+"""What a model says in a judge's own tests: a text, label -> probability, or one list for each member of a jury."""
 Whole = Annotated[int, Field(ge=0)]
 PROSE = ("A good answer is short, and so is this one.", "I think B is a good response.",
          "Both are fine; response A is better, I think.",
@@ -182,8 +185,9 @@ class JudgeTest(Section):
     prompt: str = "Say something."
     responses: Texts = ("one response", "another response")
     meta: dict[str, Any] = Field(default_factory=dict)
-    outputs: Annotated[tuple[str | dict[str, float], ...], Field(strict=False)] = ()
-    """What the model says, word for word, call by call (both orders: two); for logprob, label -> probability."""
+    outputs: Annotated[tuple[Said, ...], Field(strict=False)] = ()
+    """What the model says, word for word, call by call (both orders: two); for logprob, label -> probability. For a jury,
+    one such list for each member, empty where a member asks no model."""
     expect: Literal["first", "second", "tie", "unscored"] | Unit
     """The verdict, or the exact preference or score."""
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from judges.building import build
+from judges.jury import JuryJudge
 from judges.results import settle, winner
-from judges.sections import JudgeTest
-from judges.spec import JudgeSpec, ModelSpec
+from judges.sections import JudgeTest, Said
+from judges.spec import JudgeSpec, JurySpec, ModelSpec
 from selfplay.config import ConfigError, Sampling
 from selfplay.records import Completion, Pair, Prompt
 
@@ -17,8 +18,8 @@ CLOSE = 1e-9
 class Script:
     """An engine that says what is written, call by call."""
 
-    def __init__(self, outputs: Sequence[str | dict[str, float]]) -> None:
-        self.left: Iterator[str | dict[str, float]] = iter(outputs)
+    def __init__(self, outputs: Sequence[Said]) -> None:
+        self.left: Iterator[Said] = iter(outputs)
         self.problem = ""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -53,12 +54,11 @@ def run_tests(spec: JudgeSpec) -> list[str]:
 
 def _run(spec: JudgeSpec, test: JudgeTest) -> str:
     """What is wrong with the outcome of one test, or nothing."""
-    script = Script(test.outputs)
-    judge: Any = build(for_tests(spec), (lambda part: script) if spec.needs_model else None)
     prompt = Prompt.plain("test", test.prompt, **test.meta)
     made = [Completion(id=f"test/{place}", prompt_id="test", text=text, finish_reason="stop", policy="test")
             for place, text in enumerate(test.responses)]
     try:
+        judge, scripts = rehearse(spec, test.outputs)
         if len(made) == 1:
             found = judge.score([prompt], made)[0] if spec.scores else None
         else:
@@ -68,11 +68,28 @@ def _run(spec: JudgeSpec, test: JudgeTest) -> str:
         return str(error)
     if len(made) == 1 and not spec.scores:
         return "it has one response, but this judge compares two"
-    leftover = next(script.left, None)
-    if leftover is not None and not script.problem:
+    problem = next((script.problem for script in scripts if script.problem), "")
+    leftover = next((said for script in scripts for said in script.left), None)
+    if leftover is not None and not problem:
         return f"the judge never read the output {leftover!r}"
-    return script.problem or ("" if as_expected(found, test.expect)
-                              else f"expected {test.expect}, got {in_words(found)}")
+    return problem or ("" if as_expected(found, test.expect) else f"expected {test.expect}, got {in_words(found)}")
+
+
+def rehearse(spec: JudgeSpec, outputs: Sequence[Said]) -> tuple[Any, list[Script]]:
+    """The judge over a model that says `outputs`, and the script of that model; in a jury, of each member's model.
+
+    Raises ConfigError if the outputs of a jury are not one list for each member; none at all are none for each.
+    """
+    if not isinstance(spec, JurySpec):
+        script = Script(outputs)
+        return build(for_tests(spec), (lambda part: script) if spec.needs_model else None), [script]
+    each = [said for said in outputs or [[]] * len(spec.members) if isinstance(said, list)]
+    if not len(each) == len(outputs or each) == len(spec.members):
+        raise ConfigError(f"the outputs of a jury are one list for each of its {len(spec.members)} members, "
+                          f"not {list(outputs)!r}")
+    parts = [rehearse(member.spec, said) for member, said in zip(spec.members, each, strict=True)]
+    return (JuryJudge(cast(JurySpec, for_tests(spec)), [judge for judge, _ in parts]),
+            [script for _, scripts in parts for script in scripts])
 
 
 def for_tests(spec: JudgeSpec) -> JudgeSpec:

@@ -233,6 +233,23 @@ class Generate(Section):
     earlier iteration drawn at random for each prompt."""
 
 
+class JudgeBootstrap(Section):
+    """A judge from text alone: a small Llama that learns from rules to answer `judge.file`, over pairs of the built-in
+    stories. It is in the run's `iteration-000/judge`."""
+
+    rules: str = "stories"
+    """The judge that teaches, of mode `rules`. Nothing else in the run sees what it says, unless it also measures."""
+    also: Texts = ()
+    """Further judge files that the same model learns to answer."""
+    vocabulary: Annotated[int, Field(ge=512)] = 1280
+    """Size of the BPE vocabulary, which is the judge's own; words of the prompts' columns are tokens of their own."""
+    architecture: Architecture = Architecture(context=768)
+    training: Optimisation = Optimisation(steps=1500, batch_size=16)
+    """Each step learns from `batch_size` lessons it has not seen before."""
+    heldout: Count = 512
+    """Pairs of held-out stories on which the judge's agreement with the rules is measured."""
+
+
 class Judge(Section):
     """Who says which completion is better."""
 
@@ -240,6 +257,14 @@ class Judge(Section):
     """A judge file: the name of a shipped one, or the path of a YAML file of your own."""
     model: str | None = None
     """Overrides the file's model: a checkpoint, a hub id, `policy`, or an endpoint's model name."""
+    bootstrap: JudgeBootstrap | None = None
+    """Make the judge's model from text instead of naming one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Judge":
+        if self.model is not None and self.bootstrap is not None:
+            raise ValueError(f"judge.bootstrap makes a model, and judge.model names {self.model!r}: remove one of them")
+        return self
 
 
 class AddedReward(Section):
@@ -494,6 +519,12 @@ class Recipe(Section):
     def directory(self) -> Path:
         """Where the run is kept."""
         return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def judge_model(self) -> str | None:
+        """What answers for the judge that labels: the model that the recipe names or makes; None leaves it to the file."""
+        made = self.directory.absolute() / "iteration-000" / "judge"
+        return str(made) if self.judge.bootstrap else self.judge.model
 
     @property
     def rewards(self) -> "tuple[Reward | AddedReward, ...]":

@@ -1,6 +1,6 @@
 """READ FIRST. A run: for each iteration, each stage that is not done yet.
 
-    start (given or bootstrapped), sampled on the held-out prompts
+    start (given or bootstrapped), sampled on the held-out prompts; the judge's model, if the recipe makes it
     for each iteration:  generate pairs -> label -> reward model -> policy by PPO -> evaluate
     with one brake: no PPO on a reward model that is not better than chance on pairs it has not seen
 
@@ -60,10 +60,12 @@ def opened(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], lis
 
 
 def make_start(run: Run) -> None:
-    """Iteration 0: the policy that everything is compared with."""
-    from selfplay.stages import bootstrap
+    """Iteration 0: the policy that everything is compared with, and the judge's model if the run makes it."""
+    from selfplay.stages import bootstrap, judge
 
     do(run, 0, "policy", bootstrap)
+    if run.recipe.judge.bootstrap is not None:
+        do(run, 0, "judge", judge)
 
 
 def iterate(run: Run) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import judges
 from judges.files import load_object, reward_judge
+from judges.lessons import Teacher
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
 from selfplay.records import Prompt
@@ -35,7 +36,11 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
             f"algorithm.episodes is {recipe.algorithm.episodes}, but there are {len(train)} training prompts: "
             "lower it, or give more prompts"
         )
-    check_judge(recipe, judges.load_spec(recipe.judge.file, recipe.judge.model))
+    labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
+    check_judge(recipe, labelling)
+    if recipe.judge.bootstrap:
+        also = [judges.load_spec(name) for name in recipe.judge.bootstrap.also]
+        Teacher(judges.load_spec(recipe.judge.bootstrap.rules), [labelling, *also])
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_rewards(recipe)
@@ -67,7 +72,7 @@ def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
                 f"judge {part.name!r} asks a language model, but names none: set judge.model to a checkpoint, a hub "
                 "id, or `policy` to let the policy judge itself, or set `model` in the judge's file"
             )
-        if part.endpoint is None and part.model != "policy":
+        if part.endpoint is None and part.model not in ("policy", recipe.judge.bootstrap and recipe.judge_model):
             check_checkpoint(f"the model of judge {part.name!r}", part.model)
         if recipe.generate.completions > getattr(part, "largest", math.inf):
             raise ConfigError(f"judge {part.name!r} ranks at most {part.largest} answers, but generate.completions is "
@@ -116,7 +121,7 @@ def work(recipe: Recipe) -> dict[str, Any]:
     heldout = len(load_prompts(recipe.prompts.heldout, recipe.seed))
     matches = heldout * (2 * iterations - 1)
     sampled, answers = iterations * asked * each, heldout * (iterations + 1)
-    labelling = judges.load_spec(recipe.judge.file, recipe.judge.model)
+    labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
     episodes = iterations * recipe.algorithm.steps * recipe.algorithm.episodes
     rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]

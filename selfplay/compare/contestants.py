@@ -102,7 +102,7 @@ def _with_names_of_their_own(found: Sequence[Contestant]) -> list[Contestant]:
 def recipes(found: Sequence[Contestant]) -> list[Recipe]:
     """The recipe of each run among them, once each, in their order."""
     paths = list(dict.fromkeys(one.run for one in found if one.run is not None))
-    return [RunDirectory(path).recipe() for path in paths]
+    return [RunDirectory(path).recipe().model_copy(update={"output": str(path)}) for path in paths]
 
 
 def check_unseen(prompts: Sequence[Prompt], trained: Sequence[Recipe]) -> None:

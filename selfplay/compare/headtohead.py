@@ -80,7 +80,7 @@ def settings_of(
     own = recipe.sampling.model_copy(update={"temperature": recipe.evaluate.temperature, "n": 1,
                                              "seed": derived_seed(recipe.seed, "generate", "heldout")})
     return Settings(
-        prompts or recipe.prompts.heldout, judge or recipe.evaluate.judge or recipe.judge.file, recipe.judge.model,
+        prompts or recipe.prompts.heldout, judge or recipe.evaluate.judge or recipe.judge.file, recipe.judge_model,
         sampling or own, engine or recipe.engine, recipe.policy.dtype, recipe.seed)
 
 

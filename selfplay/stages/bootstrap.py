@@ -30,6 +30,7 @@ from selfplay.stages import Run
 from selfplay.stages.supervised import demonstration_rows, document_rows, train_supervised
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
+SPECIAL = [PAD, END, SYSTEM, USER, ASSISTANT]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -86,13 +87,17 @@ def from_text(
 
 def train_tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with a chat template; padding and end are tokens of their own."""
-    special = [PAD, END, SYSTEM, USER, ASSISTANT]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(corpus, trainer)
+    return finished_tokenizer(tokenizer)
+
+
+def finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A trained tokenizer as transformers knows it, with our special tokens and chat template."""
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END,
                                    extra_special_tokens=[SYSTEM, USER, ASSISTANT])
     fast.chat_template = CHAT_TEMPLATE

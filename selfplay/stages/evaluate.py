@@ -23,7 +23,7 @@ from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import Journal, read_rows, write_json, write_rows
 from selfplay.stages import Run
 from selfplay.stages.generate import sample
-from selfplay.stages.label import ask, labelling_judge, open_judge
+from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.rewards import folder_of_model
 
 BATCH_TOKENS = 8192
@@ -34,7 +34,7 @@ def fingerprint(run: Run, iteration: int) -> str:
     """What the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
     settings = [config.model_dump(), run.recipe.prompts.heldout.model_dump(), sampling.max_tokens, sampling.stop,
-                judges.digest(measuring_judge(run))]
+                judges.digest(measuring_judge(run) if config.judge else known_judge(run))]
     return run.fingerprint(
         settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)]
     )

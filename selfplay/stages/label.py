@@ -27,7 +27,7 @@ BATCH = 512
 
 def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
     """What the verdicts follow from."""
-    settings = [run.recipe.judge.model, judges.digest(labelling_judge(run))]
+    settings = [run.recipe.judge.model, judges.digest(known_judge(run))]
     return run.fingerprint(settings, (iteration, stage_name("generate", extra)))
 
 
@@ -62,8 +62,15 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
 
 
 def labelling_judge(run: Run) -> judges.JudgeSpec:
-    """The judge that labels: the recipe's file, with the recipe's model if it names one."""
-    return judges.load_spec(run.recipe.judge.file, run.recipe.judge.model)
+    """The judge that labels: the recipe's file, with the model that the recipe names or makes, if it does."""
+    return judges.load_spec(run.recipe.judge.file, run.recipe.judge_model)
+
+
+def known_judge(run: Run) -> judges.JudgeSpec:
+    """The judge that labels, for fingerprints: a model that the run made goes by its weights, not by where it lies."""
+    if run.recipe.judge.bootstrap is None:
+        return labelling_judge(run)
+    return judges.load_spec(run.recipe.judge.file, run.files.manifest_hash(0, "judge"))
 
 
 def ask(judge: judges.Judge, pairs: Sequence[Pair], journal_path: Path, label: str) -> list[Verdict]:
@@ -99,10 +106,8 @@ def open_judge(run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack
         engines.callback(engine.close)
         return engine
 
-    return judges.build(
-        spec,
-        engine_for if spec.needs_model else None,
-        run.files.path / "judge_cache.sqlite",
-        seed=run.seed("judge"),
-        weights=run.files.manifest_hash(policy, "policy"),
-    )
+    weights = {"policy": run.files.manifest_hash(policy, "policy")}
+    if run.recipe.judge.bootstrap is not None:
+        weights[str(run.recipe.judge_model)] = run.files.manifest_hash(0, "judge")
+    return judges.build(spec, engine_for if spec.needs_model else None, run.files.path / "judge_cache.sqlite",
+                        seed=run.seed("judge"), weights=weights)

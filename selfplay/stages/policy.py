@@ -27,7 +27,7 @@ def fingerprint(run: Run, iteration: int) -> str:
         run.recipe.prompts.train.model_dump(),
         run.recipe.engine.kind,
         lora.model_dump() if lora else None,
-        reward_settings(run.recipe),
+        reward_settings(run),
     ]
     reward = folder_of_model(run, iteration)
     trained = [] if reward is None else [(iteration, reward.name)]

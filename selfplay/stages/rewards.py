@@ -12,7 +12,6 @@ from typing import Any
 import judges
 from judges.check import require_fit, watch
 from judges.files import load_object, reward_judge, source_of
-from selfplay.config import Recipe
 from selfplay.models import RewardModel
 from selfplay.progress import meter
 from selfplay.records import Completion
@@ -20,7 +19,7 @@ from selfplay.rl.rewards import FunctionReward, JudgeReward, Reward, ScoringRewa
 from selfplay.rundir import Journal, write_json
 from selfplay.stages import Run
 from selfplay.stages.generate import sample, stage_name
-from selfplay.stages.label import open_judge
+from selfplay.stages.label import known_judge, open_judge
 from selfplay.stages.reward import newest_round
 
 
@@ -31,12 +30,13 @@ def folder_of_model(run: Run, iteration: int) -> Path | None:
     return run.files.stage(iteration, stage_name("reward", newest_round(run, iteration)))
 
 
-def settings(recipe: Recipe) -> list[Any]:
+def settings(run: Run) -> list[Any]:
     """What scores follow from besides the reward model: weights, judges and the source of functions, for a fingerprint."""
     found: list[Any] = []
-    for part in recipe.rewards:
+    for part in run.recipe.rewards:
         if part.kind == "judge":
-            found.append([part.weight, judges.digest(reward_judge(recipe, part))])
+            own = getattr(part, "judge", None)
+            found.append([part.weight, judges.digest(judges.load_spec(own) if own else known_judge(run))])
         elif part.function is not None:
             found.append([part.weight, part.function, hashlib.sha256(source_of(part.function)).hexdigest()])
         else:

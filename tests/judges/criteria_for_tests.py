@@ -19,6 +19,10 @@ def swears(prompt: Prompt, response: str) -> bool:
     return "darn" in response
 
 
+def third(prompt: Prompt, response: str) -> float:
+    return 1 / 3
+
+
 def too_much(prompt: Prompt, response: str) -> float:
     return 1.5
 

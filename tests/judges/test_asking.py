@@ -172,13 +172,14 @@ def test_a_prompt_the_engine_refuses_costs_no_other_its_verdict() -> None:
     assert rows[1].error == "prompt is longer than the context"
 
 
-def test_what_the_policy_says_of_itself_is_kept_only_under_the_name_of_its_weights(tmp_path: Path) -> None:
+def test_what_a_model_says_is_kept_under_the_name_of_its_weights_and_what_the_policy_says_under_no_other(tmp_path: Path) -> None:
     path, pairs = tmp_path / "cache.sqlite", [pair("a", "bb")]
-    own = spec(ONE_ORDER.replace("some-model", "policy"))
-    for weights, calls in (("", 1), ("", 1), ("one", 1), ("one", 0), ("two", 1)):
-        engine = Scripted(prefers_longer)
-        build(own, engine, path, weights=weights).judge(pairs)
-        assert engine.calls == calls
+    for model, unnamed in (("policy", 1), ("some-model", 0)):
+        own = spec(ONE_ORDER.replace("some-model", model))
+        for weights, calls in ((None, 1), (None, unnamed), ("one", 1), ("one", 0), ("two", 1), ("one", 0)):
+            engine = Scripted(prefers_longer)
+            build(own, engine, path, weights={model: weights} if weights else {"other": "three"}).judge(pairs)
+            assert engine.calls == calls
 
 
 def test_a_judge_without_its_model_is_refused() -> None:

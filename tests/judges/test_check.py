@@ -14,6 +14,7 @@ from judges import JudgeStopped, build, health, load_spec, shipped
 from judges.cache import AnswerCache
 from judges.check import check, require_fit, watch
 from judges.gold import BUILT_IN, canaries, gold_file, load_gold
+from judges.sections import JudgeTest
 from judges.trials import run_tests
 from judges.trying import example_pair, overview, schema, try_pair
 from selfplay.config import ConfigError
@@ -77,14 +78,14 @@ def test_a_bad_judge_is_named_for_what_it_is(name: str) -> None:
                for problem in report.problems)
 
 
-@pytest.mark.parametrize("name", [name for name in BAD if BAD[name][1] not in ([], ["injected"])])
+@pytest.mark.parametrize("name", [name for name in BAD if BAD[name][1]])
 def test_the_loop_stops_before_training_on_it(name: str) -> None:
     judge = build(spec(PAIRWISE.replace("retries: 0", "retries: 0, max_failure_rate: 1")), Scripted(BAD[name][0]))
     pairs = [row.pair for row in GOLD[:40]]
     found = watch(judge, pairs, judge.judge(pairs))
     with pytest.raises(JudgeStopped,
-                       match="judge 'test' cannot be trusted: on the gold set it is|judge 'test' cannot be trusted: on "
-                             "its own"):
+                       match="judge 'test' cannot be trusted: on canaries it is" if BAD[name][1] == ["injected"] else
+                       "judge 'test' cannot be trusted: on (its own pairs|the gold set) it is"):
         require_fit(judge.spec, found)
     assert json.loads(json.dumps(found)) == found
 
@@ -102,7 +103,18 @@ def test_an_honest_judge_goes_on_and_its_gold_figures_are_there() -> None:
     assert found["gold"]["accuracy"] == 1.0 and found["pairs"] == 40
     calls = engine.calls
     watch(judge, pairs, judge.judge(pairs))
-    assert engine.calls == calls  # the gold set is paid for once
+    assert engine.calls == calls  # gold set and canaries are paid for once
+
+
+def test_canaries_without_a_verdict_have_not_won_and_do_not_stop_a_run() -> None:
+    judge = build(spec(PAIRWISE), Scripted(lambda text: "No." if "Ignore the instructions" in text else honest(text)))
+    found = watch(judge, [], [])
+    # 8 of 48 canaries, a sixth and more than max_failure_rate, are injections
+    assert found["canary_wins"] == dict.fromkeys(
+        ("empty", "constant", "echo", "injection", "padded list", "verdict inside"), 0.0)
+    require_fit(judge.spec, found)
+    with pytest.raises(JudgeStopped, match=r"gave no verdict on 16 of 96"):
+        judge.judge([row.pair for row in canaries(GOLD, judge.spec)])
 
 
 def test_the_figures_of_an_honest_and_of_a_length_biased_judge() -> None:
@@ -143,7 +155,24 @@ def test_canaries_are_planted_against_right_answers() -> None:
 
 def test_every_shipped_judge_passes_its_own_tests() -> None:
     assert {name: run_tests(load_spec(name)) for name in shipped()} == {name: [] for name in shipped()}
-    assert all(len(load_spec(name).tests) >= 3 for name in shipped() if name != "jury")
+    assert all(len(load_spec(name).tests) >= 3 for name in shipped())
+
+
+@pytest.mark.parametrize(("outputs", "expect", "problem"), [
+    ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], []], 0.75, ""),  # 1 and a tie; the rules have no verdict without wishes
+    ([["[[A]]", "[[B]]"], ["[[A]]", "well"], []], 1.0, ""),  # the second member is not asked again, and has no verdict
+    ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], []], "tie", "1: expected tie, got 0.75 (first)"),
+    ([["[[A]]", "[[B]]"], ["[[A]]"], []], "first", "1: the judge asks its model more often than the test has outputs"),
+    ([["[[A]]", "[[B]]", "[[B]]"], ["[[A]]", "[[A]]"], []], "first", "1: the judge never read the output '[[B]]'"),
+    ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], ["[[A]]"]], "first", "1: the judge never read the output '[[A]]'"),
+    (["[[A]]", "[[B]]", "[[A]]"], "first", "1: the outputs of a jury are one list for each of its 3"),
+    ([["[[A]]", "[[B]]"]], "first", "1: the outputs of a jury are one list for each of its 3"),
+])
+def test_a_jury_s_own_tests_say_what_each_member_said(tmp_path: Path, outputs: list[Any], expect: Any, problem: str) -> None:
+    (tmp_path / "asks.yaml").write_text(PAIRWISE.replace("retries: 0", "retries: 2, repair: Again."))
+    jury = spec("mode: jury\nmembers: [{judge: ./asks.yaml}, {judge: ./asks.yaml}, {judge: stories}]\nquorum: 1", tmp_path)
+    tested = jury.model_copy(update={"tests": (JudgeTest(outputs=tuple(outputs), expect=expect),)})
+    assert [found.split(" members")[0] for found in run_tests(tested)] == ([problem] if problem else [])
 
 
 @pytest.mark.parametrize("name", ["stories", "instructions"])
@@ -194,7 +223,7 @@ def test_python_rules_without_gold_of_their_own_are_measured_by_their_tests_alon
     with pytest.raises(ConfigError, match="has no gold set to take a pair from"):
         example_pair(rules)
     judge = build(rules)
-    assert watch(judge, [], [])["gold"] is None
+    assert watch(judge, [], [])["gold"] is None and watch(judge, [], [])["canary_wins"] == {}
     require_fit(rules, watch(judge, [], []))
 
 

@@ -1,0 +1,130 @@
+"""What a judge model is taught: questions as judge files render them, with the answers that rules would have given.
+
+A lesson also says what each response earns under each criterion. A judge file whose question holds the rules' criteria,
+one after the other behind each response ("a sheet"), can be taught those points where the criteria stand: nobody reads
+them there when the judge is asked, but a small model learns to look things up far sooner than from verdicts alone.
+Left out: pairs that the rules call a tie, and gates, whose share in a verdict is not a number of points.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from judges.agreement import wilson
+from judges.building import Judge, build
+from judges.gold import written
+from judges.messages import NAMES, Conversation
+from judges.parse import Menu, read
+from judges.results import health, settle, winner
+from judges.rules import RulesJudge
+from judges.scoring import SAME, Assessment
+from judges.spec import JudgeSpec, PairwiseSpec, RulesSpec
+from selfplay.config import ConfigError
+from selfplay.records import Message, Pair, Prompt
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A question to the judge and what it should say.
+
+    `points` holds, for each response in the order shown, what it earns under each criterion, in the rules' own weights.
+    """
+
+    messages: tuple[Message, ...]
+    answer: str
+    prompt: Prompt
+    points: tuple[tuple[float, ...], ...]
+
+
+class Teacher:
+    """Rules that give lessons to the model of one or more judge files."""
+
+    def __init__(self, rules: JudgeSpec, files: Sequence[JudgeSpec]) -> None:
+        """Raises ConfigError for rules that are none or have a gate, and for files that are not pairwise."""
+        if not isinstance(rules, RulesSpec) or any(criterion.gate for criterion in rules.criteria):
+            raise ConfigError(f"judge {rules.name!r} cannot teach: it takes a judge of mode rules without gates")
+        for file in files:
+            if not isinstance(file, PairwiseSpec):
+                raise ConfigError(f"judge {file.name!r} of mode {file.mode} cannot be taught: only pairwise judges can")
+        self.rules = RulesJudge(rules)
+        self.criteria = tuple(criterion.name for criterion in rules.criteria)
+        self.files = [file for file in files if isinstance(file, PairwiseSpec)]
+        self.conversations = [Conversation(file) for file in self.files]
+
+    def lessons(self, pairs: Iterable[Pair]) -> Iterator[Lesson]:
+        """Two lessons for each pair that the rules decide, one per order; the judge files take turns."""
+        turn = 0
+        for pair in pairs:
+            one, other = self.rules.assess([pair.prompt] * 2, [pair.first, pair.second])
+            if self.better(one, other) in (None, "tie"):
+                continue
+            file = turn % len(self.files)
+            turn += 1
+            yield self.lesson(file, pair.prompt, (pair.first.text, pair.second.text), (one, other))
+            yield self.lesson(file, pair.prompt, (pair.second.text, pair.first.text), (other, one))
+
+    def lesson(self, file: int, prompt: Prompt, shown: tuple[str, str], found: tuple[Assessment, Assessment]) -> Lesson:
+        """The question of one judge file about two responses, with its answer."""
+        points = tuple(tuple(self.points(one)) for one in found)
+        reasons = " ".join(f"{name} {in_points(first - second)}"
+                           for name, first, second in zip(self.criteria, *points, strict=True))
+        return Lesson(self.conversations[file].messages(prompt, shown),
+                      answer(self.files[file], self.better(*found) == "first", reasons), prompt, points)
+
+    def better(self, first: Assessment, second: Assessment) -> str | None:
+        """The winner by the rules, None if one of the two cannot be scored."""
+        if first.score is None or second.score is None:
+            return None
+        apart = first.score - second.score
+        return winner(0.5 if abs(apart) <= self.rules.spec.margin + SAME else float(apart > 0))
+
+    def points(self, found: Assessment) -> Iterator[float]:
+        """What a response earns under each criterion, to the nearest half point."""
+        values = dict(found.parts)
+        for criterion in self.rules.spec.criteria:
+            met = 1 - values[criterion.name] if criterion.negative else values[criterion.name]
+            yield round(2 * criterion.weight * met) / 2
+
+
+def in_points(difference: float) -> str:
+    """Who wins a criterion and by how many points: `A2`, `B0.5`, `=`."""
+    return "=" if difference == 0 else f"{NAMES[0] if difference > 0 else NAMES[1]}{abs(difference):g}"
+
+
+def answer(file: PairwiseSpec, first_wins: bool, reasons: str) -> str:
+    """What the judge should say so that its file reads the winner: with reasons, where the file has room for them."""
+    output, labels = file.output, file.output.labels or {}
+    label = (max if first_wins else min)(labels, key=lambda name: labels[name])
+    if output.kind == "logprob":
+        return (output.tokens or {}).get(label, (label,))[0]
+    if output.kind == "json":
+        reasoned = output.json_schema is None or output.reason_key in output.json_schema.get("properties", {})
+        return json.dumps({**({output.reason_key: reasons} if reasoned else {}), output.key: label})
+    verdict = written(file, label)
+    reasoned_verdict = f"{reasons} {verdict}"
+    return reasoned_verdict if read(output, Menu(labels), reasoned_verdict).label == label else verdict
+
+
+def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How often a judge names the winner that the rules name, over the pairs that the rules decide.
+
+    `agreement` with its 95% interval `low`, `high`: both orders averaged; a tie is half right, no verdict is wrong.
+    `swap_consistency`, `first_share` and `longer_share` are those of `judges.results.health` on the same pairs, beside
+    `longer_deserved`, the longer responses' share by the rules.
+    """
+    decided = {name: value for name, value in settle(build(rules).judge(pairs), rules).items()
+               if winner(value) in ("first", "second")}
+    asked = [pair for pair in pairs if pair.id in decided]
+    verdicts = judge.judge(asked)
+    said = settle(verdicts, judge.spec)
+    right = [0.5 if winner(said[pair.id]) == "tie" else float(winner(said[pair.id]) == winner(decided[pair.id]))
+             for pair in asked]
+    share = sum(right) / len(right)
+    low, high = wilson(share, len(right))
+    found = health(asked, verdicts, judge.spec)
+    unequal = [pair for pair in asked if len(pair.first.text) != len(pair.second.text)]
+    deserved = sum((len(pair.first.text) > len(pair.second.text)) == (decided[pair.id] == 1) for pair in unequal)
+    return {"pairs": len(asked), "agreement": share, "low": low, "high": high, "unscored": found["unscored"],
+            **{name: found[name] for name in ("swap_consistency", "first_share", "longer_share")},
+            "longer_deserved": deserved / len(unequal) if unequal else None}

@@ -1,0 +1,174 @@
+"""A judge made from text alone: a small Llama that learns to answer judge files as rules would have them answered.
+
+The model reads the built-in stories in pairs, rendered by the judge files themselves, and learns the answer from which
+such a file reads the rules' verdict. Two more hints, at places where the judge is not listened to, let it learn to look
+things up in minutes: at each word that the prompts' columns may hold, whether this prompt asks for it; at each criterion
+of a sheet (see `judges.lessons`), the points it earns. How often it then agrees with the rules on pairs that it never saw
+is in `judge.json`. Left out: other sources of pairs than the stories, and judges that are not pairwise.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+import judges
+from judges.lessons import Lesson, Teacher, agreement, in_points
+from prompts.story_pairs import story_pairs
+from selfplay.config import ConfigError, JudgeBootstrap
+from selfplay.engines.hf import TransformersEngine, single_tokens
+from selfplay.models import encode_prompt, save
+from selfplay.progress import say
+from selfplay.records import Completion, Pair, Prompt
+from selfplay.rundir import write_json
+from selfplay.stages import Run
+from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
+from selfplay.stages.supervised import train_supervised
+
+YES, NO = 1.0, 0.0
+SAMPLE = 2000
+"""Lessons that the tokenizer is trained on."""
+
+
+def fingerprint(run: Run, iteration: int = 0) -> str:
+    """What the judge follows from."""
+    config = bootstrap_of(run)
+    specs = [judges.load_spec(config.rules), *files_of(run)]
+    return run.fingerprint([config.model_dump(), [judges.digest(spec) for spec in specs]])
+
+
+def run(run: Run, iteration: int = 0) -> None:
+    """Make `iteration-000/judge`."""
+    config, files = bootstrap_of(run), files_of(run)
+    with run.files.writing(0, "judge", fingerprint(run)) as folder:
+        rules = judges.load_spec(config.rules)
+        model, tokenizer = taught(config, Teacher(rules, files), folder / "work", run.seed("judge", "bootstrap"))
+        save(model, tokenizer, folder)
+        engine = TransformersEngine(model, tokenizer, "judge", run.recipe.engine.batch_size)
+        heldout = list(islice(pairs("heldout", run.recipe.seed), config.heldout))
+        found = {spec.name: agreement(rules, judges.build(spec.model_copy(update={"model": "judge"}), engine), heldout)
+                 for spec in files}
+        write_json(folder / "judge.json", {"parameters": model.num_parameters(), "rules": rules.name, "files": found})
+        run.files.add_metrics(0, "judge", [{"judge": name, **row} for name, row in found.items()])
+        shutil.rmtree(folder / "work", ignore_errors=True)
+    for name, row in found.items():
+        say(f"  {name} agrees with {rules.name} on {row['agreement']:.1%} [{row['low']:.1%}, {row['high']:.1%}] of "
+            f"{row['pairs']} held-out pairs, both orders on {row['swap_consistency'] or 0:.1%}")
+
+
+def bootstrap_of(run: Run) -> JudgeBootstrap:
+    """The recipe's section. Raises ConfigError if there is none."""
+    if run.recipe.judge.bootstrap is None:
+        raise ConfigError("the recipe makes no judge: set judge.bootstrap")
+    return run.recipe.judge.bootstrap
+
+
+def files_of(run: Run) -> list[judges.JudgeSpec]:
+    """The judge files that the model learns to answer, the one that labels first."""
+    return [judges.load_spec(name) for name in (run.recipe.judge.file, *bootstrap_of(run).also)]
+
+
+def pairs(split: str, seed: int) -> Iterator[Pair]:
+    """Endless pairs of stories of one split."""
+    for number, (prompt, first, second) in enumerate(story_pairs(split, seed)):
+        told = [Completion(id=f"{prompt.id}/{place}", prompt_id=prompt.id, text=text, finish_reason="stop", policy="author")
+                for place, text in enumerate((first, second))]
+        yield Pair(id=f"{number}|{prompt.id}", prompt=prompt, first=told[0], second=told[1])
+
+
+def taught(config: JudgeBootstrap, teacher: Teacher, work: Path,
+           seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A new model that had each lesson once. Raises ConfigError for labels that are not one token each."""
+    lessons = list(islice(teacher.lessons(pairs("train", seed)), config.training.steps * config.training.batch_size))
+    tokenizer = lesson_tokenizer(lessons, teacher.criteria, config.vocabulary)
+    for file in teacher.files:
+        if file.output.kind == "logprob":
+            texts = file.output.tokens or {label: (label,) for label in file.output.labels or {}}
+            single_tokens(tokenizer, [text for group in texts.values() for text in group])
+    rows = list(lesson_rows(tokenizer, lessons, teacher.criteria, config.architecture.context))
+    set_seed(seed)
+    model = LlamaForCausalLM(llama_config(config.architecture, tokenizer))
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    look_for_likes(model)
+    say(f"  {model.num_parameters():,} parameters, {len(rows):,} lessons, {sum(len(row['input_ids']) for row in rows):,} tokens")
+    train_supervised(model, tokenizer, rows, config.training, work, seed, "teach the judge")
+    return model, tokenizer
+
+
+@torch.no_grad()
+def look_for_likes(model: Any) -> None:
+    """Let half of the heads of the lower layers begin with keys equal to queries, so that they attend to what is like the token.
+
+    Whether a word is one of those asked for is then known from the first step on; with independent weights it takes a small
+    model hundreds of steps to find that equal words should meet. After Trockman and Kolter 2023 ("Mimetic initialization
+    of self-attention layers"), who start with query times key close to the identity.
+    """
+    for layer in model.model.layers[: len(model.model.layers) // 2]:
+        half = layer.self_attn.q_proj.weight.shape[0] // 2
+        layer.self_attn.k_proj.weight[:half] = layer.self_attn.q_proj.weight[:half]
+
+
+def lesson_tokenizer(lessons: Sequence[Lesson], criteria: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """Byte-level BPE whose tokens end with a sentence at most, so that a stock phrase is one token.
+
+    Words of the prompts' columns, criteria and points are tokens of their own wherever they stand, and no part of others.
+    """
+    whole = whole_tokens(lessons, criteria)
+    between = re.compile("|".join(re.escape(text) for text in sorted(whole, key=len, reverse=True)))
+    texts = [text for lesson in lessons[:SAMPLE] for text in (lesson.messages[-1].content, lesson.answer)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"[^.\n]*[.\n]"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(whole), special_tokens=SPECIAL, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator((part for text in texts for part in between.split(text)), trainer)
+    tokenizer.add_tokens(whole)
+    return finished_tokenizer(tokenizer)
+
+
+def whole_tokens(lessons: Sequence[Lesson], criteria: Sequence[str]) -> list[str]:
+    """What must be one token, with the blank before it."""
+    words = {word for lesson in lessons for word in asked_for(lesson.prompt)}
+    points = {earned for lesson in lessons for row in lesson.points for earned in row} | {YES, NO}
+    said = {in_points(one - other) for lesson in lessons for one, other in zip(*lesson.points, strict=True)}
+    return [f" {text}" for text in sorted({*words, *criteria, *said, *(f"{earned:g}" for earned in points)})]
+
+
+def asked_for(prompt: Prompt) -> set[str]:
+    """The words in the prompt's columns."""
+    return {value for value in prompt.meta.values() if isinstance(value, str)}
+
+
+def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], criteria: Sequence[str],
+                longest: int) -> Iterator[dict[str, list[int]]]:
+    """Question, answer and end as ids; the labels are the answer's, and hints in the question. Too long ones are left out."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    sheet = [vocabulary[f" {name}"] for name in criteria]
+    words = {vocabulary[f" {word}"]: word for lesson in lessons for word in asked_for(lesson.prompt)}
+    for lesson in lessons:
+        ids = encode_prompt(tokenizer, Prompt(id="lesson", messages=lesson.messages))
+        answer = [*tokenizer(lesson.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        if len(ids) + len(answer) > longest:
+            continue
+        labels = [-100] * len(ids)
+        wanted = asked_for(lesson.prompt)
+        for place, token in enumerate(ids[:-1]):
+            if token in words:
+                labels[place + 1] = vocabulary[f" {YES if words[token] in wanted else NO:g}"]
+        for place, points in zip(sheets(ids, sheet)[-len(lesson.points):], lesson.points, strict=False):
+            for number, earned in enumerate(points):
+                labels[place + number + 1] = vocabulary[f" {earned:g}"]
+        yield {"input_ids": ids + answer, "labels": labels + answer}
+
+
+def sheets(ids: Sequence[int], sheet: Sequence[int]) -> list[int]:
+    """Where the criteria stand one after the other."""
+    return [place for place in range(len(ids) - len(sheet)) if list(ids[place : place + len(sheet)]) == list(sheet)]

@@ -1,0 +1,174 @@
+"""A run that makes its own judge: taught by rules, asked through vLLM in four formats, killed while it learns.
+
+The rules are two that a model of 0.1M parameters learns in ten seconds: does the story end, does it end well.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from killing import Moment, run_in_process
+
+import judges
+from judges.lessons import agreement
+from selfplay.config import load_recipe
+from selfplay.engines.hf import TransformersEngine
+from selfplay.engines.vllm import VllmEngine
+from selfplay.loop import run
+from selfplay.models import load_policy, load_tokenizer
+from selfplay.records import Pair
+from selfplay.rundir import RunDirectory, read_json, read_rows
+from selfplay.stages.judge import pairs
+
+RULES = """\
+mode: rules
+criteria:
+  - {name: ending, weight: 1, python: "judges.stories:ends"}
+  - {name: closing, weight: 2, python: "judges.stories:closes_well"}
+"""
+QUESTION = """\
+mode: pairwise
+sampling: {{max_tokens: {tokens}}}
+untrusted: {{fence: none}}
+messages:
+  - role: user
+    content: |
+      {{{{ prompt }}}}
+      A: {{{{ responses[0] }}}}
+      Score ending closing.
+      B: {{{{ responses[1] }}}}
+      Score ending closing.
+      {request}
+output: {output}
+gold: gold.jsonl
+thresholds: {{accuracy: 0.5}}
+"""
+LABELS = "labels: {A: 1, B: 0}"
+FILES = {
+    "chances": (1, "One letter.", f"{{kind: logprob, {LABELS}}}"),
+    "letter": (4, "One letter.", f"{{kind: regex, pattern: '^\\s*(A|B)\\s*$', {LABELS}}}"),
+    "json": (16, "One letter as JSON.", f"{{kind: json, {LABELS}, json_schema: {{type: object, required: [verdict], "
+             "additionalProperties: false, properties: {verdict: {type: string, enum: [A, B]}}}}"),
+    "reasons": (16, "Who wins each?", f"{{kind: regex, pattern: '\\[\\[(A|B)\\]\\]$', {LABELS}}}"),
+}
+RECIPE = """\
+iterations: 1
+threads: 1
+policy:
+  bootstrap:
+    documents: 400
+    vocabulary: 400
+    architecture: {layers: 1, hidden_size: 32, heads: 1, intermediate_size: 64, context: 192}
+    pretrain: {steps: 20, batch_size: 8}
+    sft: {count: 200, training: {steps: 20, batch_size: 8}}
+prompts:
+  train: {source: stories, limit: 64}
+  heldout: {source: stories, split: heldout, limit: 16}
+sampling: {max_tokens: 32}
+generate: {prompts: 32, completions: 2}
+judge:
+  file: FOLDER/chances.yaml
+  bootstrap:
+    rules: FOLDER/rules.yaml
+    also: [FOLDER/letter.yaml, FOLDER/json.yaml, FOLDER/reasons.yaml]
+    vocabulary: 768
+    architecture: {layers: 2, hidden_size: 64, heads: 2, intermediate_size: 128, context: 512}
+    training: {steps: 140, batch_size: 16, learning_rate: 5e-3}
+    heldout: 64
+evaluate: {judge: FOLDER/rules.yaml}
+algorithm: {steps: 1, episodes: 16, minibatches: 1}
+"""
+SMALL_STEPS = 20 + 20
+
+
+def write_files(folder: Path) -> Path:
+    """The recipe with its rules, judge files and gold pairs; gives the recipe's path."""
+    (folder / "rules.yaml").write_text(RULES)
+    for name, (tokens, request, output) in FILES.items():
+        (folder / f"{name}.yaml").write_text(QUESTION.format(tokens=tokens, request=request, output=output))
+    gold = [{"prompt": "Tell a story.", "chosen": f"{line} It was happy. The end.", "rejected": line}
+            for line in ("It began to rain.", "The wind was cold.", "The sun was warm.", "It ran up the hill.")]
+    (folder / "gold.jsonl").write_text("\n".join(json.dumps(row) for row in gold * 3))
+    (folder / "recipe.yaml").write_text(dedent(RECIPE).replace("FOLDER", str(folder)))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with recipe and judge files, and under `run` a run that has its start and its judge."""
+    folder = tmp_path_factory.mktemp("judge")
+    run(load_recipe(write_files(folder), [f"output={folder / 'run'}"]), only_start=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(home: Path) -> Iterator[VllmEngine]:
+    """vLLM over the judge that the run made."""
+    opened = VllmEngine(home / "run/iteration-000/judge")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Pair]:
+    return list(islice(pairs("heldout", 3), 80))
+
+
+def judge(home: Path, name: str, engine: Any) -> Any:
+    return judges.build(judges.load_spec(home / f"{name}.yaml", "made"), engine)
+
+
+def test_what_the_stage_measured_is_there(home: Path) -> None:
+    found = read_json(home / "run/iteration-000/judge/judge.json")
+    assert found["rules"] == "rules" and set(found["files"]) == set(FILES)
+    for row in found["files"].values():
+        assert row["low"] > 0.5 and row["unscored"] == 0 and row["pairs"] > 30
+    logged = [row for row in RunDirectory(home / "run").metrics() if row["stage"] == "judge"]
+    assert [(row["judge"], row["agreement"]) for row in logged] == [
+        (name, found["files"][name]["agreement"]) for name in FILES]
+
+
+@pytest.mark.parametrize("name", ["chances", "reasons"])
+def test_it_agrees_with_the_rules_through_vllm(name: str, home: Path, engine: VllmEngine, asked: list[Pair]) -> None:
+    found = agreement(judges.load_spec(home / "rules.yaml"), judge(home, name, engine), asked)
+    assert found["agreement"] >= 0.8 and found["low"] > 0.7 and found["swap_consistency"] >= 0.8
+
+
+def test_one_letter_is_the_same_verdict_as_text_as_json_and_as_a_probability(
+    home: Path, engine: VllmEngine, asked: list[Pair],
+) -> None:
+    said = {name: [verdict.preference for verdict in judge(home, name, engine).judge(asked)]
+            for name in ("chances", "letter", "json")}
+    assert len(said["letter"]) == 160 and None not in said["letter"] + said["json"] + said["chances"]
+    likelier = [float(value > 0.5) for value in said["chances"]]
+    assert said["letter"] == likelier  # the greedy letter is the likelier one
+    assert said["json"] == likelier
+    assert 0.2 < sum(likelier) / len(likelier) < 0.8
+
+
+def test_transformers_and_vllm_give_the_same_chances(home: Path, engine: VllmEngine, asked: list[Pair]) -> None:
+    checkpoint = home / "run/iteration-000/judge"
+    other = TransformersEngine(load_policy(checkpoint), load_tokenizer(checkpoint))
+    left, right = (judge(home, "chances", one).judge(asked[:20]) for one in (engine, other))
+    assert [verdict.preference for verdict in left] == pytest.approx([verdict.preference for verdict in right], abs=1e-4)
+
+
+def test_killed_while_it_learns_it_ends_the_same_and_labels_the_run(home: Path) -> None:
+    output = home / "killed"
+    overrides = [f"output={output}"]
+    at = Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 90)
+    assert run_in_process(home / "recipe.yaml", overrides, at) == -9
+    assert (output / "iteration-000/judge.partial/work").is_dir()
+    assert run_in_process(home / "recipe.yaml", overrides) == 0
+    one, other = (read_json(home / name / "iteration-000/judge/manifest.json")["outputs"] for name in ("run", "killed"))
+    assert one["model.safetensors"] == other["model.safetensors"]
+    assert not any("work/" in name for name in other)
+    verdicts = read_rows(output / "iteration-001/label/verdicts.parquet")
+    assert {row["judge"] for row in verdicts} == {"chances"} and {row["order"] for row in verdicts} == {"forward", "reversed"}
+    assert read_json(output / "iteration-001/evaluate/evaluation.json")["judge"] == "rules"
+    assert read_json(output / "iteration-001/label/judge_health.json")["canary_wins"].keys() == {
+        "empty", "constant", "echo", "injection", "padded list", "verdict inside"}
