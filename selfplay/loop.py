@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from selfplay import guard
-from selfplay.compare.card import write_card
+from selfplay.compare.card import write_cards
 from selfplay.compare.gather import read_run
 from selfplay.compare.report import write_report
 from selfplay.config import ConfigError, Recipe
@@ -73,7 +73,7 @@ def iterate(run: Run) -> None:
     from selfplay.stages import evaluate, policy
 
     do(run, 0, "evaluate", evaluate)
-    write_card(read_run(run.files.path), 0)
+    write_cards(read_run(run.files.path))
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
         if not learn_reward(run, iteration):
@@ -85,7 +85,7 @@ def iterate(run: Run) -> None:
         do(run, iteration, "policy", policy)
         do(run, iteration, "evaluate", evaluate)
         found = read_run(run.files.path)
-        write_card(found, iteration)
+        write_cards(found)
         if guard.assess_run(found).stop:
             stopped = f"iteration {iteration} raised a severe alarm, and guard.action is stop"
             break
@@ -152,7 +152,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     with files.locked(), opened(recipe, files, prompts) as current:
         do(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
         if name == "evaluate":
-            write_card(read_run(directory), iteration)
+            write_cards(read_run(directory))
     return files.stage(iteration, name)
 
 

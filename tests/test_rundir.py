@@ -24,6 +24,7 @@ from selfplay.rundir import (
     hash_of,
     hash_of_file,
     read_json,
+    read_json_lines,
     read_rows,
     write_atomically,
     write_json,
@@ -31,6 +32,8 @@ from selfplay.rundir import (
 )
 
 ROOT = Path(__file__).parents[1]
+SEPARATORS = ("\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\r")
+"""All that `str.splitlines` cuts at besides the line feed."""
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -79,6 +82,17 @@ def test_json_keeps_text_as_it_is_and_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(file, {"loss": math.nan})
     assert read_json(file)["none"] is None, "what was there is still there"
+
+
+def test_json_lines_end_at_a_line_feed_only(tmp_path: Path) -> None:
+    file, rows = tmp_path / "a.jsonl", [{"text": f"a{mark}b"} for mark in SEPARATORS]
+    assert read_json_lines(file) == []
+    whole = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    file.write_bytes(whole)
+    assert read_json_lines(file) == rows
+    for left in (b'{"text": "', b'{"text": "\xe2\x80'):  # killed within a line, within a character
+        file.write_bytes(whole + left)
+        assert read_json_lines(file) == rows
 
 
 def test_rows_survive_parquet(tmp_path: Path) -> None:

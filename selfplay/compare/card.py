@@ -1,6 +1,5 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
-from pathlib import Path
 
 import judges
 from selfplay.compare.alarms import reward_accuracy
@@ -11,15 +10,15 @@ from selfplay.guard import assess_run
 from selfplay.rundir import write_atomically
 
 
-def write_card(run: Run, iteration: int, folder: Path | None = None) -> Path:
-    """Write the card of an iteration's policy as README.md into its checkpoint, or into `folder`; returns its path.
+def write_cards(run: Run) -> None:
+    """Write README.md into the checkpoint of every iteration that has been evaluated.
 
-    It is no output of the stage `policy`, whose manifest does not list it: win rates are known only after `evaluate`.
-    Raises ConfigError if the run has no such iteration.
+    No stage's manifest lists it: win rates are known only behind `evaluate`, and change where a later iteration tells
+    more about the prompts.
     """
-    path = (folder or run.path / f"iteration-{iteration:03d}" / "policy") / "README.md"
-    write_atomically(path, card(run, iteration))
-    return path
+    for one in run.iterations:
+        if one.evaluation is not None:
+            write_atomically(run.path / one.name / "policy" / "README.md", card(run, one.number))
 
 
 def card(run: Run, number: int) -> str:
@@ -43,7 +42,7 @@ def _results(run: Run, one: Iteration) -> list[str]:
     """Win rates with intervals, and what else was measured on held-out prompts."""
     if one.evaluation is None:
         return []
-    pair, profile = run.pair(one.name, START), run.profiles.get(one.name)
+    pair = run.pair(one.name, START)
     rows = [
         ("win rate against the start", rate_text(one.comparison("win_rate_vs_start"))),
         ("the same at equal length", level_text(pair.length_controlled if pair else None)),
@@ -52,7 +51,7 @@ def _results(run: Run, one: Iteration) -> list[str]:
         ("KL to the start, nats per answer", _form(one.number_of("kl_to_start") if one.number else None, "{:.1f}")),
         ("mean length, tokens", _form(one.number_of("mean_length"), "{:.0f}")),
         ("cut off at the token limit", _form(one.number_of("truncated"), "{:.1%}")),
-        ("different answers", _form(profile.unique if profile else None, "{:.0%}")),
+        ("different answers", _form(one.number_of("unique"), "{:.0%}")),
     ]
     said = "On the held-out prompts."
     if pair is not None:

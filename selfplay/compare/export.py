@@ -4,10 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
-from selfplay.compare.card import write_card
+from selfplay.compare.card import card
 from selfplay.compare.contestants import Contestant, resolve
 from selfplay.compare.gather import read_run
 from selfplay.config import ConfigError
+from selfplay.rundir import write_atomically
 
 
 def export(target: str, directory: str | Path, *, push_to_hub: str | None = None) -> Path:
@@ -27,7 +28,8 @@ def export(target: str, directory: str | Path, *, push_to_hub: str | None = None
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     _save(one, partial)
-    write_card(read_run(one.run), int(Path(one.checkpoint).parent.name.rpartition("-")[2]), partial)
+    iteration = int(Path(one.checkpoint).parent.name.rpartition("-")[2])
+    write_atomically(partial / "README.md", card(read_run(one.run), iteration))
     if final.exists():
         final.rmdir()
     os.rename(partial, final)

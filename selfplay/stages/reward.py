@@ -67,10 +67,9 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
     own, replayed = sources(run, iteration, extra)
     with run.files.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
         seed = run.seed("reward", iteration, extra)
-        rows = [row for stage in own for row in preferences(run, *stage)]
+        rows, earlier = ([row for stage in stages for row in preferences(run, *stage)] for stages in (own, replayed))
         train, heldout = split(rows, config.heldout_share, run.seed("reward split"))
-        train += [row for stage in replayed for row in preferences(run, *stage)
-                  if derived_seed(seed, row["pair_id"]) % 10_000 < config.replay * 10_000]
+        train += draw(split(earlier, config.heldout_share, run.seed("reward split"))[0], config.replay, seed)
         if not train or not heldout:
             raise ConfigError(f"{len(rows)} decided pairs are too few to train a reward model on and keep "
                               f"{config.heldout_share:g} of the prompts back: raise generate.prompts")
@@ -108,6 +107,11 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
     for row in rows:
         (heldout if derived_seed(seed, row["prompt_id"]) % 10_000 < share * 10_000 else train).append(row)
     return train, heldout
+
+
+def draw(rows: Rows, share: float, seed: int) -> Rows:
+    """A share of the rows, each by a hash of its pair's id."""
+    return [row for row in rows if derived_seed(seed, row["pair_id"]) % 10_000 < share * 10_000]
 
 
 def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Path, seed: int) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 """Head to head: real checkpoints sampled on the same prompts, every pair judged, and nothing asked twice."""
 
 import json
-import sys
+import shutil
 from io import StringIO
 from pathlib import Path
 
@@ -15,21 +15,24 @@ from selfplay.compare.printing import print_summary
 from selfplay.compare.report import as_run, write_comparison
 from selfplay.compare.summary import summarise
 from selfplay.compare.votes import Vote, tabulate
-from selfplay.config import ConfigError, PromptSource, Sampling, load_recipe
+from selfplay.config import ConfigError, PromptSource, Sampling
+from selfplay.engines.hf import TransformersEngine
 from selfplay.rundir import read_rows
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+MODEL_JUDGE = """\
+name: letters
+mode: pairwise
+model: {model}
+order: both
+messages: [{{role: user, content: "{{{{ prompt }}}} {{{{ responses[0] }}}} {{{{ responses[1] }}}}"}}]
+output: {{kind: logprob, labels: {{A: 1.0, B: 0.0}}, least_mass: 0.0}}
+"""
 
-from tiny_run import write_recipe
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
+@pytest.fixture
+def tiny(tiny_run) -> Path:
     """A real run of two iterations, as small as they come."""
-    from selfplay.loop import run
-
-    folder = tmp_path_factory.mktemp("tiny")
-    return run(load_recipe(write_recipe(folder), [f"output={folder / 'run'}"]))
+    return tiny_run
 
 
 def test_a_run_alone_is_all_its_iterations_and_agrees_with_its_own_evaluation(tiny, tmp_path):
@@ -56,6 +59,38 @@ def test_the_same_checkpoint_twice_ties_everywhere_and_a_second_time_samples_not
     monkeypatch.setattr("selfplay.engines.open.open_engine", lambda *_, **__: pytest.fail("sampled again"))
     again = compare([start, start, f"{tiny}@2"], **options)
     assert again.matches == first.matches
+
+
+def test_a_second_comparison_asks_a_judge_that_is_a_model_nothing(tiny, tmp_path, monkeypatch):
+    """The judge is a real model, which says how likely the letters A and B are; its engine's questions are counted."""
+    asked = []
+    original = TransformersEngine.choice_logprobs
+
+    def counting(engine, prompts, choices):
+        asked.extend(prompts)
+        return original(engine, prompts, choices)
+
+    monkeypatch.setattr(TransformersEngine, "choice_logprobs", counting)
+    copy = tmp_path / "run"
+    shutil.copytree(tiny, copy, symlinks=True)
+    judge = tmp_path / "letters.yaml"
+    judge.write_text(MODEL_JUDGE.format(model=tiny / "iteration-000/policy"))
+    first = compare([str(copy)], judge=str(judge))
+    different = sum(match.a_text != match.b_text for match in first.matches)
+    assert first.asked == len(asked) == 2 * different > 150, "32 prompts, 3 pairs, both orders, less what is the same text"
+    assert {match.preference for match in first.matches} - {0.5, None}
+    again = compare([str(copy)], judge=str(judge), folder=tmp_path / "elsewhere")
+    assert len(asked) == first.asked and again.asked == 0
+    assert again.matches == first.matches
+
+
+def test_a_model_card_makes_no_other_checkpoint(tiny, tmp_path):
+    shutil.copytree(tiny / "iteration-001/policy", tmp_path / "model")
+    before = resolve(str(tmp_path / "model")).identity
+    (tmp_path / "model/README.md").write_text("other words")
+    assert resolve(str(tmp_path / "model")).identity == before
+    (tmp_path / "model/generation_config.json").write_text("{}")
+    assert resolve(str(tmp_path / "model")).identity != before
 
 
 def test_targets_name_what_they_say(tiny):

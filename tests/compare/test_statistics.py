@@ -53,6 +53,44 @@ def test_interval_of_two_prompts_by_hand():
     assert (result.low, result.high) == (0, 1)
 
 
+def wilson(share, n):
+    """The two roots p of (share - p)^2 = z^2 p (1 - p) / n, as numpy finds them."""
+    z2 = 1.959963984540054**2
+    return sorted(np.roots([1 + z2 / n, -2 * share - z2 / n, share**2]).real)
+
+
+def test_clustered_interval_by_hand():
+    # One try on each of 5 prompts: V = sum (hit - 3/5)^2 / 25 x 5/4 = 1.2 / 20, so n = 0.24 / 0.06 = 4.
+    assert stats.clustered_interval([1, 1, 1, 0, 0], [1] * 5) == pytest.approx(wilson(0.6, 4), abs=1e-9)
+    # Hits 3 of 3, 1 of 2, 0 of 1: share 4/6; residues 1, -1/3, -2/3; V = (14/9) / 36 x 3/2 = 7/108; n = (2/9) / V = 24/7.
+    assert stats.clustered_interval([3, 1, 0], [3, 2, 1]) == pytest.approx(wilson(2 / 3, 24 / 7), abs=1e-9)
+    # Even halves on every prompt: V is 0, as if all were known; as many as there are prompts.
+    assert stats.clustered_interval([1, 1, 1], [2, 2, 2]) == pytest.approx(wilson(0.5, 3), abs=1e-9)
+    assert stats.clustered_interval([2, 2], [2, 2]) == pytest.approx(wilson(1.0, 2), abs=1e-7)
+
+
+def test_pairs_that_repeat_what_their_prompt_said_add_nothing():
+    once = stats.clustered_interval([1, 0, 1, 1], [1, 1, 1, 1])
+    assert stats.clustered_interval([6, 0, 6, 6], [6, 6, 6, 6]) == pytest.approx(once, abs=1e-12)
+
+
+def test_unlike_pairs_never_count_for_more_than_they_are():
+    # V = 4 x 0.1^2 / 40^2 x 4/3 is tiny; 40 tries stay 40.
+    assert stats.clustered_interval([5.1, 4.9, 5.1, 4.9], [10] * 4) == pytest.approx(wilson(0.5, 40), abs=1e-9)
+    with pytest.raises(ValueError, match="no tries"):
+        stats.clustered_interval([], [])
+
+
+def test_clustered_interval_covers_where_the_plain_one_does_not():
+    """40 prompts with 6 pairs each; a prompt's own accuracy is Beta(1.4, 0.6): mean 0.7, correlation within 1/3."""
+    generator = np.random.default_rng(7)
+    hits = generator.binomial(6, generator.beta(1.4, 0.6, size=(1000, 40)))
+    clustered = [stats.clustered_interval(row, [6] * 40) for row in hits]
+    plain = [wilson(row.sum() / 240, 240) for row in hits]
+    covered, naive = (np.mean([low <= 0.7 <= high for low, high in found]) for found in (clustered, plain))
+    assert 0.93 <= covered <= 0.97 and naive < 0.85
+
+
 def test_the_same_seed_gives_the_same_interval_and_chunks_change_nothing(monkeypatch):
     values = list(np.random.default_rng(0).random(50))
     whole = stats.win_rate("a", "b", values, seed=3)

@@ -18,9 +18,10 @@ from selfplay.config import PPO, AdaptiveKL, ConfigError, Lora, Pretraining, Sam
 from selfplay.records import Prompt
 from selfplay.rl import PPOTrainer
 from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
-from selfplay.rl.metrics import forget_rows_from
+from selfplay.rl.metrics import append_rows, forget_rows_from
 from selfplay.rl.networks import add_adapter
 from selfplay.rl.rewards import FunctionReward
+from selfplay.rundir import read_json_lines
 
 
 class Killed(Exception):
@@ -146,3 +147,16 @@ def test_rows_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
     forget_rows_from(path, 3)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_texts_with_separators_of_unicode_stay_whole(tmp_path: Path) -> None:
+    """Sampled text may hold any of these; JSON escapes none of them."""
+    path = tmp_path / "samples.jsonl"
+    rows = [{"step": step, "response": "one\x85two\u2028three\u2029four"} for step in (1, 2, 3)]
+    append_rows(path, rows)
+    before = path.read_text(encoding="utf-8")
+    forget_rows_from(path, 4)
+    assert path.read_text(encoding="utf-8") == before
+    forget_rows_from(path, 3)
+    append_rows(path, rows[2:])
+    assert path.read_text(encoding="utf-8") == before and read_json_lines(path) == rows

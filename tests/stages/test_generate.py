@@ -14,13 +14,6 @@ from selfplay.stages.generate import draw_prompts, make_pairs, opponent, round_o
 from selfplay.stages.rows import pair_of, pair_row
 
 
-@pytest.fixture
-def copied(tiny_run: Path, tmp_path: Path) -> Path:
-    """A run of our own to write into, with two iterations that are done."""
-    shutil.copytree(tiny_run, tmp_path / "run")
-    return tmp_path / "run"
-
-
 def test_prompts_come_once_each_before_any_comes_again() -> None:
     pool = prompts(10)
     laps = [[prompt.id for start in (0, 4, 8) for prompt in draw_prompts(pool, 4, start, seed)][:12] for seed in (0, 1)]
