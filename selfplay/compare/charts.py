@@ -148,7 +148,7 @@ def bar_chart(
     label: Callable[[float], str] = percent, note: str = "",
 ) -> Figure:
     """Stacked bars: for each row its label and one length per piece; pieces are named above, `label` says a length."""
-    width, row_h, left = 720, 30, 78
+    width, row_h, left = 480, 30, 78
     parts, at, line = [], float(left), 0
     paints = [f'class="c{index % 6}" fill="currentColor" fill-opacity="{0.85 - 0.3 * (index // 6 % 2)}"'
               for index in range(len(pieces))]

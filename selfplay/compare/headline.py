@@ -66,7 +66,7 @@ def lead(run: Run, assessment: Assessment) -> list[str]:
         lines.append(f"Iteration {last.number} against iteration {last.number - 1}: {rate_text(rate)} on {rate.n} "
                      f"held-out prompts{unscored}.")
     if last is not None:
-        lines.append(f"Kept: {assessment.reason}.")
+        lines.append(f"Kept: {'' if assessment.best_iteration else 'the start, since '}{assessment.reason}.")
     if run.outcome.get("stopped"):
         lines.append(f"Stopped early: {run.outcome['stopped']}.")
     done, wanted = last.number if last else 0, run.config.get("iterations")

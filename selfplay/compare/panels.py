@@ -55,11 +55,11 @@ def iteration_figures(run: Run) -> list[Figure]:
 
 
 def _win_rates(run: Run, marks: Sequence[tuple[float, str]]) -> list[Figure]:
-    """Win rates with their intervals."""
+    """Win rates with their intervals; the first iteration has the start before it, so its second rate is the first again."""
     lines = []
-    for colour, (key, label) in enumerate((("win_rate_vs_start", "against the start"),
-                                           ("win_rate_vs_previous", "against the one before"))):
-        if rows := rated(run, key):
+    for colour, (key, label, first) in enumerate((("win_rate_vs_start", "against the start", 1),
+                                                  ("win_rate_vs_previous", "against the one before", 2))):
+        if rows := [row for row in rated(run, key) if row[0].number >= first]:
             lines.append(Series(label, [float(one.number) for one, _, _ in rows], [value for _, _, value in rows],
                                 [rate.low for _, rate, _ in rows], [rate.high for _, rate, _ in rows], colour=colour))
     if not lines:
@@ -71,8 +71,8 @@ def _win_rates(run: Run, marks: Sequence[tuple[float, str]]) -> list[Figure]:
 def overoptimisation_figures(run: Run) -> list[Figure]:
     """Proxy (reward) and audit (win rate) along sqrt(KL), as Gao et al. 2023 (2210.10760) draw them."""
     place = {one.number: math.sqrt(max(kl, 0.0)) for one in run.iterations
-             if (kl := one.number_of("kl_to_start")) is not None}
-    marks = [(0.0, "0 (start)"), *((x, f"{x:.1f} ({number})") for number, x in place.items())]
+             if one.number and (kl := one.number_of("kl_to_start")) is not None}
+    marks = _marks(place)
     proxy = [(place[one.number], value) for one in run.iterations
              if one.number in place and (value := one.number_of("mean_reward")) is not None]
     found = []
@@ -88,6 +88,17 @@ def overoptimisation_figures(run: Run) -> list[Figure]:
         found.append(line_chart("audit", title, [line], x_label=AXIS, x_ticks=marks, y_format=percent,
                                 reference=(0.5, "even"), include=[0.4]))
     return found
+
+
+def _marks(place: dict[int, float]) -> list[tuple[float, str]]:
+    """Labels below the iterations' places, 0 being the start; places too near for two labels share one: `1.9 (1, 2)`."""
+    near, groups = 0.2 * max(place.values(), default=0.0), [(0.0, ["start"])]
+    for iteration, x in sorted(place.items(), key=lambda one: one[1]):
+        if x - groups[-1][0] < near:
+            groups[-1][1].append(str(iteration))
+        else:
+            groups.append((x, [str(iteration)]))
+    return [(x, f"{x:.1f} ({', '.join(names)})" if x else f"0 ({', '.join(names)})") for x, names in groups]
 
 
 def step_figures(run: Run, main: bool) -> list[Figure]:

@@ -46,11 +46,16 @@ def iteration_table(run: Run) -> list[Row]:
         written("distinct-2", lambda one: one.distinct_2, "{:.1%}".format),
         written("different answers", lambda one: one.unique, "{:.0%}".format),
         of("likeness of answers to one prompt", lambda one: similar.get(one.number), "{:.2f}".format),
-        written("correlation of reward and length", lambda one: one.reward_length, "{:.2f}".format),
+        written("correlation of reward and length", lambda one: one.reward_length, signed),
         of("reward agrees with the judge", lambda one: rate_text(reward_accuracy(run, one))),
         of("reward model's accuracy", _accuracy),
     ]
     return [(label, texts) for label, texts in rows if any(text != DASH for text in texts[1:])]
+
+
+def signed(value: float) -> str:
+    """Two decimals, and no minus before a zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _equal_length(run: Run, one: Iteration) -> str:
@@ -125,11 +130,11 @@ def cycle_sentences(summary: Summary) -> list[str]:
 
 
 def flat_facts(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Every scalar of nested mappings with its dotted name, as text; lists in one line."""
+    """Every scalar of nested mappings with its dotted name, as text; lists in one line, what is empty left out."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat_facts(inner, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, list):
         yield prefix, " ".join(map(str, value))
-    elif value is not None:
+    elif value not in (None, ""):
         yield prefix, str(value)

@@ -1,5 +1,6 @@
 """Charts put every value where its scale says, stay well-formed whatever the names hold, and save as SVG and PNG."""
 
+import json
 import re
 from xml.etree import ElementTree
 
@@ -9,6 +10,8 @@ from making_runs import Plan, make_run
 from selfplay.compare import figures, saving
 from selfplay.compare.charts import bar_chart, interval_chart, line_chart, matrix_chart
 from selfplay.compare.figures import Series
+from selfplay.compare.gather import read_run
+from selfplay.compare.panels import iteration_figures, overoptimisation_figures
 from selfplay.config import ConfigError
 
 HOSTILE = "</svg><script>alert(1)</script> & \"'"
@@ -113,3 +116,24 @@ def test_a_run_that_has_only_begun_has_few_figures(tmp_path):
         "length",
         "time",
     }
+
+
+def test_labels_that_would_overlap_are_joined_and_the_start_has_one(tmp_path):
+    """Places are sqrt(9) = 3, sqrt(9.61) = 3.1 and sqrt(0.04) = 0.2: two of them too near, one too near the start."""
+    run = make_run(tmp_path / "r", Plan(prompts=8, iterations=3))
+    for number, kl in ((0, 0.0), (1, 9.0), (2, 9.61), (3, 0.04)):
+        file = run / f"iteration-00{number}/evaluate/evaluation.json"
+        file.parent.mkdir(exist_ok=True)
+        told = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps({**told, "kl_to_start": kl}))
+    for figure in overoptimisation_figures(read_run(run)):
+        assert re.findall(r">(\d[\d.]* \([^<]*\))<", figure.body) == ["0 (start, 3)", "3.0 (1, 2)"]
+
+
+def test_what_comes_first_has_one_win_rate(tmp_path):
+    """Before iteration 1 stands the start, so both rates would be one point on another."""
+    for iterations, lines in ((1, 1), (2, 2)):
+        run = read_run(make_run(tmp_path / str(iterations), Plan(prompts=8, iterations=iterations)))
+        figure = next(one for one in iteration_figures(run) if one.name == "win_rate")
+        assert figure.body.count("<polyline") == lines
+        assert ("against the one before" in figure.body) == (iterations == 2)
