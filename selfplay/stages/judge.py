@@ -1,10 +1,11 @@
 """A judge made from text alone: a small Llama that learns to answer judge files as rules would have them answered.
 
 The model reads the built-in stories in pairs, rendered by the judge files themselves, and learns the answer from which
-such a file reads the rules' verdict. Two more hints, at places where the judge is not listened to, let it learn to look
-things up in minutes: at each word that the prompts' columns may hold, whether this prompt asks for it; at each criterion
-of a sheet (see `judges.lessons`), the points it earns. How often it then agrees with the rules on pairs that it never saw
-is in `judge.json`. Left out: other sources of pairs than the stories, and judges that are not pairwise.
+such a file reads the rules' verdict. Hints at places where the judge is not listened to let it learn to look things up in
+minutes: at each criterion of a sheet (see `judges.lessons`), the points that the response above it earns; at each token of
+that response, whether it stands there for the first time or again, or is a word of the prompts' columns that this prompt
+does not ask for. How often it then agrees with the rules on pairs that it never saw is in `judge.json`. Left out: other
+sources of pairs than the stories, and judges that are not pairwise.
 """
 
 import re
@@ -31,7 +32,6 @@ from selfplay.stages import Run
 from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
 from selfplay.stages.supervised import train_supervised
 
-YES, NO = 1.0, 0.0
 SAMPLE = 2000
 """Lessons that the tokenizer is trained on."""
 
@@ -137,7 +137,7 @@ def lesson_tokenizer(lessons: Sequence[Lesson], criteria: Sequence[str], vocabul
 def whole_tokens(lessons: Sequence[Lesson], criteria: Sequence[str]) -> list[str]:
     """What must be one token, with the blank before it."""
     words = {word for lesson in lessons for word in asked_for(lesson.prompt)}
-    points = {earned for lesson in lessons for row in lesson.points for earned in row} | {YES, NO}
+    points = {earned for lesson in lessons for row in lesson.points for earned in row} | {0.0, 1.0, 2.0}
     said = {in_points(one - other) for lesson in lessons for one, other in zip(*lesson.points, strict=True)}
     return [f" {text}" for text in sorted({*words, *criteria, *said, *(f"{earned:g}" for earned in points)})]
 
@@ -152,23 +152,33 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
     """Question, answer and end as ids; the labels are the answer's, and hints in the question. Too long ones are left out."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     sheet = [vocabulary[f" {name}"] for name in criteria]
-    words = {vocabulary[f" {word}"]: word for lesson in lessons for word in asked_for(lesson.prompt)}
+    words = {vocabulary[f" {word}"] for lesson in lessons for word in asked_for(lesson.prompt)}
     for lesson in lessons:
         ids = encode_prompt(tokenizer, Prompt(id="lesson", messages=lesson.messages))
         answer = [*tokenizer(lesson.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if len(ids) + len(answer) > longest:
             continue
         labels = [-100] * len(ids)
-        wanted = asked_for(lesson.prompt)
-        for place, token in enumerate(ids[:-1]):
-            if token in words:
-                labels[place + 1] = vocabulary[f" {YES if words[token] in wanted else NO:g}"]
-        for place, points in zip(sheets(ids, sheet)[-len(lesson.points):], lesson.points, strict=False):
-            for number, earned in enumerate(points):
-                labels[place + number + 1] = vocabulary[f" {earned:g}"]
+        question = tokenizer(lesson.prompt.text, add_special_tokens=False)["input_ids"]
+        begin = next((place + len(question) for place in places_of(question, ids)), 0)
+        unasked = words - {vocabulary[f" {word}"] for word in asked_for(lesson.prompt)}
+        for place, points in zip(places_of(sheet, ids)[-len(lesson.points):], lesson.points, strict=False):
+            hints = [vocabulary[f" {hint:g}"] for hint in (*uses(ids[begin:place], unasked), *points)]
+            labels[begin + 1 : begin + 1 + len(hints)] = hints
+            begin += len(hints)
         yield {"input_ids": ids + answer, "labels": labels + answer}
 
 
-def sheets(ids: Sequence[int], sheet: Sequence[int]) -> list[int]:
-    """Where the criteria stand one after the other."""
-    return [place for place in range(len(ids) - len(sheet)) if list(ids[place : place + len(sheet)]) == list(sheet)]
+def uses(ids: Sequence[int], unasked: set[int]) -> list[float]:
+    """For each token, whether it stands here for the first time (1) or again (2); 0 for a word that nobody asked for."""
+    seen: set[int] = set()
+    found = []
+    for token in ids:
+        found.append(0.0 if token in unasked else 2.0 if token in seen else 1.0)
+        seen.add(token)
+    return found
+
+
+def places_of(part: Sequence[int], ids: Sequence[int]) -> list[int]:
+    """Where a run of tokens begins in others."""
+    return [place for place in range(len(ids) - len(part)) if list(ids[place : place + len(part)]) == list(part)]

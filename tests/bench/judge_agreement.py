@@ -41,7 +41,8 @@ def main() -> None:
     engine = open_engine(Engine(kind=given.engine), files.stage(0, "judge"), "judge")
     rows = list(measure(recipe, engine, sources))
     engine.close()
-    print(f"{'pairs':18}{'judge':24}{'n':>6}  {'agreement':22}{'swap':>7}{'first':>7}{'longer (deserved)':>20}{'unscored':>10}{'s':>7}")  # noqa: T201
+    print(f"{'pairs':18}{'judge':24}{'n':>6}  {'agreement':22}{'swap':>7}{'first':>7}"  # noqa: T201
+          f"{'longer (deserved)':>20}{'unscored':>10}{'s':>7}")
     for row in rows:
         span = f"{row['agreement']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         longer = f"{row['longer_share']:.2f} ({row['longer_deserved']:.2f})"

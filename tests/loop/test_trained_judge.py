@@ -1,10 +1,11 @@
 """A run that makes its own judge: taught by rules, asked through vLLM in four formats, killed while it learns.
 
-The rules are two that a model of 0.1M parameters learns in ten seconds: does the story end, does it end well.
+The rule is one that a model of 0.3M parameters learns in ten seconds: does the story end as stories do.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from textwrap import dedent
@@ -20,15 +21,17 @@ from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.vllm import VllmEngine
 from selfplay.loop import run
 from selfplay.models import load_policy, load_tokenizer
+from selfplay.plan import check
 from selfplay.records import Pair
-from selfplay.rundir import RunDirectory, read_json, read_rows
+from selfplay.rundir import RunDirectory, read_json, read_rows, write_rows
+from selfplay.stages import Run, label
 from selfplay.stages.judge import pairs
+from selfplay.stages.rows import pair_row
 
 RULES = """\
 mode: rules
 criteria:
-  - {name: ending, weight: 1, python: "judges.stories:ends"}
-  - {name: closing, weight: 2, python: "judges.stories:closes_well"}
+  - {name: ending, weight: 2, python: "judges.stories:ends"}
 """
 QUESTION = """\
 mode: pairwise
@@ -39,9 +42,9 @@ messages:
     content: |
       {{{{ prompt }}}}
       A: {{{{ responses[0] }}}}
-      Score ending closing.
+      Score ending.
       B: {{{{ responses[1] }}}}
-      Score ending closing.
+      Score ending.
       {request}
 output: {output}
 gold: gold.jsonl
@@ -76,9 +79,9 @@ judge:
     rules: FOLDER/rules.yaml
     also: [FOLDER/letter.yaml, FOLDER/json.yaml, FOLDER/reasons.yaml]
     vocabulary: 768
-    architecture: {layers: 2, hidden_size: 64, heads: 2, intermediate_size: 128, context: 512}
-    training: {steps: 140, batch_size: 16, learning_rate: 5e-3}
-    heldout: 64
+    architecture: {layers: 2, hidden_size: 128, heads: 4, intermediate_size: 256, context: 512}
+    training: {steps: 200, batch_size: 8, learning_rate: 5e-3}
+    heldout: 160
 evaluate: {judge: FOLDER/rules.yaml}
 algorithm: {steps: 1, episodes: 16, minibatches: 1}
 """
@@ -90,7 +93,7 @@ def write_files(folder: Path) -> Path:
     (folder / "rules.yaml").write_text(RULES)
     for name, (tokens, request, output) in FILES.items():
         (folder / f"{name}.yaml").write_text(QUESTION.format(tokens=tokens, request=request, output=output))
-    gold = [{"prompt": "Tell a story.", "chosen": f"{line} It was happy. The end.", "rejected": line}
+    gold = [{"prompt": "Tell a story.", "chosen": f"{line} It was happy. The end.", "rejected": f"{line} It was happy."}
             for line in ("It began to rain.", "The wind was cold.", "The sun was warm.", "It ran up the hill.")]
     (folder / "gold.jsonl").write_text("\n".join(json.dumps(row) for row in gold * 3))
     (folder / "recipe.yaml").write_text(dedent(RECIPE).replace("FOLDER", str(folder)))
@@ -157,18 +160,33 @@ def test_transformers_and_vllm_give_the_same_chances(home: Path, engine: VllmEng
     assert [verdict.preference for verdict in left] == pytest.approx([verdict.preference for verdict in right], abs=1e-4)
 
 
-def test_killed_while_it_learns_it_ends_the_same_and_labels_the_run(home: Path) -> None:
+def test_killed_while_it_learns_it_ends_the_same(home: Path) -> None:
     output = home / "killed"
-    overrides = [f"output={output}"]
-    at = Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 90)
-    assert run_in_process(home / "recipe.yaml", overrides, at) == -9
+    at = Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 120)
+    assert run_in_process(home / "recipe.yaml", [f"output={output}"], at) == -9
     assert (output / "iteration-000/judge.partial/work").is_dir()
-    assert run_in_process(home / "recipe.yaml", overrides) == 0
+    run(load_recipe(home / "recipe.yaml", [f"output={output}"]), only_start=True)
     one, other = (read_json(home / name / "iteration-000/judge/manifest.json")["outputs"] for name in ("run", "killed"))
     assert one["model.safetensors"] == other["model.safetensors"]
     assert not any("work/" in name for name in other)
-    verdicts = read_rows(output / "iteration-001/label/verdicts.parquet")
-    assert {row["judge"] for row in verdicts} == {"chances"} and {row["order"] for row in verdicts} == {"forward", "reversed"}
-    assert read_json(output / "iteration-001/evaluate/evaluation.json")["judge"] == "rules"
-    assert read_json(output / "iteration-001/label/judge_health.json")["canary_wins"].keys() == {
-        "empty", "constant", "echo", "injection", "padded list", "verdict inside"}
+
+
+def test_it_labels_the_run_that_made_it(home: Path, asked: list[Pair]) -> None:
+    files = RunDirectory(home / "run")
+    with files.writing(1, "generate", "made by hand") as folder:
+        write_rows(folder / "pairs.parquet", [pair_row(pair) for pair in asked])
+    with closing(Run(files.recipe(), files, *check(files.recipe()))) as opened:
+        label.run(opened, 1)
+        rules = judges.build(judges.load_spec(home / "rules.yaml"))
+        before = label.fingerprint(opened, 1)
+        weights = files.stage(0, "judge") / "manifest.json"
+        weights.write_text(weights.read_text().replace('"fingerprint": "', '"fingerprint": "other'))
+        assert label.fingerprint(opened, 1) != before, "verdicts follow from the judge's weights"
+    right = {row.pair_id: row.preference for row in rules.judge(asked) if row.preference != 0.5}
+    rows = read_rows(files.stage(1, "label") / "preferences.parquet")
+    chosen = {pair.id: (pair.first.text, pair.second.text)[right[pair.id] == 0] for pair in asked if pair.id in right}
+    agreed = [row["chosen"][0]["content"] == chosen[row["pair_id"]] for row in rows if row["pair_id"] in chosen]
+    assert len(agreed) > 20 and sum(agreed) / len(agreed) >= 0.8
+    health = read_json(files.stage(1, "label") / "judge_health.json")
+    assert health["judge"] == "chances" and health["gold"]["accuracy"] >= 0.9
+    assert health["canary_wins"].keys() == {"empty", "constant", "echo", "injection", "padded list", "verdict inside"}

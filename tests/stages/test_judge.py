@@ -1,6 +1,6 @@
 """The rows a judge is taught on, token by token, and how its heads begin."""
 
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from judges.lessons import Teacher
 from selfplay.config import Architecture, ConfigError, Judge, JudgeBootstrap, Optimisation, validate
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages.bootstrap import llama_config
-from selfplay.stages.judge import lesson_rows, lesson_tokenizer, look_for_likes, pairs, sheets, taught
+from selfplay.stages.judge import lesson_rows, lesson_tokenizer, look_for_likes, pairs, places_of, taught
 
 TEACHER = Teacher(load_spec("stories"), [load_spec("stories-judge", "made"), load_spec("stories-judge-logprob", "made")])
 LESSONS = list(islice(TEACHER.lessons(pairs("train", 0)), 600))
@@ -34,27 +34,31 @@ def hints(row: dict[str, list[int]]) -> list[tuple[str, str]]:
             for token, label in zip(row["input_ids"], [*row["labels"][1:], -100], strict=True) if label != -100]
 
 
-def test_a_row_holds_hints_at_words_and_sheets_and_then_the_answer() -> None:
-    row, _ = rows("A shy fox found a drum. The end.", "A bear. A bear.")
-    asked = [(f" {word}", " 1") for word in ("shy", "fox", "lake", "kite", "bell")]
-    story_a = [(" shy", " 1"), (" fox", " 1"), (" drum", " 0")]
-    story_b = [(" bear", " 0"), (" bear", " 0")]
+def test_a_row_holds_hints_at_responses_and_sheets_and_then_the_answer() -> None:
+    row, _ = rows("A shy fox found a drum. A fox. The end.", "A bear. A bear.")
+    story_a = list(takewhile(lambda pair: pair[0] != "Score", hints(row)))
+    # asked for and new, again, or not asked for; the question's own fox and full stops do not count
+    assert [pair for pair in story_a if pair[0] in (" shy", " fox", " drum", ".", " The end.")] == [
+        (" shy", " 1"), (" fox", " 1"), (" drum", " 0"), (".", " 1"), (" fox", " 2"), (".", " 2"), (" The end.", " 1")]
     # animal 2 of 2, no other 1 of 1, neither place nor things, ending 2 of 2, repeats nothing 1 of 1, too short
     sheet_a = list(zip([f" {name}" for name in TEACHER.criteria], [" 2", " 1", " 0", " 0", " 2", " 0", " 0", " 1", " 0"],
                        strict=True))
+    begin = len(story_a) + 1
+    assert hints(row)[begin : begin + 9] == sheet_a
+    rest = hints(row)[begin + 9 :]
+    assert [pair for pair in rest if pair[0] in (" bear", ".")] == [(".", " 1"), (" bear", " 0"), (".", " 2"), (" bear", " 0"),
+                                                                  (".", " 2")]
     sheet_b = [(f" {name}", " 0") for name in TEACHER.criteria]
-    found = hints(row)
-    assert found[: 5 + 3 + 9 + 2 + 9] == asked + story_a + sheet_a + story_b + sheet_b
-    said = "".join(label for _, label in found[5 + 3 + 9 + 2 + 9:])
-    assert said == ("animal A2 no other animal A1 place = things = ending A2 closing = friend = no repeats A1 length = [[A]]"
-                    "<|end|>")
+    begin = rest.index(("Score", " 1")) + 1
+    assert rest[begin : begin + 9] == sheet_b
+    assert "".join(label for _, label in rest[begin + 9 :]) == (
+        "animal A2 no other animal A1 place = things = ending A2 closing = friend = no repeats A1 length = [[A]]<|end|>")
 
 
 def test_the_other_order_has_the_other_sheet_and_verdict() -> None:
     _, row = rows("A shy fox found a drum. The end.", "A bear. A bear.")
-    said = "".join(label for _, label in hints(row))
-    assert said.endswith("animal B2 no other animal B1 place = things = ending B2 closing = friend = no repeats B1 length = [[B]]"
-                         "<|end|>")
+    assert "".join(label for _, label in hints(row)).endswith(
+        "animal B2 no other animal B1 place = things = ending B2 closing = friend = no repeats B1 length = [[B]]<|end|>")
 
 
 def test_every_word_and_point_is_one_token_and_text_comes_back_as_it_was() -> None:
@@ -71,8 +75,8 @@ def test_a_question_beyond_the_context_is_left_out() -> None:
     assert list(lesson_rows(TOKENIZER, LESSONS[:1], TEACHER.criteria, 10)) == []
 
 
-def test_sheets_are_where_all_criteria_stand_in_their_order() -> None:
-    assert sheets([7, 1, 2, 3, 9, 1, 2, 9, 1, 2, 3, 4], [1, 2, 3]) == [1, 8]
+def test_a_sheet_is_where_all_criteria_stand_in_their_order() -> None:
+    assert places_of([1, 2, 3], [7, 1, 2, 3, 9, 1, 2, 9, 1, 2, 3, 4]) == [1, 8]
 
 
 def test_half_the_heads_of_the_lower_layers_begin_with_keys_like_queries() -> None:
