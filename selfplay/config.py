@@ -244,7 +244,7 @@ class JudgeBootstrap(Section):
     vocabulary: Annotated[int, Field(ge=512)] = 1280
     """Size of the BPE vocabulary, which is the judge's own; words of the prompts' columns are tokens of their own."""
     architecture: Architecture = Architecture(context=768)
-    training: Optimisation = Optimisation(steps=1500, batch_size=16)
+    training: Optimisation = Optimisation(steps=1800, batch_size=16)
     """Each step learns from `batch_size` lessons it has not seen before."""
     heldout: Count = 512
     """Pairs of held-out stories on which the judge's agreement with the rules is measured."""

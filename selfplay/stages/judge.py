@@ -2,15 +2,15 @@
 
 The model reads the built-in stories in pairs, rendered by the judge files themselves, and learns the answer from which
 such a file reads the rules' verdict. Hints at places where the judge is not listened to let it learn to look things up in
-minutes: at each criterion of a sheet (see `judges.lessons`), the points that the response above it earns; at each token of
-that response, whether it stands there for the first time or again, or is a word of the prompts' columns that this prompt
-does not ask for. How often it then agrees with the rules on pairs that it never saw is in `judge.json`. Left out: other
-sources of pairs than the stories, and judges that are not pairwise.
+minutes: at each criterion of a sheet (see `judges.lessons`), the points that the response above it earns; in that response,
+at each word that stands in the columns of prompts, whether this prompt asks for it, and whether it was used before. How
+often it then agrees with the rules on pairs that it never saw is in `judge.json`. Left out: other sources of pairs than the
+stories, and judges that are not pairwise.
 """
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
     """Question, answer and end as ids; the labels are the answer's, and hints in the question. Too long ones are left out."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     sheet = [vocabulary[f" {name}"] for name in criteria]
-    words = {vocabulary[f" {word}"] for lesson in lessons for word in asked_for(lesson.prompt)}
+    words = {vocabulary[f" {word}"]: word for lesson in lessons for word in asked_for(lesson.prompt)}
     for lesson in lessons:
         ids = encode_prompt(tokenizer, Prompt(id="lesson", messages=lesson.messages))
         answer = [*tokenizer(lesson.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -161,22 +161,19 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
         labels = [-100] * len(ids)
         question = tokenizer(lesson.prompt.text, add_special_tokens=False)["input_ids"]
         begin = next((place + len(question) for place in places_of(question, ids)), 0)
-        unasked = words - {vocabulary[f" {word}"] for word in asked_for(lesson.prompt)}
         for place, points in zip(places_of(sheet, ids)[-len(lesson.points):], lesson.points, strict=False):
-            hints = [vocabulary[f" {hint:g}"] for hint in (*uses(ids[begin:place], unasked), *points)]
-            labels[begin + 1 : begin + 1 + len(hints)] = hints
-            begin += len(hints)
+            hints = {**uses(ids, range(begin, place), words, asked_for(lesson.prompt)),
+                     **{place + number: earned for number, earned in enumerate(points)}}
+            for hinted, value in hints.items():
+                labels[hinted + 1] = vocabulary[f" {value:g}"]
+            begin = place + len(sheet)
         yield {"input_ids": ids + answer, "labels": labels + answer}
 
 
-def uses(ids: Sequence[int], unasked: set[int]) -> list[float]:
-    """For each token, whether it stands here for the first time (1) or again (2); 0 for a word that nobody asked for."""
-    seen: set[int] = set()
-    found = []
-    for token in ids:
-        found.append(0.0 if token in unasked else 2.0 if token in seen else 1.0)
-        seen.add(token)
-    return found
+def uses(ids: Sequence[int], places: range, words: Mapping[int, str], wanted: set[str]) -> dict[int, float]:
+    """Place of each word of the prompts' columns -> 1 if this prompt asks for it and it is new, 2 if it is used again, else 0."""
+    return {place: 0.0 if words[ids[place]] not in wanted else 2.0 if ids[place] in ids[places.start : place] else 1.0
+            for place in places if ids[place] in words}
 
 
 def places_of(part: Sequence[int], ids: Sequence[int]) -> list[int]:

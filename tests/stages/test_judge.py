@@ -1,6 +1,6 @@
 """The rows a judge is taught on, token by token, and how its heads begin."""
 
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -36,22 +36,16 @@ def hints(row: dict[str, list[int]]) -> list[tuple[str, str]]:
 
 def test_a_row_holds_hints_at_responses_and_sheets_and_then_the_answer() -> None:
     row, _ = rows("A shy fox found a drum. A fox. The end.", "A bear. A bear.")
-    story_a = list(takewhile(lambda pair: pair[0] != "Score", hints(row)))
-    # asked for and new, again, or not asked for; the question's own fox and full stops do not count
-    assert [pair for pair in story_a if pair[0] in (" shy", " fox", " drum", ".", " The end.")] == [
-        (" shy", " 1"), (" fox", " 1"), (" drum", " 0"), (".", " 1"), (" fox", " 2"), (".", " 2"), (" The end.", " 1")]
+    # asked for and new, again, or not asked for; the question's own fox does not count
+    story_a = [(" shy", " 1"), (" fox", " 1"), (" drum", " 0"), (" fox", " 2")]
+    story_b = [(" bear", " 0"), (" bear", " 0")]
     # animal 2 of 2, no other 1 of 1, neither place nor things, ending 2 of 2, repeats nothing 1 of 1, too short
     sheet_a = list(zip([f" {name}" for name in TEACHER.criteria], [" 2", " 1", " 0", " 0", " 2", " 0", " 0", " 1", " 0"],
                        strict=True))
-    begin = len(story_a) + 1
-    assert hints(row)[begin : begin + 9] == sheet_a
-    rest = hints(row)[begin + 9 :]
-    assert [pair for pair in rest if pair[0] in (" bear", ".")] == [(".", " 1"), (" bear", " 0"), (".", " 2"), (" bear", " 0"),
-                                                                  (".", " 2")]
     sheet_b = [(f" {name}", " 0") for name in TEACHER.criteria]
-    begin = rest.index(("Score", " 1")) + 1
-    assert rest[begin : begin + 9] == sheet_b
-    assert "".join(label for _, label in rest[begin + 9 :]) == (
+    found = hints(row)
+    assert found[: 4 + 9 + 2 + 9] == story_a + sheet_a + story_b + sheet_b
+    assert "".join(label for _, label in found[4 + 9 + 2 + 9 :]) == (
         "animal A2 no other animal A1 place = things = ending A2 closing = friend = no repeats A1 length = [[A]]<|end|>")
 
 
