@@ -62,14 +62,15 @@ def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
 
 
 def _best(run: Run, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, str]:
-    """The iteration to keep, and why."""
+    """The iteration to keep, and why. A severe alarm is forgiven where an audit finds the iteration clearly better."""
     evaluated = run.evaluated
     if not evaluated:
         return 0, "no iteration has been evaluated yet"
     if settings.action == "warn":
         return evaluated[-1].number, f"iteration {evaluated[-1].number} is the last one, and guard.action is warn"
     rates = {one.number: rate for one in evaluated if (rate := _against_start(run, one)) is not None}
-    spoiled = set() if run.audited else {alarm.iteration for alarm in alarms if alarm.severe}
+    vouched = {number for number, rate in rates.items() if run.audited and (rate.low or 0.0) > 0.5}
+    spoiled = {alarm.iteration for alarm in alarms if alarm.severe} - vouched
     sound = {number: rate.win_rate for number, rate in rates.items()
              if number not in spoiled and rate.win_rate is not None}
     best = max(sound, key=lambda number: (sound[number], -number), default=0)

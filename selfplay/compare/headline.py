@@ -27,7 +27,9 @@ def headline(run: Run, assessment: Assessment) -> Headline:
     best, last = assessment.best_iteration, evaluated[-1].number
     rate = next((one.comparison("win_rate_vs_start") for one in evaluated if one.number == best), None)
     if best == 0 or rate is None or rate.win_rate is None:
-        return Headline("No iteration is better than the start")
+        rates = [one.comparison("win_rate_vs_start") for one in evaluated]
+        won = any(one is not None and one.low is not None and one.low > 0.5 for one in rates)
+        return Headline(f"No {'sound ' if won else ''}iteration is better than the start")
     share, _, interval = rate_text(rate).partition(" ")
     clear = rate.low is not None and rate.low > 0.5
     verdict = f"Iteration {best} {'' if clear else 'is no clear gain: it '}beats the start {share} of the time"

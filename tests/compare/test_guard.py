@@ -71,6 +71,13 @@ def test_without_an_audit_severe_alarms_disqualify(tmp_path):
     config["evaluate"]["judge"] = "another"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert assess(run).best_iteration == 2  # another judge, who gave no labels, vouches for it
+    evaluation = run / TWO / "evaluate/evaluation.json"
+    told = json.loads(evaluation.read_text())
+    told["win_rate_vs_start"] |= {"win_rate": 0.99, "low": 0.5}
+    evaluation.write_text(json.dumps(told))
+    found = assess(run)
+    assert found.best_iteration == 1  # an audit that is not sure does not
+    assert found.reason.endswith("iteration 2 raised a severe alarm")
 
 
 def lengthen(path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_run_whose_best_is_not_its_last_says_what_to_keep(tmp_path):
     run = make_run(tmp_path / "hacked", Plan(hacked=True, audited=True))
     page = write_report(run).read_text()
     assert "No iteration is better than the start" in page
-    assert "Kept: the start, since no iteration beats the start by the audit judge" in page
+    assert "Kept: the start, since no sound iteration is left; iteration 1 raised a severe alarm" in page
     assert "Length exploitation: iteration 2&#39;s answers are" in page
     assert "Over-optimisation: in iteration 2 the reward rose" in page
 
