@@ -28,11 +28,13 @@ from selfplay.records import Message, Pair, Prompt
 class Lesson:
     """A question to the judge and what it should say.
 
-    `points` holds, for each response in the order shown, what it earns under each criterion, in the rules' own weights.
+    `winner` is the letter of the better response. `points` holds, for each response in the order shown, what it earns under
+    each criterion, in the rules' own weights.
     """
 
     messages: tuple[Message, ...]
     answer: str
+    winner: str
     prompt: Prompt
     points: tuple[tuple[float, ...], ...]
 
@@ -69,8 +71,9 @@ class Teacher:
         points = tuple(tuple(self.points(one)) for one in found)
         reasons = " ".join(f"{name} {in_points(first - second)}"
                            for name, first, second in zip(self.criteria, *points, strict=True))
-        return Lesson(self.conversations[file].messages(prompt, shown),
-                      answer(self.files[file], self.better(*found) == "first", reasons), prompt, points)
+        first_wins = self.better(*found) == "first"
+        return Lesson(self.conversations[file].messages(prompt, shown), answer(self.files[file], first_wins, reasons),
+                      NAMES[0] if first_wins else NAMES[1], prompt, points)
 
     def better(self, first: Assessment, second: Assessment) -> str | None:
         """The winner by the rules, None if one of the two cannot be scored."""

@@ -43,7 +43,8 @@ def story_pairs(split: str, seed: int = 0) -> Iterator[tuple[Prompt, str, str]]:
 def told(wishes: Wishes, generator: random.Random) -> str:
     """A story of any care, left as it is or changed a little; rarely, something that is no story."""
     if generator.random() < OTHERWISE:
-        return generator.choice(("", wishes.instruction, " ".join(generator.sample(FILLERS, 4)), unknown(generator)))
+        return generator.choice(("", wishes.instruction, " ".join(generator.sample(FILLERS, 4)), unknown(generator),
+                                 listed(generator)))
     return changed(tell(wishes, generator.random(), generator), wishes, generator, generator.choice((0, 0, 1, 2)))
 
 
@@ -116,6 +117,12 @@ def unknown(generator: random.Random) -> str:
     words = ["".join(generator.choices(string.ascii_lowercase, k=generator.randint(2, 8)))
              for _ in range(generator.randint(2, 6))]
     return f"{' '.join(words).capitalize()}."
+
+
+def listed(generator: random.Random) -> str:
+    """A list of such sentences, with dashes or numbers: much text, and no story."""
+    marks = generator.choice(([f"{number}. " for number in range(1, 13)], ["- "] * 12))
+    return "\n".join(f"{mark}{unknown(generator)}" for mark in marks[: generator.randint(3, 12)])
 
 
 def insert(story: str, sentence: str, generator: random.Random) -> str:

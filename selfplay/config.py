@@ -501,7 +501,7 @@ class Recipe(Section):
     iterations: Count = 2
     """Rounds of generate, label, reward, policy, evaluate."""
     threads: Count | None = None
-    """CPU threads for torch; default all cores."""
+    """CPU threads for torch; default OMP_NUM_THREADS, or else all cores."""
     prompts: Prompts = Prompts()
     policy: Policy
     engine: Engine = Engine()

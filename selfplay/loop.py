@@ -188,7 +188,8 @@ def settle_libraries(recipe: Recipe) -> None:
     import torch
     import transformers
 
-    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

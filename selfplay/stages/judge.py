@@ -151,6 +151,7 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
                 longest: int) -> Iterator[dict[str, list[int]]]:
     """Question, answer and end as ids; the labels are the answer's, and hints in the question. Too long ones are left out."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
+    texts = {number: tokenizer.decode([number]) for number in vocabulary.values()}
     sheet = [vocabulary[f" {name}"] for name in criteria]
     words = {vocabulary[f" {word}"]: word for lesson in lessons for word in asked_for(lesson.prompt)}
     for lesson in lessons:
@@ -158,22 +159,41 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
         answer = [*tokenizer(lesson.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         if len(ids) + len(answer) > longest:
             continue
-        labels = [-100] * len(ids)
+        hints: dict[int, str] = {}
         question = tokenizer(lesson.prompt.text, add_special_tokens=False)["input_ids"]
         begin = next((place + len(question) for place in places_of(question, ids)), 0)
         for place, points in zip(places_of(sheet, ids)[-len(lesson.points):], lesson.points, strict=False):
-            hints = {**uses(ids, range(begin, place), words, asked_for(lesson.prompt)),
-                     **{place + number: earned for number, earned in enumerate(points)}}
-            for hinted, value in hints.items():
-                labels[hinted + 1] = vocabulary[f" {value:g}"]
+            hints |= {end: f" {again:g}" for end, again in repeats(ids, range(begin, place), texts).items()}
+            hints |= {at: f" {used:g}" for at, used in uses(ids, range(begin, place), words, asked_for(lesson.prompt)).items()}
+            hints |= {place + number: f" {earned:g}" for number, earned in enumerate(points)}
             begin = place + len(sheet)
+            behind = range(begin, len(ids) - 1)
+        if hints:
+            hints |= dict.fromkeys(behind, lesson.winner)
+        labels = [-100, *(vocabulary[hints[place]] if place in hints else -100 for place in range(len(ids) - 1))]
         yield {"input_ids": ids + answer, "labels": labels + answer}
 
 
-def uses(ids: Sequence[int], places: range, words: Mapping[int, str], wanted: set[str]) -> dict[int, float]:
+def uses(ids: Sequence[int], places: range, words: Mapping[int, str], wanted: set[str]) -> dict[int, int]:
     """Place of each word of the prompts' columns -> 1 if this prompt asks for it and it is new, 2 if it is used again, else 0."""
-    return {place: 0.0 if words[ids[place]] not in wanted else 2.0 if ids[place] in ids[places.start : place] else 1.0
+    return {place: 0 if words[ids[place]] not in wanted else 2 if ids[place] in ids[places.start : place] else 1
             for place in places if ids[place] in words}
+
+
+def repeats(ids: Sequence[int], places: range, texts: Mapping[int, str]) -> dict[int, int]:
+    """Place of each sentence's full stop -> 1 if the sentence stood there before, else 0."""
+    found: dict[int, int] = {}
+    told: list[str] = []
+    sentence = ""
+    for place in places:
+        sentence += texts[ids[place]]
+        if sentence.strip() == ".":  # behind the sheet of the response before
+            sentence = ""
+        elif sentence.endswith("."):
+            found[place] = int(any(before.endswith(sentence.strip()) for before in told))  # the first has a label before it
+            told.append(sentence)
+            sentence = ""
+    return found
 
 
 def places_of(part: Sequence[int], ids: Sequence[int]) -> list[int]:

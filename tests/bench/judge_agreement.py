@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from measuring import publish
+
 import judges
 from judges.lessons import agreement
 from prompts import stories
@@ -22,7 +24,7 @@ from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.open import open_engine
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.records import Pair
-from selfplay.rundir import RunDirectory, provenance, write_json
+from selfplay.rundir import RunDirectory
 from selfplay.stages.judge import pairs
 
 
@@ -32,7 +34,6 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--engine", default="vllm", choices=["vllm", "transformers"])
     parser.add_argument("--pairs", type=int, default=1300)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "judge_agreement.json")
     given = parser.parse_args()
     files = RunDirectory(given.run)
     recipe = files.recipe()
@@ -41,15 +42,7 @@ def main() -> None:
     engine = open_engine(Engine(kind=given.engine), files.stage(0, "judge"), "judge")
     rows = list(measure(recipe, engine, sources))
     engine.close()
-    print(f"{'pairs':18}{'judge':24}{'n':>6}  {'agreement':22}{'swap':>7}{'first':>7}"  # noqa: T201
-          f"{'longer (deserved)':>20}{'unscored':>10}{'s':>7}")
-    for row in rows:
-        span = f"{row['agreement']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        longer = f"{row['longer_share']:.2f} ({row['longer_deserved']:.2f})"
-        print(f"{row['source']:18}{row['judge']:24}{row['pairs']:6}  {span:22}{row['swap_consistency']:7.3f}"  # noqa: T201
-              f"{row['first_share']:7.3f}{longer:>20}{row['unscored']:10}{row['seconds']:7.0f}")
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(given.output, {"engine": given.engine, "rows": rows, "provenance": provenance()})
+    publish("judge_agreement", rows, engine=given.engine)
 
 
 def sampled(files: RunDirectory, recipe: Recipe, iteration: int, count: int) -> list[Pair]:

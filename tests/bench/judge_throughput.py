@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from measuring import publish
 from transformers import LlamaForCausalLM
 
 import judges
@@ -27,7 +28,6 @@ from selfplay.config import Architecture, Engine
 from selfplay.engines.open import open_engine
 from selfplay.models import encode_prompt, save
 from selfplay.records import Pair, Prompt
-from selfplay.rundir import provenance, write_json
 from selfplay.stages.bootstrap import llama_config
 from selfplay.stages.judge import lesson_tokenizer, pairs
 
@@ -41,18 +41,14 @@ def main() -> None:
     parser.add_argument("--model", help="a judge's checkpoint; default random weights")
     parser.add_argument("--pairs", type=int, default=500, help="pairs per round and side; each is asked in both orders")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "judge_throughput.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = given.model or random_judge(Path(folder) / "judge")
         source = pairs("heldout", 11)
-        rows = [row for kind in given.engines for row in measure(kind, checkpoint, source, given.pairs, given.rounds, folder)]
-    print(f"{'engine':14}{'judge':24}{'judging, questions/s':>22}{'bare':>10}{'judging / bare':>16}")  # noqa: T201
-    for row in rows:
-        print(f"{row['engine']:14}{row['judge']:24}{row['judging']:22.0f}{row['bare']:10.0f}{row['ratio']:16.3f}")  # noqa: T201
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(given.output, {"rows": rows, "pairs": given.pairs, "rounds": given.rounds, "model": given.model or "random",
-                              "provenance": provenance()})
+        rounds: list[dict[str, list[float]]] = []
+        rows = [row for kind in given.engines
+                for row in measure(kind, checkpoint, source, given.pairs, given.rounds, folder, rounds)]
+    publish("judge_throughput", rows, pairs=given.pairs, model=given.model or "random", rounds=rounds)
 
 
 def random_judge(path: Path) -> str:
@@ -65,9 +61,9 @@ def random_judge(path: Path) -> str:
     return str(path)
 
 
-def measure(kind: Any, checkpoint: str, source: Iterator[Pair], count: int, rounds: int,
-            folder: str) -> Iterator[dict[str, Any]]:
-    """One row per judge file: medians over the rounds, and all rounds."""
+def measure(kind: Any, checkpoint: str, source: Iterator[Pair], count: int, rounds: int, folder: str,
+            kept: list[dict[str, list[float]]]) -> Iterator[dict[str, Any]]:
+    """One row per judge file: medians over the rounds, which go to `kept`. Rates are questions per second."""
     engine: Any = open_engine(Engine(kind=kind), checkpoint, "judge")
     for name in FILES:
         found: dict[str, list[float]] = {"judging": [], "bare": []}
@@ -79,8 +75,9 @@ def measure(kind: Any, checkpoint: str, source: Iterator[Pair], count: int, roun
                 if number >= 0:
                     found[side].append(2 * count / seconds)
         ratios = [one / other for one, other in zip(found["judging"], found["bare"], strict=True)]
-        yield {"engine": kind, "judge": name, "judging": statistics.median(found["judging"]),
-               "bare": statistics.median(found["bare"]), "ratio": statistics.median(ratios), "rounds": found}
+        kept.append(found)
+        yield {"engine": kind, "judge": name, "judging, questions/s": statistics.median(found["judging"]),
+               "bare, questions/s": statistics.median(found["bare"]), "judging over bare": statistics.median(ratios)}
     engine.close()
 
 

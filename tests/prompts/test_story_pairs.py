@@ -5,7 +5,7 @@ import re
 from itertools import islice
 
 from prompts.stories import ANIMALS, Wishes, tell
-from prompts.story_pairs import CHANGES, changed, double, drop, exchange, move, sentences, story_pairs, unknown
+from prompts.story_pairs import CHANGES, changed, double, drop, exchange, listed, move, sentences, story_pairs, unknown
 
 WISHES = Wishes("shy", "fox", "lake", "kite", "bell")
 STORY = "One day a shy fox went to the lake. It found a kite under a tree. The end."
@@ -41,6 +41,9 @@ def test_what_each_change_does() -> None:
     animals = {word for _ in range(200) for word in ANIMALS if f" {word} " in exchange(STORY, WISHES, generator)}
     assert animals >= {"fox", "cat", "dog"}
     assert re.fullmatch(r"[A-Z][a-z ]+\.", unknown(generator))
+    lists = [listed(generator) for _ in range(50)]
+    assert all(re.fullmatch(r"(- [A-Z][a-z ]+\.\n?){3,12}|(\d+\. [A-Z][a-z ]+\.\n?){3,12}", text) for text in lists)
+    assert {text[0] for text in lists} == {"-", "1"}
 
 
 def test_no_change_breaks_on_an_empty_text_or_leaves_a_story_as_long_as_it_likes() -> None:

@@ -36,21 +36,27 @@ def hints(row: dict[str, list[int]]) -> list[tuple[str, str]]:
 
 def test_a_row_holds_hints_at_responses_and_sheets_and_then_the_answer() -> None:
     row, _ = rows("A shy fox found a drum. A fox. The end.", "A bear. A bear.")
-    # asked for and new, again, or not asked for; the question's own fox does not count
-    story_a = [(" shy", " 1"), (" fox", " 1"), (" drum", " 0"), (" fox", " 2")]
-    story_b = [(" bear", " 0"), (" bear", " 0")]
+    # words: asked for and new 1, again 2, or not asked for 0 (the question's own fox does not count); a full stop: whether
+    # this sentence stood there before
+    story_a = [(" shy", " 1"), (" fox", " 1"), (" drum", " 0"), (".", " 0"), (" fox", " 2"), (".", " 0"), (" The end.", " 0")]
+    story_b = [(" bear", " 0"), (".", " 0"), (" bear", " 0"), (".", " 1")]
     # animal 2 of 2, no other 1 of 1, neither place nor things, ending 2 of 2, repeats nothing 1 of 1, too short
     sheet_a = list(zip([f" {name}" for name in TEACHER.criteria], [" 2", " 1", " 0", " 0", " 2", " 0", " 0", " 1", " 0"],
                        strict=True))
     sheet_b = [(f" {name}", " 0") for name in TEACHER.criteria]
     found = hints(row)
-    assert found[: 4 + 9 + 2 + 9] == story_a + sheet_a + story_b + sheet_b
-    assert "".join(label for _, label in found[4 + 9 + 2 + 9 :]) == (
+    told = [*story_a, *sheet_a, *story_b, *sheet_b]
+    assert found[: len(told)] == told
+    behind = found[len(told) :]
+    # behind the last sheet, up to the answer: who wins
+    assert behind[:4] == [(".", "A"), ("\n", "A"), ("Who wins each, then [[A]] or [[B]].", "A"), ("<|end|>", "A")]
+    assert "".join(label for _, label in behind[4:]) == (
         "animal A2 no other animal A1 place = things = ending A2 closing = friend = no repeats A1 length = [[A]]<|end|>")
 
 
 def test_the_other_order_has_the_other_sheet_and_verdict() -> None:
     _, row = rows("A shy fox found a drum. The end.", "A bear. A bear.")
+    assert hints(row)[-24:-20] == [(".", "B"), ("\n", "B"), ("Who wins each, then [[A]] or [[B]].", "B"), ("<|end|>", "B")]
     assert "".join(label for _, label in hints(row)).endswith(
         "animal B2 no other animal B1 place = things = ending B2 closing = friend = no repeats B1 length = [[B]]<|end|>")
 
