@@ -15,7 +15,7 @@ quickstart: .venv/installed-base
 	.venv/bin/selfplay run runs/quickstart.yaml
 
 test: .venv/installed-test
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .

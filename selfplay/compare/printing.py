@@ -11,9 +11,12 @@ from selfplay.compare.summary import Summary
 from selfplay.compare.tables import cycle_sentences
 from selfplay.compare.wording import DASH, chance_text, level_text, points_text, rate_text, spoken
 
+WIDEST_TABLE = 120
+
 
 def print_summary(summary: Summary, console: Console) -> None:
     """The verdict, every pair, the ratings, differences against the baseline, and what does not fit."""
+    console.width = max(console.width, WIDEST_TABLE)  # in a pipe or a narrow terminal no number is cut off
     found = headline_of(summary)
     console.print(Text.assemble((found.verdict, "bold"), f" {found.interval}\n"))
     rows = []

@@ -91,8 +91,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--trl-python", default=str(ROOT / ".venv-trl" / "bin" / "python"))
     parser.add_argument("--start", type=Path, default=ROOT / "runs" / "bench-quickstart")
-    parser.add_argument("--ppo", default='{"critic_learning_rate": 1e-3, "critic_warmup": 2}',
-                        help="JSON: further settings of ours")
+    parser.add_argument("--ppo", default='{"critic_learning_rate": 7e-4}',
+                        help="JSON: further settings of ours; TRL has one learning rate for both networks")
     given = parser.parse_args()
     policy, reward = start_of(given.start)
     sides: dict[str, list[dict[str, Any]]] = {"TRL 1.12.0": [], "selfplay": []}

@@ -136,7 +136,7 @@ def test_the_table_and_the_report_of_votes_from_elsewhere(tmp_path):
     votes = tabulate((Vote(str(x), one, two, float(x % 10 < 10 * rate)) for (one, two), rate in beats.items()
                       for x in range(100)), models=["a", "b", "c"])
     summary, out = summarise(votes), StringIO()
-    print_summary(summary, Console(file=out, width=200))
+    print_summary(summary, Console(file=out, width=80))
     assert "no order fits" in out.getvalue() and "80% [" in out.getvalue() and "b over a" in out.getvalue()
     assert out.getvalue().startswith("c beats b 70% of the time")  # b rates higher, and lost to c all the same
     page = write_comparison(as_run("<votes>", "votes.csv", votes=votes), tmp_path / "report.html").read_text()
