@@ -20,7 +20,7 @@ from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling
 from selfplay.records import Message
 
-LEAST, MOST, SECONDS = 128, 8192, 30.0
+LEAST, MOST, SECONDS = 256, 8192, 30.0
 """An engine without `stream` gets as many calls at once as it answers in about 30 s: enough to keep it busy, and few
 enough to lose when killed."""
 

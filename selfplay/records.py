@@ -46,7 +46,7 @@ class Completion(Record):
     """One sampled answer.
 
     `token_ids` ends with the stop token if one was sampled (`finish_reason == "stop"`). `logprobs` has one entry per
-    token, at the sampling temperature, in nats; `None` where the engine cannot give them.
+    token, at the sampling temperature, in nats; `None` where the engine cannot give them (vLLM at temperature 0).
     """
 
     id: str

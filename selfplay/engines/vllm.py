@@ -134,7 +134,8 @@ class VllmEngine:
         schema = sampling.json_schema if isinstance(sampling, GuidedSampling) else None
         return SamplingParams(
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens, seed=request_seed(sampling.seed, prompt_id, index), logprobs=0,
+            max_tokens=sampling.max_tokens, seed=request_seed(sampling.seed, prompt_id, index),
+            logprobs=0 if sampling.temperature else None,  # a judge's greedy answer needs none, and they take a tenth of its time
             flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=self.stop_ids,
             ignore_eos=True,  # its end tokens are among stop_token_ids
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema))
@@ -146,7 +147,7 @@ class VllmEngine:
             id=f"{prompt_id}/{index}", prompt_id=prompt_id,
             text=decode(self.tokenizer, output.token_ids, sampling.stop),
             token_ids=tuple(output.token_ids), finish_reason=output.finish_reason, policy=self.name,
-            logprobs=tuple(output.logprobs.logprobs))
+            logprobs=tuple(output.logprobs.logprobs) if sampling.temperature else None)
 
 
 def request_seed(seed: int, prompt_id: str, index: int) -> int:

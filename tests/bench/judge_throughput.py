@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", default=["vllm", "transformers"], choices=["vllm", "transformers"])
     parser.add_argument("--model", help="a judge's checkpoint; default random weights")
-    parser.add_argument("--pairs", type=int, default=500, help="pairs per round and side; each is asked in both orders")
+    parser.add_argument("--pairs", type=int, default=1200, help="pairs per round and side; each is asked in both orders")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -138,8 +138,8 @@ def test_what_the_stage_measured_is_there(home: Path) -> None:
 @pytest.mark.parametrize("name", ["chances", "reasons"])
 def test_it_agrees_with_the_rules_through_vllm(name: str, home: Path, engine: VllmEngine, asked: list[Pair]) -> None:
     found = agreement(judges.load_spec(home / "rules.yaml"), judge(home, name, engine), asked)
-    # Clearly above chance is what 200 steps can give; tests/bench/judge_agreement.py measures the recipe's own judge.
-    assert found["agreement"] >= 0.75 and found["low"] > 0.6 and found["swap_consistency"] > 0.55
+    # .96 and .91 where this was written; tests/bench/judge_agreement.py measures the recipe's own judge
+    assert found["agreement"] >= 0.85 and found["swap_consistency"] > 0.75
 
 
 def test_one_letter_is_the_same_verdict_as_text_as_json_and_as_a_probability(
@@ -150,10 +150,11 @@ def test_one_letter_is_the_same_verdict_as_text_as_json_and_as_a_probability(
     assert len(said["letter"]) == 160 and None not in said["letter"] + said["json"] + said["chances"]
     likelier = [float(value > 0.5) for value in said["chances"]]
     assert said["letter"] == likelier  # the greedy letter is the likelier one
-    # JSON is another question: where the judge is surest, it says the same
-    surest = sorted(range(160), key=lambda place: -abs(said["chances"][place] - 0.5))[:40]
-    assert sum(said["json"][place] == likelier[place] for place in surest) >= 28
-    assert 4 <= sum(likelier[place] for place in surest) <= 36
+    # JSON is another question, so a doubtful pair may fall otherwise: of 160 none did where this was written
+    surest = sorted(range(160), key=lambda place: -abs(said["chances"][place] - 0.5))
+    same = [said["json"][place] == likelier[place] for place in surest]
+    assert all(same[:80]) and sum(same) >= 144
+    assert 16 <= sum(likelier) <= 144
 
 
 def test_transformers_and_vllm_give_the_same_chances(home: Path, engine: VllmEngine, asked: list[Pair]) -> None:
