@@ -3,9 +3,9 @@
 The model reads the built-in stories in pairs, rendered by the judge files themselves, and learns the answer from which
 such a file reads the rules' verdict. Hints at places where the judge is not listened to let it learn to look things up in
 minutes: at each criterion of a sheet (see `judges.lessons`), the points that the response above it earns; in that response,
-at each word that stands in the columns of prompts, whether this prompt asks for it, and whether it was used before. How
-often it then agrees with the rules on pairs that it never saw is in `judge.json`. Left out: other sources of pairs than the
-stories, and judges that are not pairwise.
+at each word that stands in the columns of prompts, whether this prompt asks for it, and whether it was used before; at each
+full stop, whether the sentence stood there before; behind the last sheet, who wins. How often it then agrees with the rules
+on pairs that it never saw is in `judge.json`. Left out: other sources of pairs than the stories, and judges that are not pairwise.
 """
 
 import re
@@ -167,9 +167,8 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
             hints |= {at: f" {used:g}" for at, used in uses(ids, range(begin, place), words, asked_for(lesson.prompt)).items()}
             hints |= {place + number: f" {earned:g}" for number, earned in enumerate(points)}
             begin = place + len(sheet)
-            behind = range(begin, len(ids) - 1)
         if hints:
-            hints |= dict.fromkeys(behind, lesson.winner)
+            hints |= dict.fromkeys(range(begin, len(ids) - 1), lesson.winner)
         labels = [-100, *(vocabulary[hints[place]] if place in hints else -100 for place in range(len(ids) - 1))]
         yield {"input_ids": ids + answer, "labels": labels + answer}
 
