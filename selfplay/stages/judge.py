@@ -5,7 +5,7 @@ such a file reads the rules' verdict. Hints at places where the judge is not lis
 minutes: at each criterion of a sheet (see `judges.lessons`), the points that the response above it earns; in that response,
 at each word that stands in the columns of prompts, whether this prompt asks for it, and whether it was used before; at each
 full stop, whether the sentence stood there before; behind the last sheet, who wins. How often it then agrees with the rules
-on pairs that it never saw is in `judge.json`. Left out: other sources of pairs than the stories, and judges that are not pairwise.
+on pairs that it never saw is in `judge.json`. Left out: pairs of other things than the stories, and judges that are not pairwise.
 """
 
 import re
