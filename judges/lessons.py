@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from judges.agreement import wilson
 from judges.building import Judge, build
-from judges.gold import written
+from judges.check import gold_figures
+from judges.gold import GoldPair, written
 from judges.messages import NAMES, Conversation
 from judges.parse import Menu, read
-from judges.results import health, settle, winner
+from judges.results import settle, winner
 from judges.rules import RulesJudge
 from judges.scoring import SAME, Assessment
 from judges.spec import JudgeSpec, PairwiseSpec, RulesSpec
@@ -113,21 +113,11 @@ def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str
     """How often a judge names the winner that the rules name, over the pairs that the rules decide.
 
     `agreement` with its 95% interval `low`, `high`: both orders averaged; a tie is half right, no verdict is wrong.
-    `swap_consistency`, `first_share` and `longer_share` are those of `judges.results.health` on the same pairs, beside
-    `longer_deserved`, the longer responses' share by the rules.
+    The rest are those of `judges.check.gold_figures`, to which the rules' verdicts are the known answers.
     """
-    decided = {name: value for name, value in settle(build(rules).judge(pairs), rules).items()
-               if winner(value) in ("first", "second")}
-    asked = [pair for pair in pairs if pair.id in decided]
-    verdicts = judge.judge(asked)
-    said = settle(verdicts, judge.spec)
-    right = [0.5 if winner(said[pair.id]) == "tie" else float(winner(said[pair.id]) == winner(decided[pair.id]))
-             for pair in asked]
-    share = sum(right) / len(right)
-    low, high = wilson(share, len(right))
-    found = health(asked, verdicts, judge.spec)
-    unequal = [pair for pair in asked if len(pair.first.text) != len(pair.second.text)]
-    deserved = sum((len(pair.first.text) > len(pair.second.text)) == (decided[pair.id] == 1) for pair in unequal)
-    return {"pairs": len(asked), "agreement": share, "low": low, "high": high, "unscored": found["unscored"],
-            **{name: found[name] for name in ("swap_consistency", "first_share", "longer_share")},
-            "longer_deserved": deserved / len(unequal) if unequal else None}
+    decided = {name: winner(value) for name, value in settle(build(rules).judge(pairs), rules).items()}
+    rows = [GoldPair(pair, float(decided[pair.id] == "first"), "decided by rules") for pair in pairs
+            if decided[pair.id] in ("first", "second")]
+    found = gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec)
+    return {"pairs": len(rows), "agreement": found.accuracy, "low": found.accuracy_low, "high": found.accuracy_high,
+            **found.model_dump(include={"unscored", "swap_consistency", "first_share", "longer_share", "longer_deserved"})}

@@ -267,6 +267,12 @@ class Judge(Section):
         return self
 
 
+def require_function(kind: str, function: str | None) -> None:
+    """Raise ValueError unless a function is named for a reward of kind function and for no other."""
+    if (kind == "function") != (function is not None):
+        raise ValueError("`function` names the Python of kind function, and only of that: set both or neither")
+
+
 class AddedReward(Section):
     """A reward that is added to another one."""
 
@@ -282,8 +288,7 @@ class AddedReward(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "AddedReward":
-        if (self.kind == "function") != (self.function is not None):
-            raise ValueError("`function` names the Python of kind function, and only of that: set both or neither")
+        require_function(self.kind, self.function)
         if self.judge is not None and self.kind != "judge":
             raise ValueError("`judge` belongs to kind judge: remove it")
         return self
@@ -323,8 +328,7 @@ class Reward(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Reward":
-        if (self.kind == "function") != (self.function is not None):
-            raise ValueError("`function` names the Python of kind function, and only of that: set both or neither")
+        require_function(self.kind, self.function)
         return self
 
 

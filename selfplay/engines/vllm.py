@@ -135,7 +135,7 @@ class VllmEngine:
         return SamplingParams(
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
             max_tokens=sampling.max_tokens, seed=request_seed(sampling.seed, prompt_id, index),
-            logprobs=0 if sampling.temperature else None,  # a judge's greedy answer needs none, and they take a tenth of its time
+            logprobs=0 if sampling.temperature else None,  # a judge's greedy answer needs none, and they take time
             flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=self.stop_ids,
             ignore_eos=True,  # its end tokens are among stop_token_ids
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema))

@@ -15,7 +15,7 @@ import torch
 import judges
 from selfplay.compare.statistics import win_rate
 from selfplay.compare.text import distinct_n, unique_share
-from selfplay.models import RewardModel, encode_prompt, load_policy, load_tokenizer, right_pad
+from selfplay.models import RewardModel, default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad
 from selfplay.progress import meter, say
 from selfplay.records import Comparison, Completion, Pair, Verdict
 from selfplay.rl.batching import collate, split
@@ -25,9 +25,6 @@ from selfplay.stages import Run
 from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.rewards import folder_of_model
-
-BATCH_TOKENS = 8192
-"""Tokens, padding included, of one forward pass that measures log-probabilities."""
 
 
 def fingerprint(run: Run, iteration: int) -> str:
@@ -205,7 +202,7 @@ def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: S
     asked = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     answered = mask.sum(1) - asked
     totals = torch.zeros(len(answers), dtype=torch.float64)
-    for rows in split(range(len(answers)), mask.sum(1).tolist(), BATCH_TOKENS):
+    for rows in split(range(len(answers)), mask.sum(1).tolist(), default_batch_tokens(model.device)):
         logprobs = network.logprobs(collate(ids, asked, answered, rows, packs(model)))
         for row, part in zip(rows, logprobs.split(answered[rows].tolist()), strict=True):
             totals[row] = part.sum(dtype=torch.float64)

@@ -52,7 +52,7 @@ def run_in_process(recipe: Path, overrides: list[str], moment: Moment | None = N
     context.set_forkserver_preload(HEAVY)
     process = context.Process(target=work, args=(recipe, overrides, moment))
     process.start()
-    process.join(timeout=540)  # ten times what it takes on two idle cores
+    process.join(timeout=540)  # the longest took 307 s on one core
     if process.exitcode is None:
         process.kill()
         raise TimeoutError("the run hangs")
