@@ -34,6 +34,19 @@ def default_batch_tokens(where: torch.device) -> int:
     return 2048 if where.type == "cpu" else 32768
 
 
+def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows in batches of at most `budget` tokens, padding included, longest first (so that memory peaks early).
+
+    `lengths[row]` is in tokens. A row longer than the budget gets a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: (-lengths[row], row)):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A tokenizer whose padding token differs from its end token.
 
@@ -183,21 +196,14 @@ class RewardModel:
     @torch.inference_mode()
     def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The head's output at the last token of each sequence of token ids."""
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         scores = [0.0] * len(sequences)
-        start = 0
-        while start < len(order):
-            end = start + 1
-            while end < len(order) and (end - start + 1) * len(sequences[order[end]]) <= self.batch_tokens:
-                end += 1
-            rows = order[start:end]
+        for rows in split_by_tokens(range(len(sequences)), [len(sequence) for sequence in sequences], self.batch_tokens):
             ids, mask = right_pad([sequences[row] for row in rows], self.tokenizer.pad_token_id, self.model.device)
             # Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             last = hidden[torch.arange(len(rows), device=ids.device), mask.sum(1) - 1]
             for row, value in zip(rows, self.model.score(last).squeeze(-1).float().tolist(), strict=True):
                 scores[row] = value
-            start = end
         return scores
 
     def save(self, directory: str | Path) -> None:

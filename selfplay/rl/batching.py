@@ -54,19 +54,6 @@ def collate(tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, ro
                       last.flatten().nonzero().squeeze(1))
 
 
-def split(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows in micro-batches of at most `budget` tokens, padding included, longest first (so that memory peaks early).
-
-    `lengths[row]` is in tokens. A row longer than the budget gets a micro-batch of its own.
-    """
-    batches: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: (-lengths[row], row)):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
-
-
 def deal(rows: Sequence[int], lengths: Sequence[int], players: int) -> list[list[int]]:
     """Rows dealt to `players` processes with nearly equal tokens: longest first, each to whom has least."""
     hands: list[list[int]] = [[] for _ in range(players)]

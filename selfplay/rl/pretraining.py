@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from selfplay.config import PPO, ConfigError, Pretraining
-from selfplay.models import default_batch_tokens
-from selfplay.rl.batching import collate, deal, split
+from selfplay.models import default_batch_tokens, split_by_tokens
+from selfplay.rl.batching import collate, deal
 from selfplay.rl.distributed import rank, sum_over_processes, world_size
 from selfplay.rl.networks import PolicyNetwork, packs, precision
 
@@ -42,7 +42,7 @@ class PretrainingMix:
         total = sum(lengths) - len(rows)
         summed = torch.zeros((), dtype=torch.float64, device=self.tokens.device)
         budget = config.micro_batch_tokens or default_batch_tokens(self.tokens.device)
-        for part in split(deal(names, lengths, world_size())[rank()], lengths, budget):
+        for part in split_by_tokens(deal(names, lengths, world_size())[rank()], lengths, budget):
             batch = collate(self.tokens, torch.ones_like(self.predicted), self.predicted, [rows[i] for i in part],
                             packs(policy.model))
             with precision(config.precision, self.tokens.device):

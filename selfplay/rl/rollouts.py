@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selfplay.config import PPO, Sampling
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
-from selfplay.models import default_batch_tokens
+from selfplay.models import default_batch_tokens, split_by_tokens
 from selfplay.records import Completion, Prompt
-from selfplay.rl.batching import MicroBatch, collate, deal, derive_seed, prompt_order, split
+from selfplay.rl.batching import MicroBatch, collate, deal, derive_seed, prompt_order
 from selfplay.rl.distributed import gather, rank, sum_over_processes, world_size
 from selfplay.rl.networks import PolicyNetwork, merged, packs, plain, precision
 from selfplay.rl.rewards import Reward
@@ -193,7 +193,7 @@ def estimate(episodes: Episodes, policy: PolicyNetwork, reference: PolicyNetwork
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
     mine = deal(range(len(mask)), episodes.lengths, world_size())[rank()]
     with torch.inference_mode(), precision(config.precision, mask.device):
-        for rows in split(mine, episodes.lengths, config.micro_batch_tokens or default_batch_tokens(mask.device)):
+        for rows in split_by_tokens(mine, episodes.lengths, config.micro_batch_tokens or default_batch_tokens(mask.device)):
             batch = episodes.batch(rows, packs(policy.model))
             into = token_places(batch.rows, mask)
             logprobs[into] = policy.logprobs(batch)

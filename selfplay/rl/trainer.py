@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay.config import PPO, ConfigError, Sampling
 from selfplay.engines import Engine
-from selfplay.models import default_batch_tokens, encode_prompt
+from selfplay.models import default_batch_tokens, encode_prompt, split_by_tokens
 from selfplay.records import Prompt
 from selfplay.rl.advantages import RunningMoments
-from selfplay.rl.batching import deal, derive_seed, minibatches, split
+from selfplay.rl.batching import deal, derive_seed, minibatches
 from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
 from selfplay.rl.distributed import rank, start, sum_over_processes, world_size
 from selfplay.rl.experience import Experience, build_experience
@@ -174,7 +174,7 @@ class PPOTrainer:
         total = experience.mask[torch.as_tensor(rows, device=self.where)].sum()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.where)
         budget = config.micro_batch_tokens or default_batch_tokens(self.where)
-        for part in split(deal(rows, episodes.lengths, world_size())[rank()], episodes.lengths, budget):
+        for part in split_by_tokens(deal(rows, episodes.lengths, world_size())[rank()], episodes.lengths, budget):
             batch = episodes.batch(part, packs(self.policy))
             tokens = experience.tokens(batch.rows)
             with torch.set_grad_enabled(learn_policy), precision(config.precision, self.where):

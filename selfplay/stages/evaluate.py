@@ -15,10 +15,18 @@ import torch
 import judges
 from selfplay.compare.statistics import win_rate
 from selfplay.compare.text import distinct_n, unique_share
-from selfplay.models import RewardModel, default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad
+from selfplay.models import (
+    RewardModel,
+    default_batch_tokens,
+    encode_prompt,
+    load_policy,
+    load_tokenizer,
+    right_pad,
+    split_by_tokens,
+)
 from selfplay.progress import meter, say
 from selfplay.records import Comparison, Completion, Pair, Verdict
-from selfplay.rl.batching import collate, split
+from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import Journal, read_rows, write_json, write_rows
 from selfplay.stages import Run
@@ -202,7 +210,7 @@ def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: S
     asked = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     answered = mask.sum(1) - asked
     totals = torch.zeros(len(answers), dtype=torch.float64)
-    for rows in split(range(len(answers)), mask.sum(1).tolist(), default_batch_tokens(model.device)):
+    for rows in split_by_tokens(range(len(answers)), mask.sum(1).tolist(), default_batch_tokens(model.device)):
         logprobs = network.logprobs(collate(ids, asked, answered, rows, packs(model)))
         for row, part in zip(rows, logprobs.split(answered[rows].tolist()), strict=True):
             totals[row] = part.sum(dtype=torch.float64)

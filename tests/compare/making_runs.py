@@ -199,6 +199,20 @@ def _iteration(
     for stage, seconds in (("generate", 24.0), ("label", 6.5), ("reward", 31.0), ("policy", 88.0), ("evaluate", 12.0)):
         (folder / stage).mkdir(parents=True)
         _manifest(folder / stage, seconds * generator.uniform(0.9, 1.2))
+    _training_stages(folder, number, names[number - 1], plan, generator)
+    rows = []
+    for other in sorted({0, number - 1}):
+        rows += [
+            _match(one, name, names[other], (answers[name][i], answers[names[other]][i]), plan, generator)
+            for i, one in enumerate(heldout)
+        ]
+    write_rows(folder / "evaluate" / "matches.parquet", rows)
+    write_json(folder / "evaluate" / "evaluation.json", _evaluation(number, names, heldout, answers[name], rows))
+    metrics += [_policy_step(number, step, generator) for step in range(1, 41)]
+
+
+def _training_stages(folder: Path, number: int, policy: str, plan: Plan, generator: random.Random) -> None:
+    """What generate, label and reward leave behind."""
     write_rows(
         folder / "generate" / "completions.parquet",
         [
@@ -208,7 +222,7 @@ def _iteration(
                 "text": _answer(one, number - 1, plan, generator),
                 "token_ids": [1, 2],
                 "finish_reason": "stop",
-                "policy": names[number - 1],
+                "policy": policy,
                 "logprobs": None,
             }
             for one in wishes(40, plan.seed + number)
@@ -234,52 +248,47 @@ def _iteration(
         folder / "reward" / "metrics.json",
         {"accuracy": {"value": 0.78, "low": 0.71, "high": 0.85, "n": 120}, "calibration_error": 0.04, "pairs": 430},
     )
-    rows = []
-    for other in sorted({0, number - 1}):
-        rows += [
-            _match(one, name, names[other], (answers[name][i], answers[names[other]][i]), plan, generator)
-            for i, one in enumerate(heldout)
-        ]
-    write_rows(folder / "evaluate" / "matches.parquet", rows)
+
+
+def _evaluation(
+    number: int, names: list[str], heldout: list[Wish], texts: list[str], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    name = names[number]
     against = {other: [row["preference"] for row in rows if row["b"] == names[other]] for other in (0, number - 1)}
-    texts = answers[name]
     counts = sorted(row["a_tokens"] for row in rows if row["b"] == names[0])
-    write_json(
-        folder / "evaluate" / "evaluation.json",
-        {
-            "iteration": number,
-            "win_rate_vs_start": win_rate(name, names[0], against[0]).model_dump(),
-            "win_rate_vs_previous": win_rate(name, names[number - 1], against[number - 1]).model_dump(),
-            "mean_reward": 0.9 * number + 0.1,
-            "mean_score": sum(map(_score, heldout, texts)) / len(texts),
-            "kl_to_start": 4.0 * number**1.5,
-            "mean_length": sum(counts) / len(counts),
-            "p95_length": counts[int(0.95 * len(counts))],
-            "truncated": sum(row["a_truncated"] for row in rows) / len(rows),
-            "distinct_1": distinct_n(texts, 1),
-            "distinct_2": distinct_n(texts, 2),
-            "unique": unique_share(texts),
-            "seconds": 11.0,
-        },
-    )
-    for step in range(1, 41):
-        metrics.append(
-            {
-                "iteration": number,
-                "stage": "policy",
-                "step": step,
-                "time": 1e9 + step,
-                "objective/kl": 0.15 * step,
-                "objective/scores": -0.5 + 0.04 * step + generator.gauss(0, 0.1) + number,
-                "objective/entropy": 60 - step / 2,
-                "loss/policy_avg": generator.gauss(-0.01, 0.004),
-                "loss/value_avg": 0.4 / step,
-                "policy/clipfrac_avg": 0.08,
-                "val/ratio": 1 + generator.gauss(0, 1e-3),
-                "policy/approxkl_avg": 0.01,
-                "text/sample": "not a number",
-            }
-        )
+    return {
+        "iteration": number,
+        "win_rate_vs_start": win_rate(name, names[0], against[0]).model_dump(),
+        "win_rate_vs_previous": win_rate(name, names[number - 1], against[number - 1]).model_dump(),
+        "mean_reward": 0.9 * number + 0.1,
+        "mean_score": sum(map(_score, heldout, texts)) / len(texts),
+        "kl_to_start": 4.0 * number**1.5,
+        "mean_length": sum(counts) / len(counts),
+        "p95_length": counts[int(0.95 * len(counts))],
+        "truncated": sum(row["a_truncated"] for row in rows) / len(rows),
+        "distinct_1": distinct_n(texts, 1),
+        "distinct_2": distinct_n(texts, 2),
+        "unique": unique_share(texts),
+        "seconds": 11.0,
+    }
+
+
+def _policy_step(number: int, step: int, generator: random.Random) -> dict[str, Any]:
+    return {
+        "iteration": number,
+        "stage": "policy",
+        "step": step,
+        "time": 1e9 + step,
+        "objective/kl": 0.15 * step,
+        "objective/scores": -0.5 + 0.04 * step + generator.gauss(0, 0.1) + number,
+        "objective/entropy": 60 - step / 2,
+        "loss/policy_avg": generator.gauss(-0.01, 0.004),
+        "loss/value_avg": 0.4 / step,
+        "policy/clipfrac_avg": 0.08,
+        "val/ratio": 1 + generator.gauss(0, 1e-3),
+        "policy/approxkl_avg": 0.01,
+        "text/sample": "not a number",
+    }
 
 
 def _manifest(folder: Path, seconds: float) -> None:

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfplay.rl.batching import collate, deal, derive_seed, minibatches, prompt_order, split
+from selfplay.models import split_by_tokens
+from selfplay.rl.batching import collate, deal, derive_seed, minibatches, prompt_order
 
 TOKENS = torch.tensor([[11, 12, 21, 22, 23], [13, 24, 0, 0, 0], [14, 15, 16, 25, 0]])
 PROMPT_LENGTHS, RESPONSE_LENGTHS = torch.tensor([2, 1, 3]), torch.tensor([3, 1, 1])
@@ -31,7 +32,7 @@ def test_a_packed_micro_batch_by_hand() -> None:
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200),
        players=st.integers(1, 5))
 def test_every_row_is_used_once_within_the_budget(lengths: list[int], budget: int, players: int) -> None:
-    parts = split(range(len(lengths)), lengths, budget)
+    parts = split_by_tokens(range(len(lengths)), lengths, budget)
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
     for part in parts:
         assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget
@@ -42,7 +43,7 @@ def test_every_row_is_used_once_within_the_budget(lengths: list[int], budget: in
 
 
 def test_micro_batches_are_sorted_by_length_and_full() -> None:
-    assert split([0, 1, 2, 3, 4], [2, 9, 4, 5, 1], budget=10) == [[1], [3, 2], [0, 4]]
+    assert split_by_tokens([0, 1, 2, 3, 4], [2, 9, 4, 5, 1], budget=10) == [[1], [3, 2], [0, 4]]
 
 
 def test_minibatches_cover_the_episodes_in_an_order_of_their_own() -> None:
