@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -46,7 +46,8 @@ class Sampling(Section):
     max_tokens: Count = 128
     """Longest completion, in tokens."""
     stop: Texts = ()
-    """Strings that end a completion, besides the model's own end tokens. The text is cut before the string."""
+    """Strings that end a completion, besides the model's own end tokens: text, before which the completion is cut, or
+    the name of a special token, such as <|im_end|>."""
     n: Count = 1
     """Completions per prompt."""
     seed: int = 0
@@ -179,7 +180,16 @@ class Lora(Section):
     alpha: Positive = 32.0
     """Adapters are scaled by alpha / rank."""
     targets: Texts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Modules that get an adapter."""
+    """Modules that get an adapter; the output embedding cannot."""
+
+    @field_validator("targets")
+    @classmethod
+    def _no_head(cls, targets: Texts) -> Texts:
+        heads = {"lm_head", "embed_out"} & set(targets)
+        if heads:
+            raise ValueError(f"{min(heads)} cannot have an adapter: PPO multiplies by its weight in chunks, past the "
+                             "adapter; leave it out")
+        return targets
 
 
 class Policy(Section):
@@ -217,6 +227,8 @@ class Engine(Section):
     """Share of the GPU's memory that vLLM takes."""
     cpu_cache_gib: Count = 1
     """Size of vLLM's KV cache on a CPU, in GiB."""
+    sleep: bool = False
+    """Let vLLM give its GPU memory to PPO between rollouts: room for larger models, a second or so per step."""
     tensor_parallel: Count = 1
     """GPUs that one vLLM engine is spread over."""
 
@@ -405,7 +417,7 @@ class PPO(Section):
     target_kl: Positive | None = None
     """Leave the rest of a step's minibatches out once the KL to the step's start passes this (Spinning Up, TRL)."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps at the start in which only the critic learns (verl)."""
+    """Steps at the start in which only the critic learns (verl); the policy's schedule and beta's steering begin after."""
     kl_coefficient: NonNegative = 0.05
     """Beta, weight of the KL to the reference."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -454,6 +466,9 @@ class PPO(Section):
         if self.async_rollouts and self.importance_cap is None:
             raise ValueError("async_rollouts samples with older weights, which importance_cap corrects for: set it, "
                              "for example to 2.0")
+        if self.adaptive_kl is not None and self.adaptive_kl.horizon <= self.episodes / 5:
+            raise ValueError(f"adaptive_kl.horizon {self.adaptive_kl.horizon:g} lets one step of {self.episodes} episodes turn "
+                             f"beta negative: make it at least {self.episodes // 5 + 1}, better thousands")
         if self.critic_warmup >= self.steps:
             raise ValueError(f"critic_warmup {self.critic_warmup} leaves none of the {self.steps} steps to the policy")
         return self

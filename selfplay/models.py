@@ -4,6 +4,7 @@ Every engine, trainer and reward model sees the token ids that `encode_prompt` g
 sampled: text is never tokenized twice. Left out: adapters (see `selfplay.rl`) and quantised weights.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from selfplay.records import Completion, Prompt
 
 
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU if there is one, else the CPU; under torchrun, the GPU of this process."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def default_batch_tokens(where: torch.device) -> int:
@@ -130,6 +131,12 @@ def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tup
     return tuple(sorted({token for token in [tokenizer.eos_token_id, *listed] if token is not None}))
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> set[int]:
+    """The tokens of those strings that name a special token, which decoded text never shows."""
+    named = [string for string in strings if string in tokenizer.all_special_tokens or string in tokenizer.get_added_vocab()]
+    return set(tokenizer.convert_tokens_to_ids(named))
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, ready for the response to follow.
 
@@ -155,6 +162,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: S
     return text[: min(cuts)] if cuts else text
 
 
+def score_shift_and_scale(model_config: Any) -> tuple[float, float]:
+    """Mean and standard deviation of a reward model's raw scores on the start's samples; 0 and 1 if it has none."""
+    known = getattr(model_config, "selfplay_reward", {})
+    return float(known.get("mean", 0.0)), float(known.get("deviation", 1.0))
+
+
 class RewardModel:
     """A scalar model with the shift and scale that make its scores mean 0, deviation 1 on the start's samples.
 
@@ -175,12 +188,12 @@ class RewardModel:
     @property
     def mean(self) -> float:
         """Mean of the raw scores on the start's samples."""
-        return float(getattr(self.model.config, "selfplay_reward", {}).get("mean", 0.0))
+        return score_shift_and_scale(self.model.config)[0]
 
     @property
     def deviation(self) -> float:
         """Standard deviation of the raw scores on the start's samples."""
-        return float(getattr(self.model.config, "selfplay_reward", {}).get("deviation", 1.0))
+        return score_shift_and_scale(self.model.config)[1]
 
     def normalise(self, raw_scores: Sequence[float]) -> None:
         """Set shift and scale from raw scores on the start's samples."""

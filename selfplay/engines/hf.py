@@ -16,7 +16,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from selfplay.config import ConfigError, Sampling
-from selfplay.models import decode, encode_prompt, stop_token_ids
+from selfplay.models import decode, encode_prompt, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 
 LEAST_ROWS_TO_DROP = 8
@@ -126,17 +126,18 @@ class TransformersEngine:
                     f"{sampling.max_tokens} that is more than the model's context of {limit}: shorten one"
                 )
             rows += [Row(prompt, index, ids) for index in range(sampling.n)]
+        stop_ids = self.stop_ids | special_tokens(self.tokenizer, sampling.stop)
         training = self.model.training
         self.model.eval()
         by_length = sorted(rows, key=lambda row: len(row.prompt_ids))
         for start in range(0, len(by_length), self.batch_size):
-            self._decode_batch(by_length[start : start + self.batch_size], sampling)
+            self._decode_batch(by_length[start : start + self.batch_size], sampling, stop_ids)
         self.model.train(training)
         finished = [self._completion(row, sampling) for row in rows]
         return [finished[start : start + sampling.n] for start in range(0, len(finished), sampling.n)]
 
     @torch.inference_mode()
-    def _decode_batch(self, rows: list[Row], sampling: Sampling) -> None:
+    def _decode_batch(self, rows: list[Row], sampling: Sampling, stop_ids: frozenset[int]) -> None:
         """Fill the rows' tokens and log-probabilities, all of them one step at a time."""
         where = self.model.device
         ids, prompt_mask, positions = left_pad([row.prompt_ids for row in rows], self.tokenizer.pad_token_id, where)
@@ -153,7 +154,7 @@ class TransformersEngine:
             logprobs = filtered_logprobs(logits, sampling)
             tokens = draw(logprobs, random[:, step]) if sampling.temperature else logprobs.argmax(-1)
             chosen = logprobs.gather(1, tokens.unsqueeze(-1)).squeeze(-1)
-            self._append(active, tokens.tolist(), chosen.tolist(), sampling)
+            self._append(active, tokens.tolist(), chosen.tolist(), sampling, stop_ids)
             going = [place for place, row in enumerate(active) if not row.finished]
             if not going:
                 return
@@ -165,14 +166,15 @@ class TransformersEngine:
                 tokens, lengths, mask, random = tokens[kept], lengths[kept], mask[kept], random[kept]
             ids, positions = tokens.unsqueeze(-1), (lengths + step).unsqueeze(-1)
 
-    def _append(self, active: list[Row], tokens: list[int], logprobs: list[float], sampling: Sampling) -> None:
+    def _append(self, active: list[Row], tokens: list[int], logprobs: list[float], sampling: Sampling,
+                stop_ids: frozenset[int]) -> None:
         """Add one token to each row that is not finished, and see whether it ends there."""
         for row, token, logprob in zip(active, tokens, logprobs, strict=True):
             if row.finished:
                 continue
             row.token_ids.append(token)
             row.logprobs.append(logprob)
-            row.finished = token in self.stop_ids or self._ends_in_stop_string(row.token_ids, sampling.stop)
+            row.finished = token in stop_ids or self._ends_in_stop_string(row.token_ids, sampling.stop)
 
     def _ends_in_stop_string(self, token_ids: list[int], stop: Sequence[str]) -> bool:
         if not stop:

@@ -26,7 +26,7 @@ from selfplay.config import Engine as EngineConfig
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
 from selfplay.engines.vllm_worker import OWNER_VARIABLE
-from selfplay.models import decode, encode_prompt, load_tokenizer, stop_token_ids
+from selfplay.models import decode, encode_prompt, load_tokenizer, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -40,7 +40,7 @@ class VllmEngine:
                  dtype: str = "float32", revision: str | None = None) -> None:
         """Start vLLM (20 s and more). Raises ConfigError if it is not installed or has no kernel for the model."""
         config = config or EngineConfig(kind="vllm")
-        self.name, self.asleep = name, False
+        self.name, self.may_sleep, self.asleep = name, config.sleep, False
         self.on_gpu, self.tensor_parallel = torch.cuda.is_available(), config.tensor_parallel
         self.tokenizer = load_tokenizer(path, revision)
         self.model_config = AutoConfig.from_pretrained(path, revision=revision).get_text_config()
@@ -98,8 +98,11 @@ class VllmEngine:
         self.llm.reset_prefix_cache()
 
     def sleep(self) -> None:
-        """Give the GPU's memory, weights included, to someone else until the next `update_weights`. No-op on a CPU."""
-        if self.on_gpu and not self.asleep:
+        """Give the GPU's memory, weights included, to someone else until the next `update_weights`.
+
+        A no-op on a CPU, and unless `engine.sleep` is set.
+        """
+        if self.on_gpu and self.may_sleep and not self.asleep:
             self.llm.sleep(level=2)
             self.asleep = True
 
@@ -136,7 +139,8 @@ class VllmEngine:
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
             max_tokens=sampling.max_tokens, seed=request_seed(sampling.seed, prompt_id, index),
             logprobs=0 if sampling.temperature else None,  # a judge's greedy answer needs none, and they take time
-            flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=self.stop_ids,
+            flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop),
+            stop_token_ids=sorted({*self.stop_ids, *special_tokens(self.tokenizer, sampling.stop)}),
             ignore_eos=True,  # its end tokens are among stop_token_ids
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema))
 
@@ -191,7 +195,7 @@ def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on
     if on_gpu:
         from vllm.config import WeightTransferConfig
 
-        options = {"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": True,
+        options = {"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": config.sleep,
                    "tensor_parallel_size": config.tensor_parallel,
                    "weight_transfer_config": WeightTransferConfig(backend="ipc")}
     return LLM(path, revision=revision, tokenizer_revision=revision, dtype=dtype, max_model_len=-1,

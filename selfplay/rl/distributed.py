@@ -35,6 +35,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by the first process's, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), 0)
+
+
 def gather(item: T) -> list[T]:
     """Every process's item, in the order of their ranks, on every process."""
     if world_size() == 1:

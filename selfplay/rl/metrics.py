@@ -30,8 +30,11 @@ def token_sums(tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: Poli
     return torch.stack([part.detach().double().sum() for part in parts])
 
 
-def update_metrics(minibatches: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the minibatches of a step (TRL's `_avg`), and how the first one looked."""
+def update_metrics(minibatches: Sequence[dict[str, float]], steps: int) -> dict[str, float]:
+    """Means over the minibatches of a step (TRL's `_avg`), and how the first one looked.
+
+    `steps` of them were learnt from: all, or all but the last, at which `target_kl` ended the step.
+    """
     def column(name: str) -> Tensor:
         return torch.tensor([row[name] for row in minibatches if name in row], dtype=torch.float64)
 
@@ -40,7 +43,7 @@ def update_metrics(minibatches: Sequence[dict[str, float]]) -> dict[str, float]:
     return {**named, "val/ratio": float(ratios.mean()),
             "val/ratio_var": float(ratios.var()) if len(ratios) > 1 else 0.0,
             "policy/first_approxkl": first["policy/approxkl"], "policy/first_clipfrac": first["policy/clipfrac"],
-            "val/first_ratio": first["val/ratio"], "policy/minibatches": len(minibatches)}
+            "val/first_ratio": first["val/ratio"], "policy/minibatches": steps}
 
 
 def rollout_metrics(episodes: Episodes, estimates: Estimates, experience: Experience, config: PPO,

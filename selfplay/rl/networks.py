@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selfplay.config import ConfigError, Lora
+from selfplay.models import score_shift_and_scale
 from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
 from selfplay.rl.logprobs import token_logprobs
 
@@ -90,12 +91,21 @@ class Critic(nn.Module):
 
     @classmethod
     def from_scalar_model(cls, model: Any) -> "Critic":
-        """A copy of a reward model (or any sequence classifier with one label): its body and its `score` head."""
+        """A copy of a reward model (or any sequence classifier with one label): its body and its `score` head.
+
+        The shift and scale of a `selfplay.models.RewardModel` go into the head, so that values begin on the scale of
+        the scores that they predict.
+        """
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
             raise ConfigError(f"the critic {type(model).__name__} has no linear `score` head with one output; use a "
                               "sequence classifier with num_labels=1, such as a reward model")
-        return cls(deepcopy(model.base_model), deepcopy(head))
+        mean, deviation = score_shift_and_scale(model.config)
+        scaled = nn.Linear(head.in_features, 1, dtype=head.weight.dtype, device=head.weight.device)
+        with torch.no_grad():
+            scaled.weight.copy_(head.weight / deviation)
+            scaled.bias.copy_(((0.0 if head.bias is None else head.bias) - mean) / deviation)
+        return cls(deepcopy(model.base_model), scaled)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Values (N,) of the states before the response tokens, and (k,) of the states behind the last tokens."""
@@ -110,8 +120,9 @@ def prepare(model: nn.Module, gradient_checkpointing: bool = False) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # dropout, attention_dropout, layerdrop, ...
+                setattr(module, name, 0.0)
     model.train(gradient_checkpointing)  # Without dropout the two modes differ in nothing but this.
     if gradient_checkpointing:
         for module in model.modules():
@@ -121,15 +132,17 @@ def prepare(model: nn.Module, gradient_checkpointing: bool = False) -> None:
                 break
 
 
-def add_adapter(policy: PreTrainedModel, lora: Lora) -> Any:
-    """A PEFT model: `policy` frozen, with trainable low-rank adapters. Raises ConfigError without `peft`."""
+def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
+    """A PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ConfigError("policy.lora needs the package peft: pip install 'selfplay-loop[lora]'") from None
     config: Any = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,
                              target_modules=list(lora.targets), lora_dropout=0.0, task_type="CAUSAL_LM")
-    return get_peft_model(policy, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(policy, config)
 
 
 def merged(policy: Any) -> PreTrainedModel:
@@ -148,9 +161,13 @@ def precision(name: str, where: torch.device) -> AbstractContextManager[Any]:
 def check_head(model: Any) -> None:
     """Raises ConfigError if the model's logits are not its output embedding times the last hidden state, scaled."""
     inner = plain(model)
+    head = inner.get_output_embeddings()
+    if hasattr(head, "base_layer"):
+        raise ConfigError("the policy has an adapter on its output embedding, which PPO's chunked log-probs would pass "
+                          "by: leave it out of the adapter's target modules")
     probe = torch.arange(4, device=inner.device)[None] % inner.config.vocab_size
     hidden = inner.base_model(input_ids=probe, use_cache=False).last_hidden_state
-    expected = inner.get_output_embeddings()(hidden) * logit_scale(inner.config)
+    expected = head(hidden) * logit_scale(inner.config)
     if not torch.allclose(inner(input_ids=probe, use_cache=False).logits, expected, rtol=1e-3, atol=1e-3):
         raise ConfigError(f"{type(inner).__name__} changes its logits after the output embedding (soft-capping?), "
                           "which PPO's chunked log-probs do not know: use another architecture")

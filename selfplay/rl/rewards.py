@@ -4,12 +4,15 @@ A score is a float, higher is better. NaN says that a response could not be scor
 and counts it. Left out: rewards per token or per step of reasoning.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from selfplay.config import ConfigError
+from selfplay.models import RewardModel
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
+from selfplay.rl.checkpoint import digest, weights_digest
 
 
 class Reward(Protocol):
@@ -18,6 +21,24 @@ class Reward(Protocol):
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
         """One score per response; `prompts[i]` is what `responses[i]` answers."""
         ...
+
+
+def identity(reward: Reward) -> str:
+    """What tells one reward from another, for a checkpoint: types, weights, a function's source, a model's weights.
+
+    Of a judge, and of a reward of the user's own, it knows the type alone.
+    """
+    if isinstance(reward, WeightedSum):
+        return " + ".join(f"{weight} x {identity(part)}" for weight, part in reward.parts)
+    if isinstance(reward, FunctionReward):
+        try:
+            source = inspect.getsource(reward.function)
+        except (OSError, TypeError):  # typed into an interpreter, or an object that is called
+            source = ""
+        return f"{getattr(reward.function, '__qualname__', type(reward.function).__qualname__)} {digest(source)}"
+    if isinstance(reward, RewardModel):
+        return f"model {weights_digest(reward.model)}"
+    return type(reward).__qualname__
 
 
 class PairJudge(Protocol):

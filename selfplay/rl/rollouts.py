@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -71,6 +71,15 @@ class Estimates:
     final_values: Tensor
 
 
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine that can give its memory to the trainer until it gets weights again."""
+
+    def sleep(self) -> None:
+        """Do so."""
+        ...
+
+
 T = TypeVar("T")
 Answers = list[tuple[int, Completion]]
 """Numbers of prompts, each with its completion."""
@@ -87,7 +96,7 @@ class Sampler:
         self.engine = engine or TransformersEngine(plain(policy), tokenizer)
         self.shares_weights = isinstance(self.engine, TransformersEngine)
         self.policy, self.prompts, self.config, self.sampling, self.seed = policy, prompts, config, sampling, seed
-        self.thread = ThreadPoolExecutor(max_workers=1) if config.async_rollouts else None
+        self.thread: ThreadPoolExecutor | None = None
         self.snapshot: PreTrainedModel | None = None
         self.ahead: Future[Answers] | None = None
 
@@ -96,13 +105,16 @@ class Sampler:
         ready = None if self.ahead is None else self.ahead.result()
         self._send_weights()
         answers = self._sample(step) if ready is None else ready
-        if self.thread is not None and step + 1 < self.config.steps:
+        if self.config.async_rollouts and step + 1 < self.config.steps:
+            self.thread = self.thread or ThreadPoolExecutor(max_workers=1)
             self.ahead = self.thread.submit(self._sample, step + 1)
+        elif isinstance(self.engine, Sleeper):
+            self.engine.sleep()
         return answers
 
     def _send_weights(self) -> None:
         """Bring the engine up to date: with the policy itself, or with a copy if the policy will change meanwhile."""
-        if self.thread is None:
+        if not self.config.async_rollouts:
             self.engine.update_weights(plain(self.policy) if self.shares_weights else merged(self.policy))
         elif plain(self.policy) is self.policy and self.snapshot is not None:
             self.snapshot.load_state_dict(self.policy.state_dict())
@@ -143,6 +155,7 @@ class Sampler:
         """End the thread; the engine is the caller's."""
         if self.thread is not None:
             self.thread.shutdown(wait=True, cancel_futures=True)
+            self.thread = None
 
 
 def interleave(hands: Sequence[Sequence[T]]) -> list[T]:

@@ -15,7 +15,7 @@ from time import perf_counter, time
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from selfplay.config import PPO, ConfigError, Sampling
 from selfplay.engines import Engine
@@ -23,8 +23,8 @@ from selfplay.models import default_batch_tokens, encode_prompt, split_by_tokens
 from selfplay.records import Prompt
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.batching import deal, derive_seed, minibatches
-from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
-from selfplay.rl.distributed import rank, start, sum_over_processes, world_size
+from selfplay.rl.checkpoint import digest, load_checkpoint, save_checkpoint, weights_digest
+from selfplay.rl.distributed import gather, rank, start, sum_over_processes, take_from_first, world_size
 from selfplay.rl.experience import Experience, build_experience
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import policy_loss, value_loss
@@ -40,7 +40,7 @@ from selfplay.rl.metrics import (
 from selfplay.rl.networks import Critic, PolicyNetwork, check_head, packs, plain, precision, prepare
 from selfplay.rl.optimise import Optimiser, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
-from selfplay.rl.rewards import Reward
+from selfplay.rl.rewards import Reward, identity
 from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
 
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
@@ -64,6 +64,7 @@ class PPOTrainer:
         _check(tokenizer, prompts, sampling, config, corpus)
         check_head(policy)
         start()
+        take_from_first(policy.parameters())  # new adapters may have been drawn differently
         self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
         self.directory = None if directory is None else Path(directory)
         self.seed, self.on_step = seed, on_step
@@ -76,6 +77,7 @@ class PPOTrainer:
         self.critic = Critic.from_policy(policy, derive_seed(seed, "critic")) if critic is None else \
             Critic.from_scalar_model(critic)
         self.critic.requires_grad_(True)
+        take_from_first(self.critic.parameters())
         if plain(policy) is policy:
             policy.requires_grad_(True)
         for network in (policy, self.critic):
@@ -95,7 +97,11 @@ class PPOTrainer:
         self.moments = RunningMoments()
         self.sampler = Sampler(engine, policy, tokenizer, prompts, config, sampling, seed)
         self.fingerprint = {**config.model_dump(mode="json", exclude=SAFE_TO_CHANGE), "seed": seed,
-                            "sampling": sampling.model_dump(mode="json"), "prompts": len(prompts)}
+                            "sampling": sampling.model_dump(mode="json"), "reward": identity(reward),
+                            "prompts": digest([prompt.model_dump(mode="json") for prompt in prompts]),
+                            "corpus": digest(corpus), "policy weights": weights_digest(policy),
+                            "reference weights": None if reference is None else weights_digest(reference),
+                            "critic weights": None if critic is None else weights_digest(critic)}
         self.steps_done, self.episodes_done = 0, 0
 
     def train(self) -> None:
@@ -116,8 +122,8 @@ class PPOTrainer:
     def _step(self, step: int) -> dict[str, Any]:
         """Sample, score, estimate, learn; gives the metrics."""
         begun = perf_counter()
-        factor = learning_rate_factor(step, self.config.steps, self.config.schedule, self.config.warmup)
-        rates = [optimiser.set_factor(factor) for optimiser in (self.policy_optimiser, self.critic_optimiser)]
+        set_seed(derive_seed(self.seed, "step", step, rank()) % 2**32)  # for a reward that draws random numbers
+        rates = self._set_learning_rates(step)
         answers = self.sampler.answers(step)
         sampled = perf_counter()
         episodes, unscored = score(answers, self.prompts, self.encoded, self.reward, self.where,
@@ -129,7 +135,8 @@ class PPOTrainer:
         estimated = perf_counter()
         learned = self._learn(episodes, experience, step)
         metrics = rollout_metrics(episodes, estimates, experience, self.config, coefficient)
-        self.controller.update(metrics["objective/kl"], len(episodes.prompts))
+        if step >= self.config.critic_warmup:  # before, the policy is the one it began with, whatever beta is
+            self.controller.update(metrics["objective/kl"], len(episodes.prompts))
         ended = perf_counter()
         self.episodes_done += len(episodes.prompts)
         row = {"step": step + 1, "time": time(), "episode": self.episodes_done, "objective/unscored": unscored,
@@ -143,9 +150,17 @@ class PPOTrainer:
             append_rows(self.directory / "metrics.jsonl", [row])
         return row
 
+    def _set_learning_rates(self, step: int) -> tuple[float, float]:
+        """Set and give both learning rates; the policy's schedule begins behind the critic's warm-up, at 0 before."""
+        config, warming = self.config, self.config.critic_warmup
+        of_critic = learning_rate_factor(step, config.steps, config.schedule, config.warmup)
+        of_policy = 0.0 if step < warming else \
+            learning_rate_factor(step - warming, config.steps - warming, config.schedule, config.warmup)
+        return self.policy_optimiser.set_factor(of_policy), self.critic_optimiser.set_factor(of_critic)
+
     def _learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
         """All epochs over the episodes of a step; gives the update's metrics."""
-        config, rows_of_metrics = self.config, []
+        config, rows_of_metrics, steps = self.config, [], 0
         warming_up = step < config.critic_warmup
         for epoch in range(config.epochs):
             order = minibatches(len(episodes.prompts), config.minibatches, derive_seed(self.seed, "order", step, epoch))
@@ -158,10 +173,11 @@ class PPOTrainer:
                 if config.target_kl is not None and row["policy/approxkl"] > config.target_kl:
                     self.policy_optimiser.forget()
                     self.critic_optimiser.forget()
-                    return update_metrics(rows_of_metrics)
+                    return update_metrics(rows_of_metrics, steps)
                 row["critic/grad_norm"] = self.critic_optimiser.step()
                 row["policy/grad_norm"] = 0.0 if warming_up else self.policy_optimiser.step()
-        return update_metrics(rows_of_metrics)
+                steps += 1
+        return update_metrics(rows_of_metrics, steps)
 
     def _gradients(self, episodes: Episodes, experience: Experience, rows: Sequence[int],
                    learn_policy: bool = True) -> dict[str, float]:
@@ -230,6 +246,9 @@ class PPOTrainer:
             self.moments = RunningMoments(**state["moments"])
             self.sampler.restore(state["ahead"])
             self.steps_done, self.episodes_done = state["steps_done"], state["episodes_done"]
+        if len(set(gather(self.steps_done))) > 1:
+            raise ConfigError(f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
+                              "of them share")
         if rank() == 0:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 forget_rows_from(self.directory / name, self.steps_done + 1)

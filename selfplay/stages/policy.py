@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from prompts.sources import load_documents
+from selfplay.engines import Engine
+from selfplay.engines.hf import TransformersEngine
 from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
 from selfplay.progress import meter
 from selfplay.rl.networks import add_adapter, merged
@@ -46,15 +48,14 @@ def run(run: Run, iteration: int) -> None:
         reference = run.files.policy(0) if config.reference == "start" else before
         model, tokenizer = load_policy(before), load_tokenizer(before)
         reward, reward_model = build_reward(run, iteration, folder, engines), folder_of_model(run, iteration)
-        engine = (
-            None
-            if run.recipe.engine.kind == "transformers"
-            else run.engine(before, f"iteration-{iteration:03d}", to_train=True)
-        )
+        if run.recipe.engine.kind == "transformers":  # with the very weights that learn
+            engine: Engine = TransformersEngine(model, tokenizer, batch_size=run.recipe.engine.batch_size)
+        else:
+            engine = run.engine(before, f"iteration-{iteration:03d}", to_train=True)
         corpus = None
         if config.pretraining is not None:
             corpus = load_documents(config.pretraining.source, 20_000, run.seed("pretraining"))
-        adapted = add_adapter(model, policy.lora) if policy.lora else model
+        adapted = add_adapter(model, policy.lora, run.seed("adapter", iteration)) if policy.lora else model
         with meter("ppo", config.steps * config.episodes, "episodes") as bar:
 
             def show(row: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 SCRIPT = """
-import sys, torch
+import os, sys, torch
 sys.path.insert(0, {tests!r})
 from tiny_models import build_policy, build_prompts, build_tokenizer, count_of_fives
 from selfplay.config import PPO, Pretraining, Sampling
@@ -19,7 +19,8 @@ from selfplay.rl.rewards import FunctionReward
 from selfplay.rl.rollouts import estimate, score
 torch.set_num_threads(1)
 rows = []
-trainer = PPOTrainer(build_policy(), build_tokenizer(), FunctionReward(count_of_fives), build_prompts(),
+policy = build_policy(seed=int(os.environ.get("RANK", "0")))  # all are given the first process's
+trainer = PPOTrainer(policy, build_tokenizer(), FunctionReward(count_of_fives), build_prompts(),
                      PPO(steps=3, episodes=18, minibatches=3, learning_rate=1e-2, pretraining=Pretraining(batch_size=3),
                          target_kl=0.5),
                      Sampling(max_tokens=7), corpus=["1 2 3 4", "5 6", "7 8 9"], on_step=rows.append)

@@ -17,6 +17,9 @@ from transformers import (
     GraniteForCausalLM,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
 )
 
 from selfplay.config import ConfigError, Lora
@@ -126,6 +129,10 @@ def test_a_reward_model_becomes_the_critic(make_policy: PolicyMaker, tokens: tor
     _, ends = critic(batch_of(tokens, [1]))
     expected = reward_model(input_ids=tokens[1, :6][None]).logits[0, 0]
     torch.testing.assert_close(ends[0], expected, rtol=1e-9, atol=1e-9)
+    # The scores that a reward model gives are (raw - mean) / deviation, and so are the values.
+    reward_model.config.selfplay_reward = {"mean": 1.5, "deviation": 2.5}
+    _, ends = Critic.from_scalar_model(reward_model)(batch_of(tokens, [1]))
+    torch.testing.assert_close(ends[0], (expected - 1.5) / 2.5, rtol=1e-9, atol=1e-9)
     with pytest.raises(ConfigError, match="score"):
         Critic.from_scalar_model(make_policy())
 
@@ -173,10 +180,39 @@ def test_heads_that_scale_are_understood_and_others_refused(tokens: torch.Tensor
         check_head(capped)
 
 
-def test_dropout_is_switched_off(tokens: torch.Tensor) -> None:
+def test_adapters_follow_from_their_seed_alone(make_policy: PolicyMaker) -> None:
+    def drawn(seed: int) -> list[torch.Tensor]:
+        adapted = add_adapter(make_policy(), Lora(rank=2, alpha=4.0), seed)
+        return [p for name, p in adapted.named_parameters() if "lora_A" in name]
+
+    first = drawn(1)
+    torch.rand(7)
+    outside = torch.get_rng_state()
+    assert all(map(torch.equal, first, drawn(1))) and not any(map(torch.equal, first, drawn(2)))
+    make_policy()  # seeds torch's generator with 0, whatever add_adapter did to it
+    torch.rand(7)
+    assert torch.equal(torch.get_rng_state(), outside)
+
+
+def test_an_adapter_on_the_output_embedding_is_refused(make_policy: PolicyMaker) -> None:
+    with pytest.raises(ValueError, match="lm_head cannot have an adapter"):
+        Lora(targets=("q_proj", "lm_head"))
+    from peft import LoraConfig, get_peft_model
+
+    policy = make_policy(tie_word_embeddings=False)
+    adapted = get_peft_model(policy, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"))
+    with pytest.raises(ConfigError, match="an adapter on its output embedding"):
+        check_head(adapted)
+
+
+@pytest.mark.parametrize("model", [
+    GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)),
+    OPTForCausalLM(OPTConfig(vocab_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, ffn_dim=16,
+                             word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5, layerdrop=0.5)),
+], ids=["gpt2", "opt"])
+def test_dropout_is_switched_off(tokens: torch.Tensor, model: PreTrainedModel) -> None:
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5,
-                                       embd_pdrop=0.5)).double()
+    model = model.double()
     prepare(model.train(), gradient_checkpointing=True)
     network, batch = PolicyNetwork(model, 1.0), batch_of(tokens, [0, 1])
     assert torch.equal(network(batch)[0], network(batch)[0])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -20,12 +21,16 @@ from selfplay.rl import PPOTrainer
 from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
 from selfplay.rl.metrics import append_rows, forget_rows_from
 from selfplay.rl.networks import add_adapter
-from selfplay.rl.rewards import FunctionReward
+from selfplay.rl.rewards import FunctionReward, WeightedSum
 from selfplay.rundir import read_json_lines
 
 
 class Killed(Exception):
     """Stands for the kill."""
+
+
+def by_length(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    return [float(len(response)) for response in responses]
 
 
 def all_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
@@ -50,8 +55,9 @@ def test_killed_and_resumed_is_bitwise_the_same(make_policy: PolicyMaker, tokeni
     def trainer(directory: Path) -> PPOTrainer:
         policy = make_policy(dtype=torch.float32)
         return PPOTrainer(add_adapter(policy, Lora(rank=2, alpha=4.0)) if lora else policy, tokenizer,
-                          FunctionReward(lambda p, responses, m: [float(r.count("5")) for r in responses]), prompts,
-                          config, Sampling(max_tokens=6), directory=directory, seed=3, corpus=["1 2 3", "4 5 6 7"])
+                          FunctionReward(lambda p, responses, m: [r.count("5") + random.random() for r in responses]),
+                          prompts, config, Sampling(max_tokens=6), directory=directory, seed=3,
+                          corpus=["1 2 3", "4 5 6 7"])
 
     whole = trainer(tmp_path / "whole")
     whole.train()
@@ -133,6 +139,46 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"clip = 0.2, and now it is 0.3: put it back, or delete the file"):
         load_checkpoint(tmp_path, {"clip": 0.3, "seed": 1})
     assert load_checkpoint(tmp_path / "elsewhere", {}) is None
+
+
+def test_a_checkpoint_of_another_reward_start_or_prompts_is_refused(
+    make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    def train(reward: Any = by_length, seed: int = 0, asked: list[Prompt] = prompts) -> None:
+        PPOTrainer(make_policy(seed), tokenizer, WeightedSum([(1.0, FunctionReward(reward))]), asked,
+                   PPO(steps=1, episodes=4, minibatches=1), Sampling(max_tokens=3), directory=tmp_path).train()
+
+    def by_spread(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+        return [float(len(set(response))) for response in responses]
+
+    train()
+    train()  # the same once more: nothing is left to do
+    with pytest.raises(ConfigError, match=r"reward = '1.0 x by_length \w+', and now it is '1.0 x .*by_spread"):
+        train(by_spread)
+    with pytest.raises(ConfigError, match="written with policy weights = "):
+        train(seed=1)
+    with pytest.raises(ConfigError, match="written with prompts = "):
+        train(asked=[prompts[1], prompts[0], *prompts[2:]])
+
+
+def test_a_trainer_with_rollouts_ahead_goes_on_after_an_exception(
+    make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = []
+    trainer = PPOTrainer(make_policy(), tokenizer, FunctionReward(by_length), prompts,
+                         PPO(steps=4, episodes=4, minibatches=1, async_rollouts=True, checkpoint_every=1),
+                         Sampling(max_tokens=3), directory=tmp_path)
+
+    def fail(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == 2:
+            raise Killed
+
+    trainer.on_step = fail
+    with pytest.raises(Killed):
+        trainer.train()
+    trainer.train()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
 def test_an_unfinished_checkpoint_counts_for_nothing(tmp_path: Path) -> None:

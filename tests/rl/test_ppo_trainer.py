@@ -1,6 +1,8 @@
 """The trainer as a whole, on real tiny models in float64: gradients against a naive PPO, invariances, knobs, errors."""
 
+import functools
 import json
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -124,9 +126,13 @@ def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int],
                 loss = torch.minimum(loss, torch.tensor(-config.dual_clip * advantage, dtype=torch.float64))
             said = episodes.completions[row].logprobs
             weight = min(float((old[t] - said[t]).exp()), config.importance_cap)
+            if config.importance_mask is not None and abs(float(old[t] - said[t])) > math.log(config.importance_mask):
+                weight = 0.0
             loss = weight * loss - config.entropy_coefficient * entropy[t]
             if config.kl_in == "loss":
-                loss = loss + 0.3 * (torch.exp(ref[t] - new[t]) - 1 + new[t] - ref[t])
+                k2 = (new[t] - ref[t]) ** 2 / 2
+                k3 = torch.exp(ref[t] - new[t]) - 1 + new[t] - ref[t]
+                loss = loss + 0.3 * (k2 if config.kl_estimator == "k2" else k3)
             policy_losses.append(loss)
             clipped = old_values[t] + (values[t] - old_values[t]).clamp(-config.value_clip, config.value_clip)
             goal = returns[row][t]
@@ -138,6 +144,7 @@ def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int],
     {},
     {"entropy_coefficient": 0.2, "dual_clip": 1.05, "discount": 0.9, "gae_lambda": 0.8},
     {"kl_in": "loss", "kl_estimator": "k3", "kl_coefficient": 0.3, "importance_cap": 1.01},
+    {"kl_in": "loss", "kl_estimator": "k2", "kl_coefficient": 0.3, "importance_mask": 1.06},
 ])
 def test_gradients_are_those_of_naive_ppo(make_trainer: Maker, make_policy: PolicyMaker, knobs: dict[str, Any]) -> None:
     trainer = make_trainer(reference=make_policy(seed=7), **knobs)
@@ -237,7 +244,7 @@ def test_early_stop_leaves_out_the_minibatch_that_went_too_far(make_trainer: Mak
     trainer = make_trainer(target_kl=1e-9, on_step=rows.append, steps=1, learning_rate=0.05)
     trainer.train()
     # The first minibatch is on policy (KL 0) and is learnt from; the second is past the target and is not.
-    assert rows[0]["policy/minibatches"] == 2
+    assert rows[0]["policy/minibatches"] == 1 and rows[0]["policy/approxkl_avg"] > 1e-9
     state = trainer.policy_optimiser.state_dict()["state"]
     assert {int(entry["step"]) for entry in state.values()} == {1}
 
@@ -250,6 +257,17 @@ def test_only_the_critic_learns_during_its_warm_up(make_trainer: Maker, make_pol
         trainer._step(step)
         assert any(not torch.equal(p, start[name]) for name, p in trainer.policy.named_parameters()) == moved
     assert any(not torch.equal(tensor, critic[name]) for name, tensor in trainer.critic.state_dict().items())
+
+
+def test_the_policys_schedule_and_beta_wait_for_the_critic(make_trainer: Maker) -> None:
+    rows: list[dict[str, Any]] = []
+    make_trainer(steps=4, critic_warmup=2, critic_learning_rate=1e-3, on_step=rows.append, kl_coefficient=0.1,
+                 adaptive_kl=AdaptiveKL(target=100.0, horizon=60.0)).train()
+    # Linear: of n steps, step s has 1 - s / n; the policy has 2 steps, the critic 4.
+    assert [row["lr"] for row in rows] == pytest.approx([0, 0, 1e-2, 5e-3], abs=1e-15)
+    assert [row["critic_lr"] for row in rows] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], abs=1e-15)
+    # 12 episodes far below the target: beta times 1 - 0.2 * 12 / 60 = 0.96 from the first step that moved the policy
+    assert [row["objective/kl_coefficient"] for row in rows] == pytest.approx([0.1, 0.1, 0.1, 0.096], abs=1e-12)
 
 
 def test_truncated_ends_bootstrap_from_the_critic(make_trainer: Maker) -> None:
@@ -324,6 +342,53 @@ def test_lora_trains_the_adapter_alone(make_trainer: Maker, make_policy: PolicyM
     assert abs(rows[1]["objective/kl"]) > 1e-6 and rows[1]["engine/logprob_gap"] < 1e-5
 
 
+def test_stop_strings_and_stop_tokens_end_the_response(make_trainer: Maker) -> None:
+    trainer = make_trainer(sampling=Sampling(max_tokens=20, stop=("5", "<unk>")), episodes=48)
+    episodes, _, experience = rollout(trainer)
+    seen = {2: 0, 8: 0}  # <unk>, which text never shows, and the word 5
+    for row, answer in enumerate(episodes.completions):
+        *before, last = answer.token_ids
+        assert not {1, 2, 8} & set(before) and "5" not in answer.text
+        assert (last in (1, 2, 8)) == (answer.finish_reason == "stop") == (not bool(episodes.truncated[row]))
+        assert int(experience.mask[row].sum()) == len(answer.token_ids)
+        if last in seen:
+            seen[last] += 1
+    assert min(seen.values()) > 3
+
+
+def test_bfloat16_multiplies_in_bfloat16_and_keeps_the_rest(make_trainer: Maker, make_policy: PolicyMaker) -> None:
+    found = []
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer(policy=make_policy(dtype=torch.float32), precision=precision)
+        _, estimates, _ = rollout(trainer)
+        found.append(estimates)
+        assert {p.dtype for p in trainer.policy.parameters()} == {estimates.logprobs.dtype} == {torch.float32}
+    for name in ("logprobs", "values"):
+        difference = (getattr(found[0], name) - getattr(found[1], name)).abs().max()
+        assert 1e-4 < float(difference) < 0.1, f"eight bits of mantissa change {name}, but not by much"
+
+
+def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    # The graphs are those that inductor would get; making its kernels takes a minute and is torch's own matter.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
+    found = []
+    for compiled in (False, True):
+        trainer = make_trainer(compile=compiled)
+        episodes, _, experience = rollout(trainer)
+        assert (graphs > 0) == compiled
+        shift(trainer.policy, 1)
+        trainer._gradients(episodes, experience, list(range(12)))
+        found.append(gradients(trainer))
+    same(found[1], found[0], 1e-9)
+
+
 @pytest.mark.parametrize("knobs", [{"precision": "bfloat16"}, {"gradient_checkpointing": True}])
 def test_memory_and_speed_knobs_train_as_well(make_trainer: Maker, make_policy: PolicyMaker,
                                               knobs: dict[str, Any]) -> None:
@@ -375,6 +440,7 @@ def test_inputs_that_cannot_work_are_refused(make_trainer: Maker, make_policy: P
         PPOTrainer(make_policy(), tokenizer, reward, [], PPO(), Sampling())
     for knobs, words in (({"kl_in": "loss"}, "k2 or k3"), ({"critic_warmup": 20}, "leaves none"),
                          ({"episodes": 10}, "not divisible"),
+                         ({"adaptive_kl": {"horizon": 50}, "episodes": 256}, "at least 52"),
                          ({"async_rollouts": True, "importance_cap": None}, "importance_cap")):
         with pytest.raises(ValueError, match=words):
             PPO(**knobs)

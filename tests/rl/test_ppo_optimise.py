@@ -1,0 +1,52 @@
+"""The optimiser against AdamW written out, and the learning rate of every step."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from selfplay.rl.optimise import Optimiser, learning_rate_factor
+
+
+def test_schedules() -> None:
+    def factors(schedule: str, steps: int, warmup: float) -> list[float]:
+        return [learning_rate_factor(step, steps, schedule, warmup) for step in range(steps)]
+
+    assert factors("constant", 4, 0.0) == [1, 1, 1, 1]
+    assert factors("linear", 4, 0.0) == [1, 0.75, 0.5, 0.25]
+    # Ten steps, of which 0.3 rise: 1/4, 2/4, 3/4; seven are left: 1 - 0/7 ... 1 - 6/7.
+    assert factors("linear", 10, 0.3) == pytest.approx([0.25, 0.5, 0.75, *(1 - k / 7 for k in range(7))], abs=1e-15)
+    # (1 + cos(pi k / 4)) / 2
+    root = math.sqrt(0.5)
+    assert factors("cosine", 4, 0.0) == pytest.approx([1, (1 + root) / 2, 0.5, (1 - root) / 2], abs=1e-15)
+    with pytest.raises(ValueError, match="use linear, constant or cosine"):
+        learning_rate_factor(0, 4, "exponential", 0.0)
+
+
+def test_adamw_with_clipping_written_out() -> None:
+    rate, epsilon, decay, longest = 0.1, 1e-2, 0.3, 1.0
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    optimiser = Optimiser([weight], rate, epsilon, decay, longest)
+    expected, first, second = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0]
+    for step, (gradient, factor) in enumerate([((3.0, 4.0), 1.0), ((0.3, -0.4), 0.5), ((0.0, 6.0), 0.25)], start=1):
+        assert optimiser.set_factor(factor) == rate * factor
+        weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        norm = math.hypot(*gradient)
+        assert optimiser.step() == pytest.approx(norm, abs=1e-9) and weight.grad is None
+        shrunk = min(1.0, longest / (norm + 1e-6))  # torch's clip_grad_norm_ adds 1e-6
+        for place in range(2):
+            g = gradient[place] * shrunk
+            first[place] = 0.9 * first[place] + 0.1 * g
+            second[place] = 0.999 * second[place] + 0.001 * g * g
+            direction = first[place] / (1 - 0.9**step) / (math.sqrt(second[place] / (1 - 0.999**step)) + epsilon)
+            expected[place] = expected[place] * (1 - rate * factor * decay) - rate * factor * direction
+        torch.testing.assert_close(weight.detach(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_what_is_frozen_is_left_alone() -> None:
+    frozen, free = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(1))
+    optimiser = Optimiser([frozen, free], 0.1, 1e-5, 0.5, 1.0)
+    free.grad = torch.ones(1)
+    optimiser.step()
+    assert float(frozen) == 1.0 and float(free.detach()) < 1.0
