@@ -68,17 +68,20 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
     yield from open_engine(tmp_path_factory.mktemp("untied"), llama(False, 0))
 
 
-def gap(engine: VllmEngine, model: PreTrainedModel, temperature: float = 0.7) -> float:
-    """Mean over sampled tokens of |log-prob that vLLM reports - log-prob of `model` at that temperature|, in nats."""
+def gap(engine: VllmEngine, model: PreTrainedModel, temperature: float = 0.7, autocast: bool = False) -> float:
+    """Mean over sampled tokens of |log-prob that vLLM reports - log-prob of `model` at that temperature|, in nats.
+
+    With `autocast` the model multiplies in bfloat16, as PPO does with `precision: bfloat16`.
+    """
     sampling = Sampling(temperature=temperature, max_tokens=40, n=4, seed=5)
     differences: list[torch.Tensor] = []
     for prompt, completions in zip(PROMPTS, engine.generate(PROMPTS, sampling), strict=True):
         ids = encode_prompt(engine.tokenizer, prompt)
         for completion in completions:
             tokens = torch.tensor(completion.token_ids)
-            with torch.inference_mode():
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 logits = model(input_ids=torch.tensor([[*ids, *completion.token_ids]])).logits[0, len(ids) - 1 : -1]
-            expected = torch.log_softmax(logits / temperature, dim=-1).gather(1, tokens[:, None])[:, 0]
+            expected = torch.log_softmax(logits.float() / temperature, dim=-1).gather(1, tokens[:, None])[:, 0]
             differences.append((expected - torch.tensor(completion.logprobs)).abs())
     return float(torch.cat(differences).mean())
 
@@ -107,6 +110,18 @@ def test_new_weights_reach_a_tied_head_only_with_the_cure(tied: VllmEngine, tmp_
     assert gap(tied, model) > 0.1
     tied.update_weights(model)
     assert gap(tied, model) < 1e-4
+
+
+def test_new_weights_reach_a_bfloat16_engine(tmp_path: Path) -> None:
+    engine = VllmEngine(write_checkpoint(tmp_path, llama(True, 0)), dtype="bfloat16")
+    try:
+        before = llama(True, 10, deviation=0.05)
+        for model in (before, llama(True, 11, deviation=0.05)):
+            engine.update_weights(model)
+            assert gap(engine, model, autocast=True) < 2e-2
+        assert gap(engine, before, autocast=True) > 0.1, "the weights before are not those it samples from"
+    finally:
+        engine.close()
 
 
 def test_weights_of_a_real_model(tied: VllmEngine) -> None:
@@ -168,6 +183,10 @@ def test_stop_tokens_and_stop_strings_end_a_completion(untied: VllmEngine) -> No
     """All 512 tokens are nearly equally likely: of 64 x 64, about 4096 / 512 = 8 end a text, and more hold ` a`."""
     untied.update_weights(llama(False, 9, deviation=0.01))
     prompts = [Prompt.plain(f"p{number}", "the fox") for number in range(64)]
+    rows = flat(untied.generate(prompts, Sampling(max_tokens=64, stop=("<s>",))))
+    ended = [row for row in rows if row.token_ids[-1] == untied.tokenizer.bos_token_id]  # a token that text never shows
+    assert len(ended) >= 2 and all(row.finish_reason == "stop" for row in ended)
+    assert not any(untied.tokenizer.bos_token_id in row.token_ids[:-1] for row in rows)
     rows = flat(untied.generate(prompts, Sampling(max_tokens=64, stop=(" a",))))
     by_string = [row for row in rows if " a" in decode(untied.tokenizer, row.token_ids)]
     by_token = [row for row in rows if row.token_ids[-1] == untied.tokenizer.eos_token_id]

@@ -1,33 +1,48 @@
 """What an update needs besides weights and gradients does not grow with vocabulary x length."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from tiny_models import PolicyMaker, count_of_fives
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedTokenizerFast
 
+from selfplay.config import PPO, Sampling
+from selfplay.records import Prompt
+from selfplay.rl import PPOTrainer
+from selfplay.rl.experience import build_experience
 from selfplay.rl.logprobs import CHUNK_ELEMENTS, token_logprobs
+from selfplay.rl.rewards import FunctionReward
+from selfplay.rl.rollouts import estimate, score
 
 WIDTH = 8
 
 
-def peak_beyond_gradients(vocabulary: int, tokens: int) -> int:
-    """Most bytes held at once by a forward and backward pass of the head, less the gradient of its weight.
-
-    Counted from the allocations and frees that torch's own profiler records, in their order.
-    """
-    torch.manual_seed(0)
-    hidden = torch.randn(tokens, WIDTH, requires_grad=True)
-    weight = torch.randn(vocabulary, WIDTH, requires_grad=True)
-    targets = torch.randint(vocabulary, (tokens,))
+def most_held(work: Callable[[], object]) -> int:
+    """Most bytes held at once, from the allocations and frees that torch's own profiler records, in their order."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        logprobs, entropies = token_logprobs(hidden, weight, None, targets)
-        (logprobs.sum() + entropies.sum()).backward()
-        del logprobs, entropies
+        work()
     held, most = 0, 0
     for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
-    return most - weight.numel() * 4
+    return most
+
+
+def peak_beyond_gradients(vocabulary: int, tokens: int) -> int:
+    """Most bytes held at once by a forward and backward pass of the head, less the gradient of its weight."""
+    torch.manual_seed(0)
+    hidden = torch.randn(tokens, WIDTH, requires_grad=True)
+    weight = torch.randn(vocabulary, WIDTH, requires_grad=True)
+    targets = torch.randint(vocabulary, (tokens,))
+
+    def forward_and_backward() -> None:
+        logprobs, entropies = token_logprobs(hidden, weight, None, targets)
+        (logprobs.sum() + entropies.sum()).backward()
+
+    return most_held(forward_and_backward) - weight.numel() * 4
 
 
 def test_peak_memory_is_a_few_chunks_for_any_vocabulary() -> None:
@@ -43,3 +58,27 @@ def test_peak_memory_is_a_few_chunks_for_any_vocabulary() -> None:
 def test_the_count_sees_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 2**40)
     assert peak_beyond_gradients(20_000, 256) > 2 * 4 * 256 * 20_000
+
+
+def test_an_update_of_the_whole_trainer_needs_as_little(
+    make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]
+) -> None:
+    def peak(vocabulary: int, length: int) -> int:
+        """Most bytes that one minibatch of 12 episodes holds beyond the gradients of both networks."""
+        policy = make_policy(dtype=torch.float32, vocab_size=vocabulary, hidden_size=WIDTH, num_hidden_layers=1,
+                             max_position_embeddings=512, eos_token_id=None, initializer_range=0.02)
+        trainer = PPOTrainer(policy, tokenizer, FunctionReward(count_of_fives), prompts,
+                             PPO(steps=1, episodes=12, minibatches=1, micro_batch_tokens=10**6), Sampling(max_tokens=length))
+        episodes, _ = score(trainer.sampler.answers(0), prompts, trainer.encoded, trainer.reward, trainer.where, 0)
+        estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
+        experience = build_experience(episodes, estimates, trainer.config, 0.05, trainer.moments)
+        held = most_held(lambda: trainer._gradients(episodes, experience, list(range(12))))
+        return held - 4 * sum(p.numel() for network in (policy, trainer.critic) for p in network.parameters())
+
+    small, large = peak(512, 64), peak(151_936, 64)
+    # 12 x 64 tokens: all logits at once would be 4 * 768 * 151,936 = 467 MB. The head's products hold two gradients of
+    # the embedding (5 MB each) for a moment, and some chunks of 4 MiB.
+    weights, chunk = 4 * 151_936 * WIDTH, 4 * CHUNK_ELEMENTS["cpu"]
+    assert large < small + 4 * chunk + 2 * weights < 4 * 768 * 151_936 / 10
+    # With twice the tokens, what grows is what grows with a vocabulary of 512 as well.
+    assert peak(151_936, 128) - large < peak(512, 128) - small + chunk / 2

@@ -1,0 +1,52 @@
+"""The policy stage on a real tiny run: adapters, the engine's batch, and the checkpoint that it leaves."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from staging import open_run
+
+from selfplay.config import Lora
+from selfplay.engines.hf import TransformersEngine
+from selfplay.models import load_policy
+from selfplay.rundir import RunDirectory
+from selfplay.stages import policy
+
+FUNCTION = "def length(prompts, responses, meta):\n    return [len(response) / 50 for response in responses]\n"
+
+
+def train(directory: Path, folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """The weights of a second iteration's policy, made anew."""
+    (folder / "length.py").write_text(FUNCTION)
+    run = open_run(directory, algorithm={"steps": 1, "episodes": 16},
+                   reward={"kind": "function", "function": f"{folder / 'length.py'}:length"}, **changes)
+    shutil.rmtree(run.files.policy(2))
+    policy.run(run, 2)
+    return load_policy(RunDirectory(directory).policy(2)).state_dict()
+
+
+def test_adapters_are_merged_into_a_checkpoint_that_follows_from_the_seed(copied: Path, tmp_path: Path) -> None:
+    before = load_policy(RunDirectory(copied).policy(1)).state_dict()
+    made = []
+    for disturbance in (1, 2):
+        torch.manual_seed(disturbance)  # whatever ran before in this process
+        made.append(train(copied, tmp_path, policy={"lora": Lora(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))}))
+    assert made[0].keys() == before.keys()
+    assert all(torch.equal(made[0][name], made[1][name]) for name in before)
+    changed = {name.split(".")[-2] for name in before if not torch.equal(made[0][name], before[name])}
+    assert changed == {"q_proj", "down_proj"}
+
+
+def test_rollouts_keep_to_the_engines_batch(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    decode_batch = TransformersEngine._decode_batch
+
+    def spy(engine: TransformersEngine, rows: list[Any], *more: Any) -> None:
+        sizes.append(len(rows))
+        decode_batch(engine, rows, *more)
+
+    monkeypatch.setattr(TransformersEngine, "_decode_batch", spy)
+    train(copied, tmp_path, engine={"batch_size": 6})
+    assert sizes == [6, 6, 4]
