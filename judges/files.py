@@ -19,6 +19,11 @@ from selfplay.config import AddedReward, ConfigError, Recipe, Reward, parse_yaml
 
 SHIPPED = Path(__file__).parent.parent / "prompts" / "judges"
 RUBRICS = Path(__file__).parent.parent / "prompts" / "rubrics"
+WITHOUT_EFFECT: Any = {
+    "description": True, "thresholds": True, "tests": True, "limits": {"calls", "tokens"},
+    "endpoint": {"key_variable", "concurrency", "requests_per_minute", "timeout", "retries", "longest_wait", "input_price",
+                 "output_price", "max_cost"}}
+"""Parts of a judge's file that change no answer."""
 
 
 def shipped(folder: Path = SHIPPED) -> dict[str, Path]:
@@ -148,6 +153,10 @@ def load_object(reference: str) -> Any:
     Raises ConfigError for what is not there or cannot be called.
     """
     place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise ConfigError(f"python: {reference!r} names no function: write ./file.py:name or package.module:name")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise ConfigError(f"python: there is no file {place!r}, from {str(Path.cwd())!r}")
     module = _load_module(place, reference)
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, dir(module), n=1, cutoff=0.5)
@@ -184,10 +193,13 @@ def _load_module(place: str, reference: str) -> ModuleType:
 
 
 def digest(spec: JudgeSpec) -> str:
-    """Names exactly what the judge does: sha256 over its resolved file and over the Python files that it names."""
+    """Names exactly what the judge does: sha256 over its resolved file and over the Python files that it names.
+
+    Left out is what never changes an answer (`WITHOUT_EFFECT`): limits may be raised and prices mended in a run.
+    """
     total = hashlib.sha256()
     for part in spec.parts:
-        total.update(part.model_dump_json().encode())
+        total.update(part.model_dump_json(exclude=WITHOUT_EFFECT).encode())
         for reference in _references(part):
             total.update(source_of(reference))
     return total.hexdigest()

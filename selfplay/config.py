@@ -2,7 +2,7 @@
 
 A knob lives here once, documented beneath its field. Whatever can be known to be wrong without loading a model is
 refused here, in one sentence that names the value and the way out. What needs files or tokenizers to be checked is
-checked by `selfplay.loop.preflight`.
+checked by `selfplay.plan.check`.
 """
 
 import difflib
@@ -82,7 +82,14 @@ class Endpoint(Section):
     output_price: NonNegative = 0.0
     """Dollars per million tokens written."""
     max_cost: Positive | None = None
-    """Dollars that one run may spend; then it stops, with everything saved."""
+    """Dollars that one run may spend; then it stops, with everything saved. Needs the prices."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Endpoint":
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise ValueError("max_cost limits nothing while input_price and output_price are 0: set the prices, in dollars per "
+                             "million tokens")
+        return self
 
 
 class PromptSource(Section):
@@ -557,6 +564,12 @@ class Recipe(Section):
                              "is nothing to compare; use a temperature above 0")
         if self.sampling.top_p < 1 or self.sampling.top_k > 0:
             raise ValueError("sampling.top_p and top_k bias PPO's importance ratio: leave them at 1 and 0")
+        if self.sampling.n != 1 or self.sampling.seed != 0:
+            raise ValueError("sampling.n and sampling.seed are set by each stage: say how many completions a prompt gets "
+                             "in generate.completions, and change `seed` for other random numbers")
+        if self.prompts.train.source != "stories" and "heldout" not in self.prompts.model_fields_set:
+            raise ValueError(f"prompts.train is {self.prompts.train.source!r}, and prompts.heldout is not set: name the "
+                             "prompts to measure on, which must not be among those")
         train, heldout = self.prompts.train, self.prompts.heldout
         if train.source == heldout.source and train.split == heldout.split:
             raise ValueError(f"prompts.train and prompts.heldout are the same ({train.source!r}, split "

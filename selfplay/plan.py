@@ -1,5 +1,7 @@
 """Before anything is loaded: is the recipe possible, and how much work is it? Imports no torch."""
 
+import importlib.util
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ BYTES_PER_TOKEN = 8
 
 def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     """The training and the held-out prompts. Raises ConfigError for stages that contradict each other or their files."""
+    check_packages(recipe)
     train = load_prompts(recipe.prompts.train, recipe.seed)
     heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
     texts = {tuple(prompt.messages) for prompt in train}
@@ -26,7 +29,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     if shared:
         raise ConfigError(f"{len(shared)} of {len(heldout)} held-out prompts are training prompts too, such as "
                           f"{shared[0].text[:60]!r}: take them out of one of prompts.train and prompts.heldout")
-    if recipe.generate.prompts > len(train):
+    if recipe.reward.kind == "model" and recipe.generate.prompts > len(train):
         raise ConfigError(
             f"generate.prompts is {recipe.generate.prompts}, but there are {len(train)} training prompts: "
             f"lower it, or give more prompts"
@@ -53,13 +56,34 @@ def check_rewards(recipe: Recipe) -> None:
     """Raise ConfigError for a reward function that is not there, or a judge that cannot be asked about single responses."""
     for part in recipe.rewards:
         if part.function is not None:
-            load_object(part.function)
+            check_function(part.function)
         if part.kind == "judge":
             spec = reward_judge(recipe, part)
             check_judge(recipe, spec)
             if spec.mode == "listwise":
                 raise ConfigError(f"judge {spec.name!r} ranks several answers to one prompt, and PPO samples one: use a "
                                   "pairwise, pointwise, rubric or rules judge as the reward, or reward.kind model")
+
+
+def check_function(reference: str) -> None:
+    """Raise ConfigError for a reward function that is not there, or that cannot be called with three lists."""
+    function = load_object(reference)
+    try:
+        inspect.signature(function).bind([], [], [])
+    except TypeError as error:
+        raise ConfigError(f"the reward function {reference} cannot be called with (prompts, responses, meta): {error}") from None
+    except ValueError:  # built in, and says nothing of its arguments
+        pass
+
+
+def check_packages(recipe: Recipe) -> None:
+    """Raise ConfigError for an optional package that the recipe needs and that is not installed."""
+    for wanted, package, way_out in (
+        (recipe.engine.kind == "vllm", "vllm", "see `selfplay doctor`, or set engine.kind to transformers"),
+        (recipe.policy.lora is not None, "peft", "pip install 'selfplay-loop[lora]', or leave policy.lora out"),
+    ):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"the recipe needs the package {package}, which is not installed: {way_out}")
 
 
 def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:

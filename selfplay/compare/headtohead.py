@@ -34,6 +34,9 @@ class Settings:
     prompts: PromptSource
     judge: str
     judge_model: str | None
+    """What answers for the run's labelling judge, or for another whose file names no model."""
+    labelling: bool
+    """Whether `judge` is the one that labelled."""
     sampling: Sampling
     engine: EngineConfig
     dtype: str
@@ -75,13 +78,14 @@ def settings_of(
         if prompts is None or judge is None:
             raise ConfigError("without a run among the checkpoints, say what to ask and who judges: --prompts FILE "
                               "--judge FILE")
-        return Settings(prompts, judge, None, sampling or Sampling(), engine or EngineConfig(), "float32", 0)
+        return Settings(prompts, judge, None, False, sampling or Sampling(), engine or EngineConfig(), "float32", 0)
     recipe = trained[0]
     own = recipe.sampling.model_copy(update={"temperature": recipe.evaluate.temperature, "n": 1,
                                              "seed": derived_seed(recipe.seed, "generate", "heldout")})
+    file = judge or recipe.evaluate.judge or recipe.judge.file
     return Settings(
-        prompts or recipe.prompts.heldout, judge or recipe.evaluate.judge or recipe.judge.file, recipe.judge_model,
-        sampling or own, engine or recipe.engine, recipe.policy.dtype, recipe.seed)
+        prompts or recipe.prompts.heldout, file, recipe.judge_model, file == recipe.judge.file, sampling or own,
+        engine or recipe.engine, recipe.policy.dtype, recipe.seed)
 
 
 def compare(
@@ -119,9 +123,9 @@ def compare(
 
 
 def judging(settings: Settings) -> judges.JudgeSpec:
-    """The judge's file with the model that the recipe names, asked in both orders whatever the file says."""
+    """The judge's file, asked in both orders whatever it says; with the recipe's model if it labelled or names none."""
     spec = judges.load_spec(settings.judge)
-    if settings.judge_model and spec.needs_model:
+    if settings.judge_model and spec.needs_model and (settings.labelling or getattr(spec, "model", None) is None):
         spec = spec.model_copy(update={"model": settings.judge_model})
     if getattr(spec, "model", None) == "policy":
         raise ConfigError(f"judge {spec.name!r} is the policy itself, and here there are several: name a judge with a model "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from selfplay.config import ConfigError
 from selfplay.rl.distributed import sum_over_processes, world_size
 
 
@@ -32,6 +33,10 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) ->
     raise ValueError(f"unknown schedule {schedule!r}: use linear, constant or cosine")
 
 
+class Diverged(ConfigError):
+    """The losses are no numbers any more."""
+
+
 class Optimiser:
     """AdamW over the trainable parameters of a module."""
 
@@ -49,13 +54,19 @@ class Optimiser:
         return self.learning_rate * factor
 
     def step(self) -> float:
-        """Sum the gradients over all processes, clip and apply them, forget them; gives their norm before clipping."""
+        """Sum the gradients over all processes, clip and apply them, forget them; gives their norm before clipping.
+
+        Raises Diverged, with the weights as they were, if the gradient is not finite.
+        """
         if world_size() > 1:
             for parameter in self.parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             sum_over_processes(parameter.grad for parameter in self.parameters if parameter.grad is not None)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        if not math.isfinite(norm):
+            raise Diverged(f"PPO diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning rates "
+                           "or set target_kl, and look at policy/approxkl_avg and loss/value_avg of the steps before")
         self.adam.step()
         self.forget()
         return norm

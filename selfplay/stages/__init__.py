@@ -1,6 +1,7 @@
 """The stages of an iteration. Each reads files and writes files, and can be run alone."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,12 @@ class Run:
     def seed(self, *purpose: Any) -> int:
         """A seed for one purpose of this run."""
         return derived_seed(self.recipe.seed, *purpose)
+
+    @cached_property
+    def prompts_asked(self) -> dict[str, str]:
+        """Hashes of the training and of the held-out prompts themselves: a file may change while its name stays."""
+        return {name: hash_of([prompt.model_dump(mode="json") for prompt in prompts])
+                for name, prompts in (("train", self.train), ("heldout", self.heldout))}
 
     def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
         """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""

@@ -38,7 +38,7 @@ from selfplay.stages.rewards import folder_of_model
 def fingerprint(run: Run, iteration: int) -> str:
     """What the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
-    settings = [config.model_dump(), run.recipe.prompts.heldout.model_dump(), sampling.max_tokens, sampling.stop,
+    settings = [config.model_dump(), run.prompts_asked["heldout"], sampling.max_tokens, sampling.stop,
                 judges.digest(measuring_judge(run) if config.judge else known_judge(run))]
     return run.fingerprint(
         settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)]

@@ -25,7 +25,7 @@ def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
     settings = [
         run.recipe.generate.model_dump(),
         run.recipe.sampling.model_dump(),
-        run.recipe.prompts.train.model_dump(),
+        run.prompts_asked["train"],
         run.recipe.engine.kind,
         run.recipe.policy.dtype,
         iteration,

@@ -26,7 +26,7 @@ def fingerprint(run: Run, iteration: int) -> str:
     settings = [
         run.recipe.algorithm.model_dump(),
         run.recipe.sampling.model_dump(),
-        run.recipe.prompts.train.model_dump(),
+        run.prompts_asked["train"],
         run.recipe.engine.kind,
         lora.model_dump() if lora else None,
         reward_settings(run),

@@ -21,7 +21,7 @@ from selfplay.progress import meter, say
 from selfplay.rundir import derived_seed, read_json, read_rows, write_json
 from selfplay.stages import Run
 from selfplay.stages.generate import stage_name
-from selfplay.stages.supervised import Watcher, last_checkpoint, quiet, trainer_options
+from selfplay.stages.supervised import Watcher, last_checkpoint, one_device, quiet, trainer_options
 
 Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10
@@ -125,7 +125,7 @@ def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Pat
         watcher = Watcher(bar)
         trainer = RewardTrainer(
             model=model.model, processing_class=model.tokenizer, callbacks=[watcher],
-            args=RewardConfig(**options, max_length=None, dataset_num_proc=None),
+            args=one_device(RewardConfig(**options, max_length=None, dataset_num_proc=None)),
             train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]))
         quiet(trainer)
         trainer.train(resume_from_checkpoint=last_checkpoint(work))

@@ -44,7 +44,7 @@ def trainer_options(model: PreTrainedModel, training: Optimisation, directory: P
         "seed": seed,
         "data_seed": seed,
         "bf16": prefers_bfloat16(model),
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": torch.cuda.is_available(),  # room for a whole batch of any policy that PPO fits
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
@@ -55,6 +55,13 @@ def trainer_options(model: PreTrainedModel, training: Optimisation, directory: P
         "save_steps": checkpoint_every or 500,
         "save_total_limit": 1,
     }
+
+
+def one_device(arguments: Any) -> Any:
+    """Trainer arguments that use one GPU where there are several: else `batch_size` would be multiplied by their number."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 class Watcher(TrainerCallback):
@@ -85,7 +92,8 @@ def train_supervised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     """
     set_seed(seed)
     options = trainer_options(model, training, directory, seed, checkpoint_every=max(20, training.steps // 4))
-    config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False)
+    config = one_device(
+        SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False))
     with meter(label, training.steps, "steps") as bar:
         watcher = Watcher(bar)
         trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(list(rows)),
