@@ -1,6 +1,7 @@
 """Recipes: every mistake that can be known without loading anything is one sentence with the way out."""
 
 import math
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from selfplay.config import ConfigError, Recipe, Section, apply_override, load_recipe, parse_yaml, validate
+from selfplay.config import ConfigError, Endpoint, Recipe, Section, apply_override, load_recipe, parse_yaml, validate
 
 MINIMAL = "policy: {model: some/model}\n"
 
@@ -231,3 +232,21 @@ def test_the_walk_over_the_sections_finds_them_all() -> None:
     assert {"Lora", "AdaptiveKL", "Pretraining", "Architecture", "PromptSource", "Guard"} <= {
         kind.__name__ for kind in sections(Recipe)
     }
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("sampling: {n: 4}", "say how many completions a prompt gets in generate.completions"),
+    ("sampling: {seed: 4}", "change `seed` for other random numbers"),
+    ("prompts: {train: {source: mine.jsonl}}", "prompts.train is 'mine.jsonl', and prompts.heldout is not set"),
+])
+def test_settings_that_would_do_nothing_or_the_wrong_thing(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"policy: {{bootstrap: {{}}}}\n{text}\n")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_recipe(file)
+
+
+def test_a_limit_of_money_needs_prices() -> None:
+    with pytest.raises(ValueError, match="max_cost limits nothing while input_price and output_price are 0"):
+        Endpoint(url="http://x/v1", max_cost=1.0)
+    assert Endpoint(url="http://x/v1", max_cost=1.0, output_price=0.5).max_cost == 1.0

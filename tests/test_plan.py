@@ -1,5 +1,6 @@
 """What is refused before anything is loaded, and how much work a recipe is, counted by hand."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -77,9 +78,30 @@ def test_overlap_is_of_text_and_not_of_names(tmp_path: Path) -> None:
     ("reward.backbone=./none", "reward.backbone is './none', which is no checkpoint: there is no ./none/config.json"),
     ("reward.backbone=a/b/c", "reward.backbone is 'a/b/c', which is no checkpoint"),
     ("prompts.train.source=none.jsonl", "there is no file 'none.jsonl'"),
+    ("reward={kind: function, function: ./none.py:f}", "python: there is no file './none.py', from '/"),
+    ("reward={kind: function, function: none.py}", "'none.py' names no function: write ./file.py:name or package.module:name"),
+    ("reward={kind: function, function: \"json:dumps\"}",
+     "json:dumps cannot be called with (prompts, responses, meta): too many positional arguments"),
 ])
 def test_refusals(tmp_path: Path, override: str, said: str) -> None:
     assert said in refusal(bootstrapped(tmp_path, override))
+
+
+def test_a_function_as_the_reward_needs_no_prompts_for_pairs(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(prompts, responses, meta):\n    return [0.0] * len(prompts)\n")
+    check(bootstrapped(tmp_path, f"reward={{kind: function, function: {tmp_path}/mine.py:f}}", "generate.prompts=600"))
+
+
+@pytest.mark.parametrize(("package", "overrides"), [
+    ("vllm", ["engine.kind=vllm"]), ("peft", ["policy.lora={rank: 4}"]),
+])
+def test_packages_that_a_recipe_needs(tmp_path: Path, package: str, overrides: list[str],
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    check(bootstrapped(tmp_path, *overrides))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert f"needs the package {package}, which is not installed" in refusal(bootstrapped(tmp_path, *overrides))
+    check(bootstrapped(tmp_path))
 
 
 @pytest.mark.parametrize("model", ["./none", "../none/", "/no/such/place", "~/none", "runs/none/iteration-001/policy"])

@@ -15,7 +15,7 @@ from selfplay.compare.printing import print_summary
 from selfplay.compare.report import as_run, write_comparison
 from selfplay.compare.summary import summarise
 from selfplay.compare.votes import Vote, tabulate
-from selfplay.config import ConfigError, PromptSource, Sampling
+from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.engines.hf import TransformersEngine
 from selfplay.rundir import read_rows
 
@@ -129,6 +129,23 @@ def test_a_comparison_asks_in_both_orders_and_not_the_policy_itself(tmp_path):
     file.write_text(text.format(model="policy"))
     with pytest.raises(ConfigError, match="is the policy itself"):
         judging(settings_of([], prompts=PromptSource(), judge=str(file)))
+
+
+def test_only_the_labelling_judge_gets_the_recipes_model(tmp_path):
+    """An audit by a judge with a model of its own must not become the labeller judging itself."""
+    text = MODEL_JUDGE.replace("model: {model}\n", "{model}").format
+    for name, model in (("auditor", "model: big/auditor\n"), ("labeller", "model: file/model\n"), ("bare", "")):
+        (tmp_path / f"{name}.yaml").write_text(text(model=model).replace("letters", name))
+    auditor, labeller, bare = (str(tmp_path / f"{name}.yaml") for name in ("auditor", "labeller", "bare"))
+
+    def asked(judge=None, audit=None):
+        recipe = Recipe(name="r", policy={"bootstrap": {}}, judge={"file": labeller, "model": "small/labeller"},
+                        evaluate={"judge": audit})
+        return judging(settings_of([recipe], judge=judge)).model
+
+    assert asked() == asked(judge=labeller) == "small/labeller"
+    assert asked(judge=auditor) == asked(audit=auditor) == "big/auditor"
+    assert asked(judge=bare) == "small/labeller", "one that names no model is asked of the recipe's"
 
 
 def test_the_table_and_the_report_of_votes_from_elsewhere(tmp_path):

@@ -142,3 +142,25 @@ def test_the_digest_changes_with_the_file_and_with_the_python_it_names(tmp_path:
 def test_every_shipped_judge_reads() -> None:
     assert {name: load_spec(name).name for name in shipped()} == {name: name for name in shipped()}
     assert all(load_spec(name).description for name in shipped())
+
+
+def test_the_digest_stays_when_only_limits_and_prices_change(tmp_path: Path) -> None:
+    """A stopped run says: raise the limit and give the same command; so that may not make its stages another judge's."""
+    text = """\
+        mode: pairwise
+        model: some/model
+        messages: [{{role: user, content: "{{{{ prompt }}}} {{{{ responses[0] }}}} {{{{ responses[1] }}}}"}}]
+        output: {{kind: regex, pattern: '\\[\\[(A|B)\\]\\]', labels: {{A: 1, B: 0}}}}
+        endpoint: {{url: "http://127.0.0.1:1/v1", {endpoint}}}
+        limits: {{{limits}}}
+        thresholds: {{ties: {ties}}}
+        """
+    first = {"endpoint": "max_cost: 1, output_price: 2, retries: 3", "limits": "calls: 10", "ties": 0.5}
+
+    def named(**changes: object) -> str:
+        return digest(spec(text.format(**{**first, **changes}), tmp_path))
+
+    assert named() == named(endpoint="max_cost: 9, output_price: 4, retries: 1, timeout: 3, concurrency: 2")
+    assert named() == named(limits="calls: 99, tokens: 5") == named(ties=0.7)
+    assert named() != named(limits="response_characters: 100"), "what is shown to the judge"
+    assert named() != named(endpoint="guided: false")

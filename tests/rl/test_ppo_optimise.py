@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfplay.rl.optimise import Optimiser, learning_rate_factor
+from selfplay.rl.optimise import Diverged, Optimiser, learning_rate_factor
 
 
 def test_schedules() -> None:
@@ -50,3 +50,13 @@ def test_what_is_frozen_is_left_alone() -> None:
     free.grad = torch.ones(1)
     optimiser.step()
     assert float(frozen) == 1.0 and float(free.detach()) < 1.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_leaves_the_weights_alone(bad: float) -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimiser = Optimiser([weight], 0.1, 1e-5, 0.0, 1.0)
+    weight.grad = torch.tensor([1.0, bad])
+    with pytest.raises(Diverged, match="The last checkpoint is kept"):
+        optimiser.step()
+    assert weight.tolist() == [1.0, 1.0]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from trl import SFTConfig
 
 from prompts.stories import documents
 from selfplay.config import Architecture, Bootstrap, ConfigError
@@ -24,7 +25,7 @@ from selfplay.stages.bootstrap import (
     llama_config,
     train_tokenizer,
 )
-from selfplay.stages.supervised import demonstration_rows, document_rows
+from selfplay.stages.supervised import demonstration_rows, document_rows, one_device
 
 SHAPE = Architecture(layers=1, hidden_size=32, heads=2, intermediate_size=48, context=24)
 TEXTS = documents(60)
@@ -135,3 +136,11 @@ def test_loading_gives_what_was_saved(tiny_run: Path) -> None:
     one, other = load_policy(path), AutoModelForCausalLM.from_pretrained(path)
     assert all(torch.equal(first, second) for first, second in zip(one.parameters(), other.parameters(), strict=True))
     assert load_tokenizer(path).get_vocab() == load_tokenizer(tiny_run / "iteration-000" / "policy").get_vocab()
+
+
+def test_a_batch_is_not_multiplied_by_the_number_of_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = SFTConfig(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=32, bf16=False)
+    assert one_device(arguments).train_batch_size == 32
+    arguments._n_gpu = 4  # what a machine with four GPUs has found
+    assert arguments.train_batch_size == 128
+    assert one_device(arguments).train_batch_size == 32

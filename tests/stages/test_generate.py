@@ -4,12 +4,13 @@ import shutil
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from staging import completion, open_run, prompts
 
 from selfplay.rundir import read_json, read_rows
-from selfplay.stages import generate
+from selfplay.stages import evaluate, generate, policy
 from selfplay.stages.generate import draw_prompts, make_pairs, opponent, round_of, split_completions, stage_name
 from selfplay.stages.rows import pair_of, pair_row
 
@@ -148,3 +149,16 @@ def test_a_stage_made_again_is_the_same(copied: Path) -> None:
     shutil.rmtree(copied / "iteration-001" / "generate")
     generate.run(open_run(copied), 1)
     assert read_rows(copied / "iteration-001" / "generate" / "completions.parquet") == before
+
+
+def test_prompts_that_changed_under_the_same_name_make_other_stages(copied: Path) -> None:
+    run = open_run(copied)
+    before = [stage.fingerprint(run, 1) for stage in (generate, evaluate, policy)]
+    other = open_run(copied)
+    other.heldout = [*other.heldout[1:], other.heldout[0]]
+    assert [stage.fingerprint(other, 1) for stage in (generate, evaluate, policy)] == [before[0], ANY, before[2]]
+    assert evaluate.fingerprint(other, 1) != before[1]
+    other = open_run(copied)
+    other.train = [*other.train[1:], other.train[0]]
+    assert evaluate.fingerprint(other, 1) == before[1]
+    assert generate.fingerprint(other, 1) != before[0] and policy.fingerprint(other, 1) != before[2]
