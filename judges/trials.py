@@ -52,11 +52,16 @@ def run_tests(spec: JudgeSpec) -> list[str]:
     return [f"{number}: {problem}" for number, test in enumerate(spec.tests, 1) if (problem := _run(spec, test))]
 
 
+def written(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
+    """The prompt and the responses of a test."""
+    return Prompt.plain("test", test.prompt, **test.meta), [
+        Completion(id=f"test/{place}", prompt_id="test", text=text, finish_reason="stop", policy="test")
+        for place, text in enumerate(test.responses)]
+
+
 def _run(spec: JudgeSpec, test: JudgeTest) -> str:
     """What is wrong with the outcome of one test, or nothing."""
-    prompt = Prompt.plain("test", test.prompt, **test.meta)
-    made = [Completion(id=f"test/{place}", prompt_id="test", text=text, finish_reason="stop", policy="test")
-            for place, text in enumerate(test.responses)]
+    prompt, made = written(test)
     try:
         judge, scripts = rehearse(spec, test.outputs)
         if len(made) == 1:

@@ -20,6 +20,7 @@ from judges.spec import (
     RubricSpec,
     RulesSpec,
 )
+from judges.trials import written
 from selfplay.config import ConfigError, Sampling
 from selfplay.engines import Engine
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
@@ -96,11 +97,15 @@ def try_pair(spec: JudgeSpec, engine: Engine | Opener | None = None, pair: Pair 
 
 
 def example_pair(spec: JudgeSpec) -> Pair:
-    """The first pair of the judge's gold set. Raises ConfigError if it has none."""
+    """The first pair of the judge's gold set, or of its tests if it has none. Raises ConfigError if those have none either."""
     file = gold_file(spec)
+    paired = next((test for test in spec.tests if len(test.responses) == 2), None)
+    if file is None and paired is not None:
+        prompt, (first, second) = written(paired)
+        return Pair(id="test", prompt=prompt, first=first, second=second)
     if file is None:
-        raise ConfigError(f"judge {spec.name!r} has no gold set to take a pair from: give one, or set `gold` in its "
-                          "file")
+        raise ConfigError(f"judge {spec.name!r} has no gold set to take a pair from: write one into `tests` in its "
+                          "file, or set `gold` there (see docs/judges.md)")
     return load_gold(file)[0].pair
 
 

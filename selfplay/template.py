@@ -34,7 +34,10 @@ def commented_recipe(file: str = "recipe.yaml") -> str:
 
 
 def section(values: BaseModel, depth: int) -> list[str]:
-    """Lines of one section: for each setting its documentation as a comment, then `key: value`."""
+    """Lines of one section: for each setting its documentation as a comment, then `key: value`.
+
+    Behind a section that is null stand its settings, commented out.
+    """
     lines: list[str] = []
     indent = "  " * depth
     for key, field in type(values).model_fields.items():
@@ -47,16 +50,23 @@ def section(values: BaseModel, depth: int) -> list[str]:
             lines += [f"{indent}{key}:", *section(value, depth + 1)]
         else:
             lines.append(f"{indent}{key}: {scalar(value)}")
+            kind = held_section(field.annotation)
+            if value is None and kind is not None:
+                shown = [f"{key}:", *section(kind.model_construct(), 1)]
+                lines += [f"{indent}# or {shown[0]}", *(f"{indent}#    {line}" for line in shown[1:])]
     return lines
+
+
+def held_section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a setting of this type holds, or may hold; None if it holds a plain value."""
+    inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def documentation(annotation: Any) -> str:
     """The first line of the docstring of the section that a setting holds, if it holds one."""
-    inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    for kind in inner:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return (kind.__doc__ or "").strip().split("\n\n")[0]
-    return ""
+    kind = held_section(annotation)
+    return ((kind and kind.__doc__) or "").strip().split("\n\n")[0]
 
 
 def scalar(value: Any) -> str:

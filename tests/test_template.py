@@ -1,11 +1,12 @@
 """`init` writes a recipe that says everything and runs as it is."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 import yaml
 
-from selfplay.config import ConfigError, Recipe, load_recipe, parse_yaml, validate
+from selfplay.config import AdaptiveKL, ConfigError, Lora, Pretraining, Recipe, load_recipe, parse_yaml, validate
 from selfplay.plan import check
 from selfplay.template import commented_recipe, scalar, write_recipe
 
@@ -42,6 +43,17 @@ def test_every_setting_has_a_comment_above_it() -> None:
         indent = len(lines[number]) - len(lines[number].lstrip())
         assert lines[number - 1].startswith(" " * indent + "# "), lines[number]
     assert max(map(len, lines)) <= 120
+
+
+def test_sections_that_are_null_show_what_they_would_hold() -> None:
+    """Taken out of their comments, they are the section's defaults."""
+    lines = commented_recipe().split("\n")
+    for name, defaults in (("lora", Lora()), ("adaptive_kl", AdaptiveKL()), ("pretraining", Pretraining())):
+        place = next(number for number, line in enumerate(lines) if line.strip() == f"# or {name}:")
+        behind = itertools.takewhile(lambda line: line.lstrip().startswith("#    "), lines[place + 1 :])
+        text = "\n".join(line.lstrip()[1:] for line in behind)
+        assert validate(type(defaults), parse_yaml(text), name) == defaults
+        assert "# " in text, "with their documentation"
 
 
 @pytest.mark.parametrize("value", ["yes", "", "a: b", "# no comment", "é", None, True, 0.0003, 1e-05, 2, ("a", "b'c"), ()])

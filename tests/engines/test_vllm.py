@@ -115,11 +115,10 @@ def test_new_weights_reach_a_tied_head_only_with_the_cure(tied: VllmEngine, tmp_
 def test_new_weights_reach_a_bfloat16_engine(tmp_path: Path) -> None:
     engine = VllmEngine(write_checkpoint(tmp_path, llama(True, 0)), dtype="bfloat16")
     try:
-        before = llama(True, 10, deviation=0.05)
-        for model in (before, llama(True, 11, deviation=0.05)):
-            engine.update_weights(model)
-            assert gap(engine, model, autocast=True) < 2e-2
-        assert gap(engine, before, autocast=True) > 0.1, "the weights before are not those it samples from"
+        model = llama(True, 10, deviation=0.05)
+        engine.update_weights(model)
+        assert gap(engine, model, autocast=True) < 2e-2
+        assert gap(engine, llama(True, 0), autocast=True) > 0.1, "the weights before are not those it samples from"
     finally:
         engine.close()
 

@@ -220,8 +220,9 @@ def test_python_rules_without_gold_of_their_own_are_measured_by_their_tests_alon
     assert gold_file(rules) is None
     report = check(rules)
     assert report.passed and report.gold is None and report.tests == 1
-    with pytest.raises(ConfigError, match="has no gold set to take a pair from"):
-        example_pair(rules)
+    assert [answer.text for answer in (example_pair(rules).first, example_pair(rules).second)] == ["hello", "no"]
+    with pytest.raises(ConfigError, match="has no gold set to take a pair from: write one into `tests`"):
+        example_pair(rules.model_copy(update={"tests": ()}))
     judge = build(rules)
     assert watch(judge, [], [])["gold"] is None and watch(judge, [], [])["canary_wins"] == {}
     require_fit(rules, watch(judge, [], []))
