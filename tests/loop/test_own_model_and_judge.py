@@ -31,8 +31,8 @@ def write_files(folder: Path) -> Path:
     stories = load_documents(str(SHARED / "data/corpora/tinystories_10k.txt"), 1000, 0)
     openings = list(dict.fromkeys(story.split(".")[0].strip() + "." for story in stories))
     openings = [opening for opening in openings if 20 < len(opening) < 120 and "\n" not in opening]
-    (folder / "heldout.txt").write_text("\n".join(openings[:128]))
-    (folder / "train.txt").write_text("\n".join(openings[128:640]))
+    (folder / "heldout.txt").write_text("\n".join(openings[:96]))
+    (folder / "train.txt").write_text("\n".join(openings[96:608]))
     (folder / "rules.py").write_text(RULES)
     (folder / "judge.yaml").write_text(dedent("""\
         name: glad-talk
@@ -47,10 +47,10 @@ def write_files(folder: Path) -> Path:
         policy: {{model: {SHARED / "models/stories260k"}}}
         prompts: {{train: {{source: {folder / "train.txt"}}}, heldout: {{source: {folder / "heldout.txt"}}}}}
         sampling: {{max_tokens: 64}}
-        generate: {{prompts: 256, completions: 3}}
+        generate: {{prompts: 192, completions: 3}}
         judge: {{file: {folder / "judge.yaml"}}}
         reward: {{learning_rate: 1e-3, epochs: 1, batch_size: 16}}
-        algorithm: {{steps: 6, critic_warmup: 1, episodes: 128, learning_rate: 5e-4}}
+        algorithm: {{steps: 6, critic_warmup: 1, episodes: 96, learning_rate: 5e-4}}
         """))
     return recipe
 

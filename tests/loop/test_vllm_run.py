@@ -14,9 +14,9 @@ FEWER = [
     "policy.bootstrap.pretrain.steps=80",
     "policy.bootstrap.sft.training.steps=60",
     "prompts.train.limit=512",
-    "prompts.heldout.limit=256",
-    "generate.prompts=200",
-    "algorithm.steps=6",
+    "prompts.heldout.limit=192",
+    "generate.prompts=160",
+    "algorithm.steps=5",
     "algorithm.episodes=128",
     "algorithm.critic_warmup=1",
 ]
@@ -28,4 +28,4 @@ def test_a_run_with_vllm_beats_the_start(tmp_path: Path) -> None:
     assert first["win_rate_vs_start"]["value"] >= 0.65
     assert first["win_rate_vs_start"]["low"] > 0.55
     rows = [row for row in RunDirectory(tmp_path / "run").metrics() if row["stage"] == "policy"]
-    assert len(rows) == 6 and max(row["engine/logprob_gap"] for row in rows) < 1e-4
+    assert len(rows) == 5 and max(row["engine/logprob_gap"] for row in rows) < 1e-4
