@@ -29,3 +29,6 @@ def test_a_run_with_vllm_beats_the_start(tmp_path: Path) -> None:
     assert first["win_rate_vs_start"]["low"] > 0.55
     rows = [row for row in RunDirectory(tmp_path / "run").metrics() if row["stage"] == "policy"]
     assert len(rows) == 5 and max(row["engine/logprob_gap"] for row in rows) < 1e-4
+    for row in rows:  # on policy, whoever sampled
+        assert abs(row["val/first_ratio"] - 1) < 1e-4 and row["policy/first_clipfrac"] == 0
+        assert row["policy/first_approxkl"] < 1e-8
