@@ -79,8 +79,9 @@ def iterate(run: Run) -> None:
         if not learn_reward(run, iteration):
             stopped = (
                 f"the reward model of iteration {iteration} is not better than chance on held-out pairs, even after "
-                f"{run.recipe.reward.extra_rounds} more rounds of them: training on it would follow noise. Look at judge_health.json beside the labels; a clearer "
-                "judge, or more generate.prompts or another reward.learning_rate in a new output, may help"
+                f"{run.recipe.reward.extra_rounds} more rounds of them: training on it would follow noise. Look at "
+                "judge_health.json beside the labels; a clearer judge, or more generate.prompts or another "
+                "reward.learning_rate in a new output, may help"
             )
             break
         do(run, iteration, "policy", policy)
