@@ -52,7 +52,7 @@ def run_tests(spec: JudgeSpec) -> list[str]:
     return [f"{number}: {problem}" for number, test in enumerate(spec.tests, 1) if (problem := _run(spec, test))]
 
 
-def written(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
+def case_of(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
     """The prompt and the responses of a test."""
     return Prompt.plain("test", test.prompt, **test.meta), [
         Completion(id=f"test/{place}", prompt_id="test", text=text, finish_reason="stop", policy="test")
@@ -61,7 +61,7 @@ def written(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
 
 def _run(spec: JudgeSpec, test: JudgeTest) -> str:
     """What is wrong with the outcome of one test, or nothing."""
-    prompt, made = written(test)
+    prompt, made = case_of(test)
     try:
         judge, scripts = rehearse(spec, test.outputs)
         if len(made) == 1:

@@ -20,7 +20,7 @@ from judges.spec import (
     RubricSpec,
     RulesSpec,
 )
-from judges.trials import written
+from judges.trials import case_of
 from selfplay.config import ConfigError, Sampling
 from selfplay.engines import Engine
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
@@ -101,7 +101,7 @@ def example_pair(spec: JudgeSpec) -> Pair:
     file = gold_file(spec)
     paired = next((test for test in spec.tests if len(test.responses) == 2), None)
     if file is None and paired is not None:
-        prompt, (first, second) = written(paired)
+        prompt, (first, second) = case_of(paired)
         return Pair(id="test", prompt=prompt, first=first, second=second)
     if file is None:
         raise ConfigError(f"judge {spec.name!r} has no gold set to take a pair from: write one into `tests` in its "

@@ -52,8 +52,7 @@ def section(values: BaseModel, depth: int) -> list[str]:
             lines.append(f"{indent}{key}: {scalar(value)}")
             kind = held_section(field.annotation)
             if value is None and kind is not None:
-                shown = [f"{key}:", *section(kind.model_construct(), 1)]
-                lines += [f"{indent}# or {shown[0]}", *(f"{indent}#    {line}" for line in shown[1:])]
+                lines += [f"{indent}# or {key}:", *(f"{indent}#    {line}" for line in section(kind.model_construct(), 1))]
     return lines
 
 

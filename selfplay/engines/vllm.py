@@ -58,7 +58,8 @@ class VllmEngine:
         encoded = self._encode(prompts, sampling.max_tokens)
         requests = [ids for ids in encoded for _ in range(sampling.n)]
         names = [(prompt.id, index) for prompt in prompts for index in range(sampling.n)]
-        parameters = [self._parameters(sampling, prompt_id, index) for prompt_id, index in names]
+        stop_ids = sorted({*self.stop_ids, *special_tokens(self.tokenizer, sampling.stop)})
+        parameters = [self._parameters(sampling, stop_ids, prompt_id, index) for prompt_id, index in names]
         outputs = self._run(requests, parameters)
         rows = [self._completion(prompt_id, index, output, sampling)
                 for (prompt_id, index), output in zip(names, outputs, strict=True)]
@@ -130,7 +131,7 @@ class VllmEngine:
         prompts = [{"prompt_token_ids": list(ids)} for ids in requests]
         return [result.outputs[0] for result in self.llm.generate(prompts, list(parameters), use_tqdm=False)]
 
-    def _parameters(self, sampling: Sampling, prompt_id: str, index: int) -> Any:
+    def _parameters(self, sampling: Sampling, stop_ids: list[int], prompt_id: str, index: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -139,8 +140,7 @@ class VllmEngine:
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
             max_tokens=sampling.max_tokens, seed=request_seed(sampling.seed, prompt_id, index),
             logprobs=0 if sampling.temperature else None,  # a judge's greedy answer needs none, and they take time
-            flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop),
-            stop_token_ids=sorted({*self.stop_ids, *special_tokens(self.tokenizer, sampling.stop)}),
+            flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=stop_ids,
             ignore_eos=True,  # its end tokens are among stop_token_ids
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema))
 

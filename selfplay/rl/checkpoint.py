@@ -3,8 +3,6 @@
 Left out: history. Only the newest checkpoint is kept; its file is replaced in one rename.
 """
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,22 +11,18 @@ import torch
 from torch import nn
 
 from selfplay.config import ConfigError
+from selfplay.rundir import hash_of
 
 NAME = "checkpoint.pt"
 
 
-def digest(value: Any) -> str:
-    """A short hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def weights_digest(model: nn.Module) -> str:
-    """A short hash that tells one set of weights from another: names, shapes and the first 64 values of each tensor.
+    """A hash that tells one set of weights from another: names, shapes and the first 64 values of each tensor.
 
     Adapters are left out: they are new in each process, and a checkpoint holds all of theirs.
     """
     tensors = [(name, tensor) for name, tensor in model.named_parameters() if "lora_" not in name]
-    return digest([(name, tensor.shape, tensor.detach().flatten()[:64].tolist()) for name, tensor in tensors])
+    return hash_of([(name, tensor.shape, tensor.detach().flatten()[:64].tolist()) for name, tensor in tensors])
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from selfplay.models import device
+
 T = TypeVar("T")
 BUCKET_ELEMENTS = 2**25
 
@@ -21,7 +23,7 @@ def start() -> None:
     """Join the process group if torchrun started this process and it is not done yet; else do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device())
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

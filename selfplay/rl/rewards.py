@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from selfplay.config import ConfigError
 from selfplay.models import RewardModel
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
-from selfplay.rl.checkpoint import digest, weights_digest
+from selfplay.rl.checkpoint import weights_digest
+from selfplay.rundir import hash_of
 
 
 class Reward(Protocol):
@@ -35,7 +36,7 @@ def identity(reward: Reward) -> str:
             source = inspect.getsource(reward.function)
         except (OSError, TypeError):  # typed into an interpreter, or an object that is called
             source = ""
-        return f"{getattr(reward.function, '__qualname__', type(reward.function).__qualname__)} {digest(source)}"
+        return f"{getattr(reward.function, '__qualname__', type(reward.function).__qualname__)} {hash_of(source)}"
     if isinstance(reward, RewardModel):
         return f"model {weights_digest(reward.model)}"
     return type(reward).__qualname__

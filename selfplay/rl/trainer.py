@@ -23,7 +23,7 @@ from selfplay.models import default_batch_tokens, encode_prompt, split_by_tokens
 from selfplay.records import Prompt
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.batching import deal, derive_seed, minibatches
-from selfplay.rl.checkpoint import digest, load_checkpoint, save_checkpoint, weights_digest
+from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from selfplay.rl.distributed import gather, rank, start, sum_over_processes, take_from_first, world_size
 from selfplay.rl.experience import Experience, build_experience
 from selfplay.rl.kl import KLController, kl_estimate
@@ -42,6 +42,7 @@ from selfplay.rl.optimise import Optimiser, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rewards import Reward, identity
 from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
+from selfplay.rundir import hash_of
 
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
 
@@ -98,8 +99,8 @@ class PPOTrainer:
         self.sampler = Sampler(engine, policy, tokenizer, prompts, config, sampling, seed)
         self.fingerprint = {**config.model_dump(mode="json", exclude=SAFE_TO_CHANGE), "seed": seed,
                             "sampling": sampling.model_dump(mode="json"), "reward": identity(reward),
-                            "prompts": digest([prompt.model_dump(mode="json") for prompt in prompts]),
-                            "corpus": digest(corpus), "policy weights": weights_digest(policy),
+                            "prompts": hash_of([prompt.model_dump(mode="json") for prompt in prompts]),
+                            "corpus": hash_of(corpus), "policy weights": weights_digest(policy),
                             "reference weights": None if reference is None else weights_digest(reference),
                             "critic weights": None if critic is None else weights_digest(critic)}
         self.steps_done, self.episodes_done = 0, 0

@@ -72,7 +72,7 @@ def ours(policy_path: Path, reward_path: Path, prompts: list[Prompt], shared: di
     trainer.train()
     asked = prompts[: shared["episodes"]]
     encoded = [{"prompt_token_ids": encode_prompt(tokenizer, prompt)} for prompt in asked]
-    parameters = [engine._parameters(sampling, prompt.id, 0) for prompt in asked]
+    parameters = [engine._parameters(sampling, engine.stop_ids, prompt.id, 0) for prompt in asked]
     bare = shared["episodes"] * shared["max_tokens"] / best(
         lambda: engine.llm.generate(encoded, parameters, use_tqdm=False), 2)
     sync = best(lambda: engine.update_weights(policy), 2)

@@ -10,13 +10,11 @@ import torch
 SCRIPT = """
 import os, sys, torch
 sys.path.insert(0, {tests!r})
-from tiny_models import build_policy, build_prompts, build_tokenizer, count_of_fives
+from tiny_models import build_policy, build_prompts, build_tokenizer, count_of_fives, rollout
 from selfplay.config import PPO, Pretraining, Sampling
 from selfplay.rl import PPOTrainer
 from selfplay.rl.distributed import rank, sum_over_processes, world_size
-from selfplay.rl.experience import build_experience
 from selfplay.rl.rewards import FunctionReward
-from selfplay.rl.rollouts import estimate, score
 torch.set_num_threads(1)
 rows = []
 policy = build_policy(seed=int(os.environ.get("RANK", "0")))  # all are given the first process's
@@ -25,9 +23,7 @@ trainer = PPOTrainer(policy, build_tokenizer(), FunctionReward(count_of_fives), 
                          target_kl=0.5),
                      Sampling(max_tokens=7), corpus=["1 2 3 4", "5 6", "7 8 9"], on_step=rows.append)
 assert world_size() == {processes}
-episodes, _ = score(trainer.sampler._sample(0), trainer.prompts, trainer.encoded, trainer.reward, trainer.where, 0)
-estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
-experience = build_experience(episodes, estimates, trainer.config, 0.05, trainer.moments)
+episodes, _, experience = rollout(trainer)
 sums = trainer._gradients(episodes, experience, list(range(7)))
 networks = (trainer.policy, trainer.critic)
 gradients = [p.grad for network in networks for p in network.parameters()]

@@ -4,17 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import PolicyMaker, count_of_fives
+from tiny_models import PolicyMaker, count_of_fives, rollout
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, Sampling
 from selfplay.records import Prompt
 from selfplay.rl import PPOTrainer
-from selfplay.rl.experience import build_experience
 from selfplay.rl.logprobs import CHUNK_ELEMENTS, token_logprobs
 from selfplay.rl.rewards import FunctionReward
-from selfplay.rl.rollouts import estimate, score
 
 WIDTH = 8
 
@@ -69,9 +67,7 @@ def test_an_update_of_the_whole_trainer_needs_as_little(
                              max_position_embeddings=512, eos_token_id=None, initializer_range=0.02)
         trainer = PPOTrainer(policy, tokenizer, FunctionReward(count_of_fives), prompts,
                              PPO(steps=1, episodes=12, minibatches=1, micro_batch_tokens=10**6), Sampling(max_tokens=length))
-        episodes, _ = score(trainer.sampler.answers(0), prompts, trainer.encoded, trainer.reward, trainer.where, 0)
-        estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
-        experience = build_experience(episodes, estimates, trainer.config, 0.05, trainer.moments)
+        episodes, _, experience = rollout(trainer)
         held = most_held(lambda: trainer._gradients(episodes, experience, list(range(12))))
         return held - 4 * sum(p.numel() for network in (policy, trainer.critic) for p in network.parameters())
 

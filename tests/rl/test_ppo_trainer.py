@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import PolicyMaker, count_of_fives
+from tiny_models import PolicyMaker, count_of_fives, rollout
 from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, AdaptiveKL, ConfigError, Lora, Pretraining, Sampling
 from selfplay.records import Completion, Prompt
 from selfplay.rl import PPOTrainer
-from selfplay.rl.experience import Experience, build_experience
+from selfplay.rl.experience import build_experience
 from selfplay.rl.networks import add_adapter
 from selfplay.rl.rewards import FunctionReward
-from selfplay.rl.rollouts import Episodes, Estimates, estimate, score
+from selfplay.rl.rollouts import Episodes, estimate
 
 Maker = Callable[..., PPOTrainer]
 SAMPLING = Sampling(max_tokens=7, temperature=0.8)
@@ -38,13 +38,6 @@ def make_trainer(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, p
         return PPOTrainer(policy, tokenizer, reward, prompts, config, sampling, **arguments)
 
     return make
-
-
-def rollout(trainer: PPOTrainer, coefficient: float = 0.05) -> tuple[Episodes, Estimates, Experience]:
-    """The first step's episodes and what is made of them, without learning."""
-    episodes, _ = score(trainer.sampler.answers(0), trainer.prompts, trainer.encoded, trainer.reward, trainer.where, 0)
-    estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
-    return episodes, estimates, build_experience(episodes, estimates, trainer.config, coefficient, trainer.moments)
 
 
 def gradients(trainer: PPOTrainer) -> dict[str, torch.Tensor]:

@@ -8,6 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfplay.records import Prompt
+from selfplay.rl import PPOTrainer
+from selfplay.rl.experience import Experience, build_experience
+from selfplay.rl.rollouts import Episodes, Estimates, estimate, score
 
 PolicyMaker = Callable[..., LlamaForCausalLM]
 
@@ -40,3 +43,10 @@ def count_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str
     """A reward with some spread: how often the number 5 comes, and a little by prompt."""
     return [response.split().count("5") + 0.1 * (row["number"] % 3)
             for response, row in zip(responses, meta, strict=True)]
+
+
+def rollout(trainer: PPOTrainer, coefficient: float = 0.05) -> tuple[Episodes, Estimates, Experience]:
+    """The first step's episodes and what is made of them, without learning."""
+    episodes, _ = score(trainer.sampler.answers(0), trainer.prompts, trainer.encoded, trainer.reward, trainer.where, 0)
+    estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
+    return episodes, estimates, build_experience(episodes, estimates, trainer.config, coefficient, trainer.moments)
