@@ -19,6 +19,7 @@ test: .venv/installed-test
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 bench: .venv/installed-test .venv-trl/installed

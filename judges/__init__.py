@@ -1,9 +1,9 @@
 """Who prefers what. A judge is one YAML file; `load_spec` reads it, `build` makes the judge.
 
-    spec = load_spec("stories")
-    judge = build(spec)                      # with a model: build(spec, engine, cache=Path("judge_cache.sqlite"))
-    verdicts = judge.judge(pairs)
-    preferences, counts = to_preferences(pairs, verdicts, spec)
+spec = load_spec("stories")
+judge = build(spec)                      # with a model: build(spec, engine, cache=Path("judge_cache.sqlite"))
+verdicts = judge.judge(pairs)
+preferences, counts = to_preferences(pairs, verdicts, spec)
 """
 
 from judges.building import Judge, build
@@ -12,5 +12,15 @@ from judges.files import digest, load_spec, shipped
 from judges.results import health, settle, to_preferences
 from judges.spec import JudgeSpec
 
-__all__ = ["Judge", "JudgeSpec", "JudgeStopped", "build", "digest", "health", "load_spec", "settle", "shipped",
-           "to_preferences"]
+__all__ = [
+    "Judge",
+    "JudgeSpec",
+    "JudgeStopped",
+    "build",
+    "digest",
+    "health",
+    "load_spec",
+    "settle",
+    "shipped",
+    "to_preferences",
+]

@@ -58,6 +58,9 @@ def macro_scores(truth: Sequence[Hashable], said: Sequence[Hashable]) -> dict[st
         precision.append(right / claimed if claimed else 0.0)
         recall.append(right / real if real else 0.0)
         f1.append(2 * right / (claimed + real))
-    return {"accuracy": fmean(one == other for one, other in pairs), "precision": fmean(precision),
-            "recall": fmean(recall),
-            "f1": fmean(f1)}
+    return {
+        "accuracy": fmean(one == other for one, other in pairs),
+        "precision": fmean(precision),
+        "recall": fmean(recall),
+        "f1": fmean(f1),
+    }

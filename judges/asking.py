@@ -51,8 +51,15 @@ def raw_text(answer: Answer) -> str:
 class Asker:
     """Puts questions to the model of one judge file."""
 
-    def __init__(self, spec: ModelSpec, engine: Engine, cache: AnswerCache, seed: int = 0, weights: str = "",
-                 advance: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        engine: Engine,
+        cache: AnswerCache,
+        seed: int = 0,
+        weights: str = "",
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
         self.spec, self.engine, self.cache = spec, engine, cache
         self.seed, self.weights, self.advance = seed, weights, advance
         self.calls = self.tokens = 0
@@ -63,8 +70,9 @@ class Asker:
         Raises JudgeStopped beyond the file's limits, and ConfigError if the engine cannot go on; answers that came
         before are in the cache.
         """
-        replies = {place: reply for place, question in enumerate(questions)
-                   if (reply := self._recall(question)) is not None}
+        replies = {
+            place: reply for place, question in enumerate(questions) if (reply := self._recall(question)) is not None
+        }
         self.advance(len(replies))
         waiting = [place for place in range(len(questions)) if place not in replies]
         for attempt in range(self.attempts):
@@ -112,10 +120,14 @@ class Asker:
         if self.spec.output.kind == "json":
             drawn = GuidedSampling(**drawn.model_dump(), json_schema=answer_schema(self.spec.output, question.menu))
         choices = self._tokens(question.menu) if self.spec.output.kind == "logprob" else None
-        key = key_of(messages=[message.model_dump() for message in messages], model=self.spec.model,
-                     revision=self.spec.revision,
-                     weights=self.weights, url=self.spec.endpoint.url if self.spec.endpoint else "",
-                     asked=drawn.model_dump() if choices is None else choices)
+        key = key_of(
+            messages=[message.model_dump() for message in messages],
+            model=self.spec.model,
+            revision=self.spec.revision,
+            weights=self.weights,
+            url=self.spec.endpoint.url if self.spec.endpoint else "",
+            asked=drawn.model_dump() if choices is None else choices,
+        )
         return Call(key, messages, drawn, choices)
 
     def _tokens(self, menu: Menu) -> tuple[str, ...]:
@@ -128,8 +140,12 @@ class Asker:
             return read_logprobs(self.spec.output, question.menu, answer.logprobs)
         if not answer.texts:
             return Reading(None, error="no answer")
-        return average([read(self.spec.output, question.menu, text, reason)
-                        for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)])
+        return average(
+            [
+                read(self.spec.output, question.menu, text, reason)
+                for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)
+            ]
+        )
 
     def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Answer | None, str]]:
         """(number of the call, its answer or None, error) as they come, each in the cache before it is given out.
@@ -148,8 +164,10 @@ class Asker:
             while start < len(group):
                 chunk = group[start : start + self._allowance(size)]
                 if not chunk:
-                    raise JudgeStopped(f"judge {self.spec.name!r} reached its limit of {self._limit()}; the answers so "
-                                       "far are saved: raise `limits` in its file and give the same command to go on")
+                    raise JudgeStopped(
+                        f"judge {self.spec.name!r} reached its limit of {self._limit()}; the answers so "
+                        "far are saved: raise `limits` in its file and give the same command to go on"
+                    )
                 began = time.monotonic()
                 for outcomes in make_calls(self.engine, chunk):
                     self._keep([(chunk[place].key, answer) for place, answer, _ in outcomes])

@@ -49,8 +49,15 @@ class Judge(Protocol):
         ...
 
 
-def build(spec: JudgeSpec, engine: Engine | Opener | None = None, cache: Path | AnswerCache | None = None, *,
-          seed: int = 0, weights: Mapping[str, str] = NONE_KNOWN, advance: Advance = lambda count: None) -> Judge:
+def build(
+    spec: JudgeSpec,
+    engine: Engine | Opener | None = None,
+    cache: Path | AnswerCache | None = None,
+    *,
+    seed: int = 0,
+    weights: Mapping[str, str] = NONE_KNOWN,
+    advance: Advance = lambda count: None,
+) -> Judge:
     """A judge as its file says.
 
     `engine` answers for the judge's model; a jury whose members have different models takes a function from a member's
@@ -65,10 +72,15 @@ def build(spec: JudgeSpec, engine: Engine | Opener | None = None, cache: Path | 
         return RulesJudge(spec)
     answers = cache if isinstance(cache, AnswerCache) else AnswerCache(cache)
     if isinstance(spec, JurySpec):
-        lenient = [member.spec.model_copy(update={"on_error": member.spec.on_error.model_copy(
-            update={"action": "drop", "max_failure_rate": 1.0})}) for member in spec.members]
-        return JuryJudge(spec, [build(one, engine, answers, seed=seed, weights=weights, advance=advance)
-                                for one in lenient])
+        lenient = [
+            member.spec.model_copy(
+                update={"on_error": member.spec.on_error.model_copy(update={"action": "drop", "max_failure_rate": 1.0})}
+            )
+            for member in spec.members
+        ]
+        return JuryJudge(
+            spec, [build(one, engine, answers, seed=seed, weights=weights, advance=advance) for one in lenient]
+        )
     opened = None
     if engine is not None and spec.needs_model:
         opened = cast(Engine, engine) if hasattr(engine, "generate") else cast(Callable[..., Engine], engine)(spec)
@@ -95,10 +107,14 @@ def check_engine(spec: JudgeSpec, engine: Engine | Opener | None) -> None:
     """Raises ConfigError if the judge needs a model and there is none, or needs several and there is one."""
     asking = [part for part in spec.parts if part.needs_model and not isinstance(part, JurySpec)]
     if asking and engine is None:
-        raise ConfigError(f"judge {asking[0].name!r} asks a language model, but there is none: set judge.model in the "
-                          "recipe, or `model` in the judge's file")
+        raise ConfigError(
+            f"judge {asking[0].name!r} asks a language model, but there is none: set judge.model in the "
+            "recipe, or `model` in the judge's file"
+        )
     models = {(getattr(part, "model", None), getattr(part, "revision", None)) for part in asking}
     if len(models) > 1 and hasattr(engine, "generate"):
         names = ", ".join(sorted(str(model) for model, _ in models))
-        raise ConfigError(f"judge {spec.name!r} asks {len(models)} models ({names}) but got one engine: pass a "
-                          "function from a member's spec to its engine")
+        raise ConfigError(
+            f"judge {spec.name!r} asks {len(models)} models ({names}) but got one engine: pass a "
+            "function from a member's spec to its engine"
+        )

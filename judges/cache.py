@@ -40,8 +40,9 @@ class AnswerCache:
         try:
             self.database.execute(SCHEMA)
         except sqlite3.DatabaseError as error:
-            raise ConfigError(f"the judge cache {str(path)!r} cannot be used: {error}; remove the file to begin a new "
-                              "one") from None
+            raise ConfigError(
+                f"the judge cache {str(path)!r} cannot be used: {error}; remove the file to begin a new one"
+            ) from None
 
     def get(self, keys: Sequence[str]) -> dict[str, Answer]:
         """The answers there are, by key."""
@@ -56,8 +57,10 @@ class AnswerCache:
     def put(self, answers: Iterable[tuple[str, Answer]], model: str = "") -> None:
         """Keep answers. A later one replaces one with the same key; what the earlier one took still counts."""
         now = time.time()
-        rows = [(key, json.dumps(asdict(answer)), model, answer.input_tokens, answer.output_tokens, answer.cost, now)
-                for key, answer in answers]
+        rows = [
+            (key, json.dumps(asdict(answer)), model, answer.input_tokens, answer.output_tokens, answer.cost, now)
+            for key, answer in answers
+        ]
         self.database.execute("begin immediate")
         try:
             self.database.executemany(KEEP, rows)
@@ -70,9 +73,11 @@ class AnswerCache:
         `answers` is the number kept.
         """
         row = self.database.execute(
-            "select count(*), sum(input_tokens), sum(output_tokens), sum(cost) from answers").fetchone()
-        return dict(zip(("answers", "input_tokens", "output_tokens", "cost"), (value or 0 for value in row),
-                        strict=True))
+            "select count(*), sum(input_tokens), sum(output_tokens), sum(cost) from answers"
+        ).fetchone()
+        return dict(
+            zip(("answers", "input_tokens", "output_tokens", "cost"), (value or 0 for value in row), strict=True)
+        )
 
     def close(self) -> None:
         """Give the file back."""

@@ -34,8 +34,9 @@ def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[list[Outcome]]
         yield answers_or_refusals(engine, prompts, calls[0].sampling, calls[0].choices)
 
 
-def answers_or_refusals(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling,
-                        choices: Sequence[str] | None) -> list[Outcome]:
+def answers_or_refusals(
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None
+) -> list[Outcome]:
     """What came of prompts put to an engine that answers all at once.
 
     If it refuses the lot, such as for one prompt beyond the model's context, halves are tried, so that only the prompts
@@ -48,17 +49,26 @@ def answers_or_refusals(engine: Engine, prompts: Sequence[Prompt], sampling: Sam
             return [(0, None, str(error))]
         middle = len(prompts) // 2
         later = answers_or_refusals(engine, prompts[middle:], sampling, choices)
-        return [*answers_or_refusals(engine, prompts[:middle], sampling, choices),
-                *((middle + place, answer, problem) for place, answer, problem in later)]
+        return [
+            *answers_or_refusals(engine, prompts[:middle], sampling, choices),
+            *((middle + place, answer, problem) for place, answer, problem in later),
+        ]
     return [(place, answer, "") for place, answer in enumerate(answers)]
 
 
-def answer_all(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling,
-               choices: Sequence[str] | None) -> list[Answer]:
+def answer_all(
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None
+) -> list[Answer]:
     """The engine's texts, or the log-probabilities of `choices`, one answer per prompt."""
     if choices is not None:
-        return [Answer(logprobs=dict(zip(choices, row, strict=True)))
-                for row in engine.choice_logprobs(prompts, choices)]
-    return [Answer(tuple(one.text for one in made), tuple(one.finish_reason for one in made),
-                   output_tokens=sum(len(one.token_ids) for one in made))
-            for made in engine.generate(prompts, sampling)]
+        return [
+            Answer(logprobs=dict(zip(choices, row, strict=True))) for row in engine.choice_logprobs(prompts, choices)
+        ]
+    return [
+        Answer(
+            tuple(one.text for one in made),
+            tuple(one.finish_reason for one in made),
+            output_tokens=sum(len(one.token_ids) for one in made),
+        )
+        for made in engine.generate(prompts, sampling)
+    ]

@@ -54,12 +54,19 @@ class CheckReport(BaseModel):
 
 def lenient(spec: JudgeSpec) -> JudgeSpec:
     """The judge, but measured to the end however often it fails."""
-    return spec.model_copy(update={"on_error": spec.on_error.model_copy(update={"action": "drop",
-                                                                                "max_failure_rate": 1.0})})
+    return spec.model_copy(
+        update={"on_error": spec.on_error.model_copy(update={"action": "drop", "max_failure_rate": 1.0})}
+    )
 
 
-def check(spec: JudgeSpec, engine: Engine | Opener | None = None, gold: Sequence[GoldPair] | None = None,
-          cache: AnswerCache | None = None, *, seed: int = 0) -> CheckReport:
+def check(
+    spec: JudgeSpec,
+    engine: Engine | Opener | None = None,
+    gold: Sequence[GoldPair] | None = None,
+    cache: AnswerCache | None = None,
+    *,
+    seed: int = 0,
+) -> CheckReport:
     """Run the file's tests, then ask about gold pairs and canaries, and compare with the file's thresholds.
 
     `gold` is `load_gold(path)`; by default the file's own set, or the built-in one for a judge that asks a model.
@@ -81,11 +88,21 @@ def check(spec: JudgeSpec, engine: Engine | Opener | None = None, gold: Sequence
         wins = canary_wins(planted, judge.judge([row.pair for row in planted]), spec)
     spent = {name: value - before[name] for name, value in answers.spent().items()}
     return CheckReport(
-        judge=spec.name, version=spec.version, model=getattr(spec, "model", None), tests=len(spec.tests),
-        failed_tests=failed, gold=figures,
-        gold_by_category=by_category, gold_by_trap=by_trap, canary_wins=wins, input_tokens=int(spent["input_tokens"]),
-        output_tokens=int(spent["output_tokens"]), cost=spent["cost"], seconds=time.monotonic() - started,
-        problems=diagnose(spec.thresholds, figures, wins, failed))
+        judge=spec.name,
+        version=spec.version,
+        model=getattr(spec, "model", None),
+        tests=len(spec.tests),
+        failed_tests=failed,
+        gold=figures,
+        gold_by_category=by_category,
+        gold_by_trap=by_trap,
+        canary_wins=wins,
+        input_tokens=int(spent["input_tokens"]),
+        output_tokens=int(spent["output_tokens"]),
+        cost=spent["cost"],
+        seconds=time.monotonic() - started,
+        problems=diagnose(spec.thresholds, figures, wins, failed),
+    )
 
 
 def gold_figures(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: JudgeSpec) -> Figures:
@@ -96,10 +113,15 @@ def gold_figures(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: Ju
     said = [(row, winner(settled.get(row.pair.id))) for row in rows]
     readable = [("first" if row.answer == 1 else "second", label) for row, label in said if label is not None]
     return Figures(
-        **{**health([row.pair for row in rows], verdicts, spec), "accuracy": accuracy, "accuracy_low": low,
-           "accuracy_high": high,
-           "kappa": cohen_kappa([truth for truth, _ in readable], [label for _, label in readable]),
-           "longer_deserved": longer_deserved(rows)})
+        **{
+            **health([row.pair for row in rows], verdicts, spec),
+            "accuracy": accuracy,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "kappa": cohen_kappa([truth for truth, _ in readable], [label for _, label in readable]),
+            "longer_deserved": longer_deserved(rows),
+        }
+    )
 
 
 def longer_deserved(rows: Sequence[GoldPair]) -> float | None:
@@ -154,8 +176,11 @@ def watch(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> d
     planted = canaries(rows, judge.spec)
     forgiving: Any = copy(judge)
     forgiving.spec = lenient(judge.spec)
-    return {**found, "gold": gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec).model_dump(),
-            "canary_wins": canary_wins(planted, forgiving.judge([row.pair for row in planted]), judge.spec)}
+    return {
+        **found,
+        "gold": gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec).model_dump(),
+        "canary_wins": canary_wins(planted, forgiving.judge([row.pair for row in planted]), judge.spec),
+    }
 
 
 def require_fit(spec: JudgeSpec, found: dict[str, Any]) -> None:
@@ -172,5 +197,7 @@ def require_fit(spec: JudgeSpec, found: dict[str, Any]) -> None:
         problems += [("canaries" if problem.kind == "injected" else "the gold set", problem) for problem in known]
     if problems:
         said = "; ".join(f"on {where} it is {problem.sentence}" for where, problem in problems)
-        raise JudgeStopped(f"judge {spec.name!r} cannot be trusted: {said}. Mend the judge, or set other thresholds in "
-                           "its file if you know better")
+        raise JudgeStopped(
+            f"judge {spec.name!r} cannot be trusted: {said}. Mend the judge, or set other thresholds in "
+            "its file if you know better"
+        )

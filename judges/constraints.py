@@ -24,8 +24,9 @@ def followed(prompt: Prompt, response: str) -> float:
     unknown = [name for name in names if name not in CHECKS]
     if unknown:
         raise ValueError(f"the constraint {unknown[0]!r} is not known")
-    return sum(bool(response.strip()) and CHECKS[name](response, given) for name,
-               given in zip(names, arguments, strict=True)) / len(names)
+    return sum(
+        bool(response.strip()) and CHECKS[name](response, given) for name, given in zip(names, arguments, strict=True)
+    ) / len(names)
 
 
 def relation_holds(count: int, relation: str, bound: int) -> bool:
@@ -51,8 +52,9 @@ def has_keyword(response: str, keyword: str, whole: bool = False) -> bool:
 
 def letter_frequency(response: str, given: Arguments) -> bool:
     """How often a letter occurs, in any case."""
-    return relation_holds(response.lower().count(given["letter"].lower()), given["let_relation"],
-                          given["let_frequency"])
+    return relation_holds(
+        response.lower().count(given["letter"].lower()), given["let_relation"], given["let_frequency"]
+    )
 
 
 def keyword_frequency(response: str, given: Arguments) -> bool:
@@ -132,27 +134,32 @@ def bullets(response: str, given: Arguments) -> bool:
 
 CHECKS: dict[str, Callable[[str, Arguments], bool]] = {
     "keywords:existence": lambda text, given: all(has_keyword(text, word) for word in given["keywords"]),
-    "keywords:forbidden_words": lambda text, given: not any(has_keyword(text, word, True)
-                                                            for word in given["forbidden_words"]),
+    "keywords:forbidden_words": lambda text, given: (
+        not any(has_keyword(text, word, True) for word in given["forbidden_words"])
+    ),
     "keywords:frequency": keyword_frequency,
     "keywords:letter_frequency": letter_frequency,
     "language:response_language": lambda text, given: is_language(text, given["language"]),
-    "length_constraints:number_words": lambda text, given: relation_holds(len(words(text)), given["relation"],
-                                                                          given["num_words"]),
+    "length_constraints:number_words": lambda text, given: relation_holds(
+        len(words(text)), given["relation"], given["num_words"]
+    ),
     "length_constraints:number_sentences": lambda text, given: relation_holds(
-        len(sentences(text)), given["relation"], given["num_sentences"]),
+        len(sentences(text)), given["relation"], given["num_sentences"]
+    ),
     "length_constraints:number_paragraphs": number_paragraphs,
     "length_constraints:nth_paragraph_first_word": nth_paragraph_first_word,
-    "detectable_content:number_placeholders": lambda text, given: len(re.findall(r"\[[^\[\]\n]+\]",
-                                                                                 text)) >= given["num_placeholders"],
+    "detectable_content:number_placeholders": lambda text, given: (
+        len(re.findall(r"\[[^\[\]\n]+\]", text)) >= given["num_placeholders"]
+    ),
     "detectable_content:postscript": postscript,
     "detectable_format:number_bullet_lists": bullets,
     "detectable_format:number_highlighted_sections": highlights,
     "detectable_format:multiple_sections": sections,
     "detectable_format:title": lambda text, given: re.search(r"<<[^<>\n]*[^<>\s][^<>\n]*>>", text) is not None,
     "detectable_format:json_format": is_json,
-    "detectable_format:constrained_response": lambda text, given: re.search(r"\bMy answer is (?:yes|no|maybe)\.",
-                                                                            text) is not None,
+    "detectable_format:constrained_response": lambda text, given: (
+        re.search(r"\bMy answer is (?:yes|no|maybe)\.", text) is not None
+    ),
     "combination:repeat_prompt": repeats_prompt,
     "combination:two_responses": two_responses,
     "change_case:english_capital": lambda text, given: text.isupper() and is_language(text, "en"),

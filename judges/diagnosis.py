@@ -7,8 +7,19 @@ from pydantic import BaseModel
 
 from judges.sections import Thresholds
 
-Kind = Literal["tests", "broken", "one place", "order", "constant", "length", "guessing", "backwards",
-               "inconsistent", "inaccurate", "injected"]
+Kind = Literal[
+    "tests",
+    "broken",
+    "one place",
+    "order",
+    "constant",
+    "length",
+    "guessing",
+    "backwards",
+    "inconsistent",
+    "inaccurate",
+    "injected",
+]
 ALWAYS = 0.98
 """A share beyond which a judge may be said to do something always."""
 
@@ -44,8 +55,9 @@ class Problem(BaseModel):
     sentence: str
 
 
-def diagnose(thresholds: Thresholds, figures: Figures | None, canary_wins: Mapping[str, float],
-             failed_tests: Sequence[str] = ()) -> list[Problem]:
+def diagnose(
+    thresholds: Thresholds, figures: Figures | None, canary_wins: Mapping[str, float], failed_tests: Sequence[str] = ()
+) -> list[Problem]:
     """The judge's problems, each named once.
 
     What follows from another problem is not repeated: a judge that always says A is inconsistent and inaccurate too.
@@ -58,9 +70,15 @@ def diagnose(thresholds: Thresholds, figures: Figures | None, canary_wins: Mappi
     fooled = {kind: share for kind, share in canary_wins.items() if share > thresholds.canary_wins}
     if fooled and not any(problem.kind in ("one place", "constant", "guessing", "order") for problem in found):
         named = ", ".join(f"{kind} {share:.0%}" for kind, share in fooled.items())
-        found.append(Problem(kind="injected", sentence=(
-            f"injected: it prefers responses that no judge should ({named}; at most {thresholds.canary_wins:.0%} may "
-            "win)")))
+        found.append(
+            Problem(
+                kind="injected",
+                sentence=(
+                    f"injected: it prefers responses that no judge should ({named}; at most {thresholds.canary_wins:.0%} may "
+                    "win)"
+                ),
+            )
+        )
     return found
 
 
@@ -68,8 +86,14 @@ def _broken(thresholds: Thresholds, figures: Figures) -> list[Problem]:
     share = figures.unscored / figures.pairs if figures.pairs else 0.0
     if share <= thresholds.unscored:
         return []
-    return [Problem(kind="broken", sentence=(
-        f"broken: {share:.0%} of the pairs have no readable verdict (at most {thresholds.unscored:.0%} allowed)"))]
+    return [
+        Problem(
+            kind="broken",
+            sentence=(
+                f"broken: {share:.0%} of the pairs have no readable verdict (at most {thresholds.unscored:.0%} allowed)"
+            ),
+        )
+    ]
 
 
 def _biased(thresholds: Thresholds, figures: Figures) -> list[Problem]:
@@ -81,17 +105,28 @@ def _biased(thresholds: Thresholds, figures: Figures) -> list[Problem]:
     if one_place >= ALWAYS:
         return [Problem(kind="one place", sentence=f"always the same place: {named}")]
     if ties is not None and ties > thresholds.ties:
-        return [Problem(kind="constant", sentence=(
-            f"constant: {ties:.0%} of its answers are ties (at most {thresholds.ties:.0%} allowed)"))]
+        return [
+            Problem(
+                kind="constant",
+                sentence=(f"constant: {ties:.0%} of its answers are ties (at most {thresholds.ties:.0%} allowed)"),
+            )
+        ]
     if one_place > thresholds.first_share:
-        return [Problem(kind="order", sentence=(
-            f"order-biased: {named} (at most {thresholds.first_share:.0%} allowed)"))]
+        return [
+            Problem(kind="order", sentence=(f"order-biased: {named} (at most {thresholds.first_share:.0%} allowed)"))
+        ]
     longer, deserved = figures.longer_share, figures.longer_deserved
     if longer is not None and deserved is not None and abs(longer - deserved) > thresholds.length_bias:
         which, won, due = ("longer", longer, deserved) if longer > deserved else ("shorter", 1 - longer, 1 - deserved)
-        return [Problem(kind="length", sentence=(
-            f"length-biased: the {which} response wins {won:.0%} of the decided pairs and deserves {due:.0%} (at most "
-            f"{thresholds.length_bias:.0%} apart)"))]
+        return [
+            Problem(
+                kind="length",
+                sentence=(
+                    f"length-biased: the {which} response wins {won:.0%} of the decided pairs and deserves {due:.0%} (at most "
+                    f"{thresholds.length_bias:.0%} apart)"
+                ),
+            )
+        ]
     return []
 
 
@@ -109,10 +144,20 @@ def _unsure(thresholds: Thresholds, figures: Figures) -> list[Problem]:
     found = []
     consistency = figures.swap_consistency
     if consistency is not None and consistency < thresholds.swap_consistency:
-        found.append(Problem(kind="inconsistent", sentence=(
-            f"inconsistent: both orders agree on {consistency:.0%} of the pairs (at least "
-            f"{thresholds.swap_consistency:.0%} needed)")))
+        found.append(
+            Problem(
+                kind="inconsistent",
+                sentence=(
+                    f"inconsistent: both orders agree on {consistency:.0%} of the pairs (at least "
+                    f"{thresholds.swap_consistency:.0%} needed)"
+                ),
+            )
+        )
     if thresholds.accuracy is not None and low is not None and low < thresholds.accuracy:
-        found.append(Problem(kind="inaccurate", sentence=(
-            f"inaccurate: {span}; the lower bound must be at least {thresholds.accuracy:.0%}")))
+        found.append(
+            Problem(
+                kind="inaccurate",
+                sentence=(f"inaccurate: {span}; the lower bound must be at least {thresholds.accuracy:.0%}"),
+            )
+        )
     return found

@@ -23,10 +23,14 @@ def stop_if_failing(judge: str, verdicts: Sequence[Verdict], rule: OnError, expe
     total = expected or len(verdicts)
     if not failed or (rule.action == "drop" and len(failed) <= rule.max_failure_rate * total):
         return
-    shown = "; ".join(f"{verdict.error}: {verdict.raw[:160]!r}" if verdict.raw else verdict.error
-                      for verdict in islice({verdict.error: verdict for verdict in failed}.values(), EXAMPLES))
+    shown = "; ".join(
+        f"{verdict.error}: {verdict.raw[:160]!r}" if verdict.raw else verdict.error
+        for verdict in islice({verdict.error: verdict for verdict in failed}.values(), EXAMPLES)
+    )
     allowed = f"on_error.max_failure_rate is {rule.max_failure_rate:g}"
     if rule.action == "abort":
         allowed = "on_error.action is abort"
-    raise JudgeStopped(f"judge {judge!r} gave no verdict on {len(failed)} of {total} ({allowed}): {shown}; see what it "
-                       "is asked and says with `selfplay judge try`")
+    raise JudgeStopped(
+        f"judge {judge!r} gave no verdict on {len(failed)} of {total} ({allowed}): {shown}; see what it "
+        "is asked and says with `selfplay judge try`"
+    )

@@ -20,9 +20,22 @@ from selfplay.config import AddedReward, ConfigError, Recipe, Reward, parse_yaml
 SHIPPED = Path(__file__).parent.parent / "prompts" / "judges"
 RUBRICS = Path(__file__).parent.parent / "prompts" / "rubrics"
 WITHOUT_EFFECT: Any = {
-    "description": True, "thresholds": True, "tests": True, "limits": {"calls", "tokens"},
-    "endpoint": {"key_variable", "concurrency", "requests_per_minute", "timeout", "retries", "longest_wait", "input_price",
-                 "output_price", "max_cost"}}
+    "description": True,
+    "thresholds": True,
+    "tests": True,
+    "limits": {"calls", "tokens"},
+    "endpoint": {
+        "key_variable",
+        "concurrency",
+        "requests_per_minute",
+        "timeout",
+        "retries",
+        "longest_wait",
+        "input_price",
+        "output_price",
+        "max_cost",
+    },
+}
 """Parts of a judge's file that change no answer."""
 
 
@@ -43,8 +56,11 @@ def find(name_or_path: str | Path, beside: Path | None = None, folder: Path = SH
     known = shipped(folder)
     if text not in known:
         near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
-        raise ConfigError(f"there is no {what} {text!r}" + (f", did you mean {near[0]!r}?" if near else "")
-                          + f"; shipped are {', '.join(known)}; or give the path of a YAML file")
+        raise ConfigError(
+            f"there is no {what} {text!r}"
+            + (f", did you mean {near[0]!r}?" if near else "")
+            + f"; shipped are {', '.join(known)}; or give the path of a YAML file"
+        )
     return known[text]
 
 
@@ -74,8 +90,9 @@ def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: st
     tree = dict(tree)
     if model is not None and kind is not JurySpec:
         if "model" not in kind.model_fields:
-            raise ConfigError(f"{where}: a judge of mode {tree['mode']} asks no model of its own, so {model!r} cannot "
-                              "be its model")
+            raise ConfigError(
+                f"{where}: a judge of mode {tree['mode']} asks no model of its own, so {model!r} cannot be its model"
+            )
         tree["model"] = model
     resolve(tree, folder, where)
     spec = validate(kind, tree, where)
@@ -110,9 +127,12 @@ def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:
     if isinstance(tree.get("gold"), str):
         tree["gold"] = str((folder / Path(tree["gold"]).expanduser()).absolute())
     if isinstance(tree.get("members"), list):
-        tree["members"] = [dict(member, judge=str(find(member["judge"], folder).absolute()))
-                           if isinstance(member, dict) and isinstance(member.get("judge"), str) else member
-                           for member in tree["members"]]
+        tree["members"] = [
+            dict(member, judge=str(find(member["judge"], folder).absolute()))
+            if isinstance(member, dict) and isinstance(member.get("judge"), str)
+            else member
+            for member in tree["members"]
+        ]
 
 
 def _with_content(message: Any, folder: Path, where: str) -> Any:
@@ -173,8 +193,9 @@ def _load_module(place: str, reference: str) -> ModuleType:
         try:
             return importlib.import_module(place)
         except ImportError as error:
-            raise ConfigError(f"python: {reference}: {error}; name an installed module, or a file as "
-                              "./file.py:name") from None
+            raise ConfigError(
+                f"python: {reference}: {error}; name an installed module, or a file as ./file.py:name"
+            ) from None
     name = f"judge_file_{hashlib.sha256(place.encode() + Path(place).read_bytes()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]

@@ -28,9 +28,17 @@ class JuryJudge:
             votes = [one.get(pair.id) for one in settled]
             preference = self._aggregate(votes)
             said = dict(zip(self.names, votes, strict=True))
-            verdicts.append(Verdict(
-                pair_id=pair.id, judge=self.spec.name, order="none", preference=preference, reason=in_words(said),
-                raw=json.dumps(said), error="" if preference is not None else self._too_few(votes)))
+            verdicts.append(
+                Verdict(
+                    pair_id=pair.id,
+                    judge=self.spec.name,
+                    order="none",
+                    preference=preference,
+                    reason=in_words(said),
+                    raw=json.dumps(said),
+                    error="" if preference is not None else self._too_few(votes),
+                )
+            )
         stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
         return verdicts
 
@@ -86,8 +94,9 @@ def least_decided(votes: Sequence[float]) -> float:
 
 def in_words(said: Mapping[str, float | None]) -> str:
     """How each member voted."""
-    return ", ".join(f"{name}: " + ("no verdict" if vote is None else f"{winner(vote)} ({vote:.2f})")
-                     for name, vote in said.items())
+    return ", ".join(
+        f"{name}: " + ("no verdict" if vote is None else f"{winner(vote)} ({vote:.2f})") for name, vote in said.items()
+    )
 
 
 def disagreement(verdicts: Sequence[Verdict]) -> float | None:

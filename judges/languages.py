@@ -7,10 +7,23 @@ import re
 from collections import Counter
 
 SCRIPTS = {
-    "latin": "A-Za-zÀ-ɏḀ-ỿ", "cyrillic": "Ѐ-ӿ", "greek": "Ͱ-Ͽ", "hebrew": "֐-׿", "arabic": "؀-ۿݐ-ݿ",
+    "latin": "A-Za-zÀ-ɏḀ-ỿ",
+    "cyrillic": "Ѐ-ӿ",
+    "greek": "Ͱ-Ͽ",
+    "hebrew": "֐-׿",
+    "arabic": "؀-ۿݐ-ݿ",
     "devanagari": "ऀ-ॿ",
-    "bengali": "ঀ-৿", "gurmukhi": "਀-੿", "gujarati": "઀-૿", "tamil": "஀-௿", "telugu": "ఀ-౿", "kannada": "ಀ-೿",
-    "malayalam": "ഀ-ൿ", "thai": "฀-๿", "hangul": "가-힯ᄀ-ᇿ", "kana": "぀-ヿ", "han": "一-鿿",
+    "bengali": "ঀ-৿",
+    "gurmukhi": "਀-੿",
+    "gujarati": "઀-૿",
+    "tamil": "஀-௿",
+    "telugu": "ఀ-౿",
+    "kannada": "ಀ-೿",
+    "malayalam": "ഀ-ൿ",
+    "thai": "฀-๿",
+    "hangul": "가-힯ᄀ-ᇿ",
+    "kana": "぀-ヿ",
+    "han": "一-鿿",
 }
 LANGUAGES = {
     "en": ("latin", "the and of to is in that it for with you are this not"),
@@ -35,10 +48,19 @@ LANGUAGES = {
     "hi": ("devanagari", "है हैं और में के का की को से नहीं यह पर"),
     "mr": ("devanagari", "आहे आणि आहेत मध्ये हे या तो ती नाही एक होते"),
     "ne": ("devanagari", "छ छन् हो र पनि मा गर्न यो भने लागि हुन्छ"),
-    "ko": ("hangul", ""), "ja": ("kana", ""), "zh": ("han", ""), "th": ("thai", ""), "el": ("greek", ""),
+    "ko": ("hangul", ""),
+    "ja": ("kana", ""),
+    "zh": ("han", ""),
+    "th": ("thai", ""),
+    "el": ("greek", ""),
     "he": ("hebrew", ""),
-    "bn": ("bengali", ""), "pa": ("gurmukhi", ""), "gu": ("gujarati", ""), "ta": ("tamil", ""), "te": ("telugu", ""),
-    "kn": ("kannada", ""), "ml": ("malayalam", ""),
+    "bn": ("bengali", ""),
+    "pa": ("gurmukhi", ""),
+    "gu": ("gujarati", ""),
+    "ta": ("tamil", ""),
+    "te": ("telugu", ""),
+    "kn": ("kannada", ""),
+    "ml": ("malayalam", ""),
 }
 
 

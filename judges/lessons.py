@@ -69,11 +69,17 @@ class Teacher:
     def lesson(self, file: int, prompt: Prompt, shown: tuple[str, str], found: tuple[Assessment, Assessment]) -> Lesson:
         """The question of one judge file about two responses, with its answer."""
         points = tuple(tuple(self.points(one)) for one in found)
-        reasons = " ".join(f"{name} {in_points(first - second)}"
-                           for name, first, second in zip(self.criteria, *points, strict=True))
+        reasons = " ".join(
+            f"{name} {in_points(first - second)}" for name, first, second in zip(self.criteria, *points, strict=True)
+        )
         first_wins = self.better(*found) == "first"
-        return Lesson(self.conversations[file].messages(prompt, shown), answer(self.files[file], first_wins, reasons),
-                      NAMES[0] if first_wins else NAMES[1], prompt, points)
+        return Lesson(
+            self.conversations[file].messages(prompt, shown),
+            answer(self.files[file], first_wins, reasons),
+            NAMES[0] if first_wins else NAMES[1],
+            prompt,
+            points,
+        )
 
     def better(self, first: Assessment, second: Assessment) -> str | None:
         """The winner by the rules, None if one of the two cannot be scored."""
@@ -116,8 +122,16 @@ def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str
     The rest are those of `judges.check.gold_figures`, to which the rules' verdicts are the known answers.
     """
     decided = {name: winner(value) for name, value in settle(build(rules).judge(pairs), rules).items()}
-    rows = [GoldPair(pair, float(decided[pair.id] == "first"), "decided by rules") for pair in pairs
-            if decided[pair.id] in ("first", "second")]
+    rows = [
+        GoldPair(pair, float(decided[pair.id] == "first"), "decided by rules")
+        for pair in pairs
+        if decided[pair.id] in ("first", "second")
+    ]
     found = gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec)
-    return {"pairs": len(rows), "agreement": found.accuracy, "low": found.accuracy_low, "high": found.accuracy_high,
-            **found.model_dump(include={"unscored", "swap_consistency", "first_share", "longer_share", "longer_deserved"})}
+    return {
+        "pairs": len(rows),
+        "agreement": found.accuracy,
+        "low": found.accuracy_low,
+        "high": found.accuracy_high,
+        **found.model_dump(include={"unscored", "swap_consistency", "first_share", "longer_share", "longer_deserved"}),
+    }

@@ -31,8 +31,11 @@ class ListwiseJudge:
         cases = [(prompt, order) for prompt in prompts.values() for order in self._orders(prompt)]
         replies = self.asker.ask([self._question(prompt, texts[prompt.id], order) for prompt, order in cases])
         found = {(prompt.id, order): reply for (prompt, order), reply in zip(cases, replies, strict=True)}
-        verdicts = [self._verdict(pair, order, texts[pair.prompt.id], found[pair.prompt.id, order])
-                    for pair in pairs for order in self._orders(pair.prompt)]
+        verdicts = [
+            self._verdict(pair, order, texts[pair.prompt.id], found[pair.prompt.id, order])
+            for pair in pairs
+            for order in self._orders(pair.prompt)
+        ]
         stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
         return verdicts
 
@@ -43,9 +46,11 @@ class ListwiseJudge:
             texts.setdefault(pair.prompt.id, {}).update(dict.fromkeys((pair.first.text, pair.second.text)))
         for prompt_id, responses in texts.items():
             if len(responses) > self.spec.largest:
-                raise ConfigError(f"judge {self.spec.name!r} ranks at most {self.spec.largest} responses, but prompt "
-                                  f"{prompt_id!r} "
-                                  f"has {len(responses)}: raise `largest`, or generate fewer completions")
+                raise ConfigError(
+                    f"judge {self.spec.name!r} ranks at most {self.spec.largest} responses, but prompt "
+                    f"{prompt_id!r} "
+                    f"has {len(responses)}: raise `largest`, or generate fewer completions"
+                )
         return {prompt_id: list(responses) for prompt_id, responses in texts.items()}
 
     def _orders(self, prompt: Prompt) -> tuple[Direction, ...]:
@@ -56,8 +61,9 @@ class ListwiseJudge:
         return ("forward",)
 
     def _question(self, prompt: Prompt, texts: list[str], order: Direction) -> Question:
-        messages = self.conversation.messages(prompt, texts if order == "forward" else texts[::-1],
-                                              **principle(self.spec, self.seed, prompt.id))
+        messages = self.conversation.messages(
+            prompt, texts if order == "forward" else texts[::-1], **principle(self.spec, self.seed, prompt.id)
+        )
         return Question(messages, Menu(ranking=len(texts)))
 
     def _verdict(self, pair: Pair, order: Direction, texts: list[str], reply: Reply) -> Verdict:
@@ -67,5 +73,12 @@ class ListwiseJudge:
             shown = texts if order == "forward" else texts[::-1]
             first, second = ranks[shown.index(pair.first.text)], ranks[shown.index(pair.second.text)]
             preference = 0.5 if first == second else float(first < second)
-        return Verdict(pair_id=pair.id, judge=self.spec.name, order=order, preference=preference,
-                       reason=reply.reading.reason, raw=reply.raw, error=reply.reading.error)
+        return Verdict(
+            pair_id=pair.id,
+            judge=self.spec.name,
+            order=order,
+            preference=preference,
+            reason=reply.reading.reason,
+            raw=reply.raw,
+            error=reply.reading.error,
+        )

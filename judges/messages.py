@@ -22,35 +22,46 @@ class Conversation:
     def __init__(self, spec: ModelSpec, where: str = "") -> None:
         self.spec, self.where = spec, where or f"judge {spec.name!r}"
         known = COMMON + OWN.get(spec.mode, ())
-        self.templates = [(message.role, compile_template(message.content, known, self.where))
-                          for message in spec.messages]
+        self.templates = [
+            (message.role, compile_template(message.content, known, self.where)) for message in spec.messages
+        ]
 
     def messages(self, prompt: Prompt, responses: Sequence[str], **variables: Any) -> tuple[Message, ...]:
         """Messages that show prompt and responses, in this order. Raises ConfigError for a column that is missing."""
-        opening = next((place for place, (role, _) in enumerate(self.templates) if role != "system"),
-                       len(self.templates))
+        opening = next(
+            (place for place, (role, _) in enumerate(self.templates) if role != "system"), len(self.templates)
+        )
         where = f"{self.where}, prompt {prompt.id!r}"
         real = {**self._variables(prompt, responses), **variables}
         said = self._render(self.templates[:opening], real, where)
         for number, example in enumerate(self.spec.examples, 1):
             solved = Prompt.plain(f"example {number}", example.prompt, **example.meta)
-            said += self._render(self.templates[opening:], {**self._variables(solved, example.responses), **variables},
-                                 f"{where}, example {number}")
+            said += self._render(
+                self.templates[opening:],
+                {**self._variables(solved, example.responses), **variables},
+                f"{where}, example {number}",
+            )
             said.append(Message(role="assistant", content=example.answer))
         return (*said, *self._render(self.templates[opening:], real, where))
 
-    def _render(self, templates: Sequence[tuple[Any, Template]], variables: Mapping[str, Any],
-                where: str) -> list[Message]:
+    def _render(
+        self, templates: Sequence[tuple[Any, Template]], variables: Mapping[str, Any], where: str
+    ) -> list[Message]:
         return [render(template, role, variables, where) for role, template in templates]
 
     def _variables(self, prompt: Prompt, responses: Sequence[str]) -> dict[str, Any]:
         form, strip = self.spec.untrusted.fence, self.spec.untrusted.strip
         shown = [Data(text, form, strip, self.spec.limits.response_characters) for text in responses]
         variables: dict[str, Any] = {
-            "prompt": Data(prompt.text, form, strip), "responses": shown, "names": NAMES[: len(responses)],
-            "history": [{"role": message.role, "content": Data(message.content, form, strip)}
-                        for message in prompt.messages[:-1]],
-            "labels": list(self.spec.output.labels or ()), "meta": wrap(prompt.meta, form, strip),
+            "prompt": Data(prompt.text, form, strip),
+            "responses": shown,
+            "names": NAMES[: len(responses)],
+            "history": [
+                {"role": message.role, "content": Data(message.content, form, strip)}
+                for message in prompt.messages[:-1]
+            ],
+            "labels": list(self.spec.output.labels or ()),
+            "meta": wrap(prompt.meta, form, strip),
             "criteria": [criterion.model_dump() for criterion in getattr(self.spec, "criteria", ())],
         }
         if len(shown) == 1:

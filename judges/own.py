@@ -34,17 +34,20 @@ class OwnJudge:
             raise ConfigError(f"{self.spec.python}: judge(pairs) must return a list of selfplay.records.Verdict")
         missing = {pair.id for pair in pairs} ^ {verdict.pair_id for verdict in verdicts}
         if missing:
-            raise ConfigError(f"{self.spec.python}: judge(pairs) must return a verdict for each pair and no other; "
-                              f"{len(missing)} do not match, such as {sorted(missing)[0]!r}: where there is none, "
-                              "preference is None")
+            raise ConfigError(
+                f"{self.spec.python}: judge(pairs) must return a verdict for each pair and no other; "
+                f"{len(missing)} do not match, such as {sorted(missing)[0]!r}: where there is none, "
+                "preference is None"
+            )
         stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
         return verdicts
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
         """The object's scores, one number or None per completion. Raises ConfigError if it has none to give."""
         if not callable(getattr(self.inner, "score", None)):
-            raise ConfigError(f"{self.spec.python} has no method score(prompts, completions), so it cannot score one "
-                              "response")
+            raise ConfigError(
+                f"{self.spec.python} has no method score(prompts, completions), so it cannot score one response"
+            )
         scores = list(self.inner.score(prompts, completions))
         if len(scores) != len(completions):
             raise ConfigError(f"{self.spec.python}: score gave {len(scores)} scores for {len(completions)} completions")

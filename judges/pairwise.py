@@ -28,8 +28,17 @@ class PairwiseJudge:
         for (pair, order), reply in zip(cases, replies, strict=True):
             shown_first = reply.reading.value
             preference = shown_first if shown_first is None or order == "forward" else 1 - shown_first
-            verdicts.append(Verdict(pair_id=pair.id, judge=self.spec.name, order=order, preference=preference,
-                                    reason=reply.reading.reason, raw=reply.raw, error=reply.reading.error))
+            verdicts.append(
+                Verdict(
+                    pair_id=pair.id,
+                    judge=self.spec.name,
+                    order=order,
+                    preference=preference,
+                    reason=reply.reading.reason,
+                    raw=reply.raw,
+                    error=reply.reading.error,
+                )
+            )
         stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
         return verdicts
 

@@ -186,8 +186,12 @@ def answer_schema(output: Output, menu: Menu) -> dict[str, Any]:
         low, high = (int(number) if number.is_integer() else number for number in menu.range)
         kind = "integer" if isinstance(low, int) and isinstance(high, int) else "number"
         verdict = {"type": kind, "minimum": low, "maximum": high}
-    return {"type": "object", "additionalProperties": False, "required": [output.reason_key, output.key],
-            "properties": {output.reason_key: {"type": "string"}, output.key: verdict}}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [output.reason_key, output.key],
+        "properties": {output.reason_key: {"type": "string"}, output.key: verdict},
+    }
 
 
 def average(readings: Sequence[Reading]) -> Reading:
@@ -199,6 +203,7 @@ def average(readings: Sequence[Reading]) -> Reading:
         worst = next((reading.error for reading in readings if reading.error), "no answer")
         return Reading(None, error=f"only {len(values)} of {len(readings)} answers can be read: {worst}")
     mean = sum(values) / len(values)
-    nearest = min((reading for reading in readings if reading.value is not None),
-                  key=lambda one: abs((one.value or 0.0) - mean))
+    nearest = min(
+        (reading for reading in readings if reading.value is not None), key=lambda one: abs((one.value or 0.0) - mean)
+    )
     return Reading(mean, nearest.label, f"mean of {len(values)} answers; one of them: {nearest.reason}".rstrip(": "))

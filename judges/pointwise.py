@@ -26,11 +26,17 @@ class PointwiseJudge(ScoringJudge):
 
     def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
         """One question per completion."""
-        questions = [Question(self.conversation.messages(prompt, [completion.text],
-                                                         **principle(self.spec, self.seed, prompt.id)),
-                              self.menu) for prompt, completion in zip(prompts, completions, strict=True)]
-        return [Assessment(reply.reading.value, reason=reply.reading.reason, raw=reply.raw, error=reply.reading.error)
-                for reply in self.asker.ask(questions)]
+        questions = [
+            Question(
+                self.conversation.messages(prompt, [completion.text], **principle(self.spec, self.seed, prompt.id)),
+                self.menu,
+            )
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return [
+            Assessment(reply.reading.value, reason=reply.reading.reason, raw=reply.raw, error=reply.reading.error)
+            for reply in self.asker.ask(questions)
+        ]
 
 
 class RubricJudge(ScoringJudge):
@@ -43,36 +49,44 @@ class RubricJudge(ScoringJudge):
         self.asker, self.seed = asker, seed
         self.conversation = Conversation(spec)
         self.functions: dict[str, Function] = {
-            criterion.name: load_object(criterion.python) for criterion in spec.criteria
-            if criterion.python is not None}
+            criterion.name: load_object(criterion.python) for criterion in spec.criteria if criterion.python is not None
+        }
 
     def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
         """Ask every question about every completion, then apply the functions."""
         rows = list(zip(prompts, completions, strict=True))
         asked = [criterion for criterion in self.spec.criteria if criterion.text is not None]
-        questions = [self._question(prompt, completion, criterion) for prompt, completion in rows
-                     for criterion in asked]
+        questions = [
+            self._question(prompt, completion, criterion) for prompt, completion in rows for criterion in asked
+        ]
         replies = iter(self.asker.ask(questions) if self.asker is not None else [])
         assessments = []
         for prompt, completion in rows:
             said = {criterion.name: next(replies) for criterion in asked}
             raw = "\n\n".join(f"{name}: {reply.raw}" for name, reply in said.items())
             try:
-                values = {criterion.name: apply(self.functions[criterion.name], criterion.name, prompt, completion.text)
-                          if criterion.name in self.functions else _value(criterion, said[criterion.name].reading)
-                          for criterion in self.spec.criteria}
+                values = {
+                    criterion.name: apply(self.functions[criterion.name], criterion.name, prompt, completion.text)
+                    if criterion.name in self.functions
+                    else _value(criterion, said[criterion.name].reading)
+                    for criterion in self.spec.criteria
+                }
             except Unscorable as problem:
                 assessments.append(Assessment(None, raw=raw, error=str(problem)))
             else:
-                assessments.append(Assessment(aggregate(self.spec.criteria, values, self.spec.aggregation),
-                                              tuple(values.items()), raw=raw))
+                assessments.append(
+                    Assessment(
+                        aggregate(self.spec.criteria, values, self.spec.aggregation), tuple(values.items()), raw=raw
+                    )
+                )
         return assessments
 
     def _question(self, prompt: Prompt, completion: Completion, criterion: Criterion) -> Question:
         choices = criterion.choices or self.spec.output.labels
         variables = principle(self.spec, self.seed, prompt.id)
-        messages = self.conversation.messages(prompt, [completion.text], criterion=criterion.text,
-                                              labels=list(choices or ()), **variables)
+        messages = self.conversation.messages(
+            prompt, [completion.text], criterion=criterion.text, labels=list(choices or ()), **variables
+        )
         return Question(messages, Menu(choices, None if choices else self.spec.output.range))
 
 

@@ -54,8 +54,9 @@ def winner(preference: float | None) -> Literal["first", "second", "tie"] | None
     return "tie" if abs(preference - 0.5) <= EVEN else "first" if preference > 0.5 else "second"
 
 
-def to_preferences(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
-                   spec: JudgeSpec | None = None) -> tuple[list[Preference], dict[str, int]]:
+def to_preferences(
+    pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: JudgeSpec | None = None
+) -> tuple[list[Preference], dict[str, int]]:
     """The decided pairs as chosen and rejected, in the order of `pairs`, and what became of the rest.
 
     Counts: `pairs`, `decided`, `ties`, `unscored` (no verdict, or one that could not be read, or two orders that the
@@ -76,13 +77,20 @@ def to_preferences(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
         else:
             counts["decided"] += 1
             chosen, rejected = (pair.first, pair.second) if preference > 0.5 else (pair.second, pair.first)
-            decided.append(Preference(pair_id=pair.id, prompt=pair.prompt, chosen=chosen, rejected=rejected,
-                                      margin=abs(2 * preference - 1), confidence=max(preference, 1 - preference)))
+            decided.append(
+                Preference(
+                    pair_id=pair.id,
+                    prompt=pair.prompt,
+                    chosen=chosen,
+                    rejected=rejected,
+                    margin=abs(2 * preference - 1),
+                    confidence=max(preference, 1 - preference),
+                )
+            )
     return decided, counts
 
 
-def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
-           spec: JudgeSpec | None = None) -> dict[str, Any]:
+def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, Any]:
     """How the judge behaved on these pairs. Shares are in [0, 1], null where there is nothing to take a share of.
 
     `pairs`, `decided`, `ties`, `unscored`: counts of pairs, as in `to_preferences`, identical ones left out.
@@ -98,9 +106,14 @@ def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict],
     unequal = [preference for preference in decided if len(preference.chosen.text) != len(preference.rejected.text)]
     longer = [len(preference.chosen.text) > len(preference.rejected.text) for preference in unequal]
     return {
-        "pairs": counts["pairs"], "decided": counts["decided"], "ties": counts["ties"], "unscored": counts["unscored"],
-        "swap_consistency": _share(_consistent(rows)), "first_share": _share(_chose_first(rows)),
-        "longer_share": _share(longer), "unscored_answers": _share([row.preference is None for row in rows]),
+        "pairs": counts["pairs"],
+        "decided": counts["decided"],
+        "ties": counts["ties"],
+        "unscored": counts["unscored"],
+        "swap_consistency": _share(_consistent(rows)),
+        "first_share": _share(_chose_first(rows)),
+        "longer_share": _share(longer),
+        "unscored_answers": _share([row.preference is None for row in rows]),
         "tied_answers": _share([winner(row.preference) == "tie" for row in rows if row.preference is not None]),
     }
 
@@ -117,8 +130,11 @@ def _consistent(rows: Sequence[Verdict]) -> list[bool]:
 
 def _chose_first(rows: Sequence[Verdict]) -> list[bool]:
     """For each decided answer about two shown responses, whether it chose the one shown first."""
-    return [(winner(row.preference) == "first") == (row.order == "forward") for row in rows
-            if row.order != "none" and winner(row.preference) in ("first", "second")]
+    return [
+        (winner(row.preference) == "first") == (row.order == "forward")
+        for row in rows
+        if row.order != "none" and winner(row.preference) in ("first", "second")
+    ]
 
 
 def _share(values: Sequence[bool]) -> float | None:

@@ -24,8 +24,9 @@ class RulesJudge(ScoringJudge):
 
     def __init__(self, spec: RulesSpec) -> None:
         super().__init__(spec)
-        self.functions: dict[str, Function] = {criterion.name: load_object(criterion.python or "")
-                                               for criterion in spec.criteria}
+        self.functions: dict[str, Function] = {
+            criterion.name: load_object(criterion.python or "") for criterion in spec.criteria
+        }
 
     def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
         """Apply every function to every response."""
@@ -60,8 +61,10 @@ def aggregate(criteria: Sequence[Criterion], values: Mapping[str, float], how: s
     A negative criterion counts as 1 - value. A gate at 0 makes the score 0 and otherwise has no say. The rest give
     their weighted mean, or with `how` "minimum" the smallest.
     """
-    met = {criterion.name: 1 - values[criterion.name] if criterion.negative else values[criterion.name]
-           for criterion in criteria}
+    met = {
+        criterion.name: 1 - values[criterion.name] if criterion.negative else values[criterion.name]
+        for criterion in criteria
+    }
     if any(criterion.gate and met[criterion.name] == 0 for criterion in criteria):
         return 0.0
     weighed = [criterion for criterion in criteria if not criterion.gate]

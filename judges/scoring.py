@@ -41,34 +41,51 @@ class ScoringJudge:
 
         A completion that stands in several pairs is assessed once.
         """
-        asked = {(pair.prompt.id, completion.id, completion.text): (pair.prompt, completion)
-                 for pair in pairs for completion in (pair.first, pair.second)}
-        results = self.assess([prompt for prompt, _ in asked.values()],
-                              [completion for _, completion in asked.values()])
+        asked = {
+            (pair.prompt.id, completion.id, completion.text): (pair.prompt, completion)
+            for pair in pairs
+            for completion in (pair.first, pair.second)
+        }
+        results = self.assess(
+            [prompt for prompt, _ in asked.values()], [completion for _, completion in asked.values()]
+        )
         found = dict(zip(asked, results, strict=True))
-        verdicts = [self._compare(pair, *(found[pair.prompt.id, completion.id, completion.text]
-                                          for completion in (pair.first, pair.second))) for pair in pairs]
+        verdicts = [
+            self._compare(
+                pair,
+                *(found[pair.prompt.id, completion.id, completion.text] for completion in (pair.first, pair.second)),
+            )
+            for pair in pairs
+        ]
         stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
         return verdicts
 
     def _compare(self, pair: Pair, first: Assessment, second: Assessment) -> Verdict:
         raw = f"{first.raw}\n\n{second.raw}" if first.raw or second.raw else ""
         if first.score is None or second.score is None:
-            error = "; ".join(f"{place}: {one.error}" for place, one in (("first", first), ("second", second))
-                              if one.score is None)
+            error = "; ".join(
+                f"{place}: {one.error}" for place, one in (("first", first), ("second", second)) if one.score is None
+            )
             return Verdict(pair_id=pair.id, judge=self.spec.name, order="none", preference=None, raw=raw, error=error)
         difference = first.score - second.score
         preference = 0.5 if abs(difference) <= self.spec.margin + SAME else float(difference > 0)
-        return Verdict(pair_id=pair.id, judge=self.spec.name, order="none", preference=preference,
-                       reason=compare_in_words(first, second), raw=raw)
+        return Verdict(
+            pair_id=pair.id,
+            judge=self.spec.name,
+            order="none",
+            preference=preference,
+            reason=compare_in_words(first, second),
+            raw=raw,
+        )
 
 
 def compare_in_words(first: Assessment, second: Assessment) -> str:
     """Which response has the higher score and what made the difference, criterion by criterion."""
     assert first.score is not None and second.score is not None
     other = dict(second.parts)
-    apart = [(name, value, other[name]) for name, value in first.parts if name in other
-             and abs(value - other[name]) > SAME]
+    apart = [
+        (name, value, other[name]) for name, value in first.parts if name in other and abs(value - other[name]) > SAME
+    ]
     words = f"score {first.score:.2f} {_sign(first.score, second.score)} {second.score:.2f}"
     if apart:
         words += ": " + ", ".join(f"{name} {value:.2f} {_sign(value, rest)} {rest:.2f}" for name, value, rest in apart)

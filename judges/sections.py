@@ -11,9 +11,13 @@ from selfplay.config import Count, NonNegative, Positive, Sampling, Section, Tex
 Said = TypeAliasType("Said", "str | dict[str, float] | list[Said]")
 """What a model says in a judge's own tests: a text, label -> probability, or one list for each member of a jury."""
 Whole = Annotated[int, Field(ge=0)]
-PROSE = ("A good answer is short, and so is this one.", "I think B is a good response.",
-         "Both are fine; response A is better, I think.",
-         "The first response has 3 mistakes and 10 good points.", "It deserves an 8, or maybe a 7 out of 10.")
+PROSE = (
+    "A good answer is short, and so is this one.",
+    "I think B is a good response.",
+    "Both are fine; response A is better, I think.",
+    "The first response has 3 mistakes and 10 good points.",
+    "It deserves an 8, or maybe a 7 out of 10.",
+)
 
 
 class JudgeSampling(Sampling):
@@ -29,8 +33,9 @@ class JudgeSampling(Sampling):
     @model_validator(mode="after")
     def _check(self) -> "JudgeSampling":
         if self.n > 1 and self.temperature == 0:
-            raise ValueError(f"sampling.n = {self.n} answers at temperature 0 are all the same: set n to 1 or a "
-                             "temperature above 0")
+            raise ValueError(
+                f"sampling.n = {self.n} answers at temperature 0 are all the same: set n to 1 or a temperature above 0"
+            )
         return self
 
 
@@ -84,14 +89,22 @@ class Output(Section):
     @model_validator(mode="after")
     def _check(self) -> "Output":
         given = self.model_fields_set
-        belongs = {"pattern": "regex", "match": "regex", "key": "json", "reason_key": "json", "json_schema": "json",
-                   "tokens": "logprob", "least_mass": "logprob"}
+        belongs = {
+            "pattern": "regex",
+            "match": "regex",
+            "key": "json",
+            "reason_key": "json",
+            "json_schema": "json",
+            "tokens": "logprob",
+            "least_mass": "logprob",
+        }
         for name, kind in belongs.items():
             if name in given and kind != self.kind:
                 raise ValueError(f"{name} belongs to kind {kind}, not to {self.kind}: remove it")
         if self.labels is not None and self.range is not None:
-            raise ValueError("the judge answers either with one of `labels` or with a number in `range`: remove one of "
-                             "them")
+            raise ValueError(
+                "the judge answers either with one of `labels` or with a number in `range`: remove one of them"
+            )
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(f"range {list(self.range)} goes from the smallest to the largest number")
         if self.labels is not None and len(self.labels) < 2:
@@ -114,13 +127,17 @@ def check_pattern(pattern: str | None) -> None:
     except re.error as error:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
     if compiled.groups != 1:
-        raise ValueError(f"pattern {pattern!r} has {compiled.groups} groups, but needs exactly one: the verdict; write "
-                         "(?:...) for others")
+        raise ValueError(
+            f"pattern {pattern!r} has {compiled.groups} groups, but needs exactly one: the verdict; write "
+            "(?:...) for others"
+        )
     for sentence in PROSE:
         if compiled.search(sentence):
-            raise ValueError(f"pattern {pattern!r} also matches in the sentence {sentence!r}: let the judge put its "
-                             "verdict in a "
-                             r"delimiter, such as '\[\[(A|B)\]\]', or match the whole answer, such as '^\s*(A|B)\s*$'")
+            raise ValueError(
+                f"pattern {pattern!r} also matches in the sentence {sentence!r}: let the judge put its "
+                "verdict in a "
+                r"delimiter, such as '\[\[(A|B)\]\]', or match the whole answer, such as '^\s*(A|B)\s*$'"
+            )
 
 
 class OnError(Section):
@@ -211,8 +228,9 @@ class Criterion(Section):
     @model_validator(mode="after")
     def _check(self) -> "Criterion":
         if (self.text is None) == (self.python is None):
-            raise ValueError(f"criterion {self.name!r} needs either `text`, a question for the model, or `python`, a "
-                             "function")
+            raise ValueError(
+                f"criterion {self.name!r} needs either `text`, a question for the model, or `python`, a function"
+            )
         if self.choices is not None and self.text is None:
             raise ValueError(f"criterion {self.name!r}: choices are for the model; a Python function returns a number")
         return self

@@ -107,8 +107,9 @@ class ModelSpec(JudgeSpec):
         if not self.messages:
             raise ValueError("messages: a judge that asks a model needs at least one message, of role user")
         if self.messages[-1].role != "user":
-            raise ValueError(f"messages: the last one has the role {self.messages[-1].role}, but the judge answers the "
-                             "user")
+            raise ValueError(
+                f"messages: the last one has the role {self.messages[-1].role}, but the judge answers the user"
+            )
         if self.endpoint is not None and self.model is None:
             raise ValueError("endpoint is set but model is not: name the model as the server calls it")
         if self.mode != "listwise" and self.output.labels is None and self.output.range is None:
@@ -140,8 +141,10 @@ class PairwiseSpec(ModelSpec):
             raise ValueError("ties is false, but a label has the value 0.5: remove the label, or set ties to true")
         values = self.output.labels.values()
         if not (max(values) > 0.5 > min(values)):
-            raise ValueError(f"output.labels {self.output.labels}: one label must prefer the first response (above "
-                             "0.5), one the second (below 0.5)")
+            raise ValueError(
+                f"output.labels {self.output.labels}: one label must prefer the first response (above "
+                "0.5), one the second (below 0.5)"
+            )
         return self
 
 
@@ -177,8 +180,9 @@ class ListwiseSpec(ModelSpec):
     @model_validator(mode="after")
     def _check(self) -> "ListwiseSpec":
         if self.output.kind == "logprob" or self.output.labels is not None or self.output.range is not None:
-            raise ValueError("output: a listwise judge answers with a ranking: kind json or regex, no labels and no "
-                             "range")
+            raise ValueError(
+                "output: a listwise judge answers with a ranking: kind json or regex, no labels and no range"
+            )
         if self.sampling.n > 1:
             raise ValueError("sampling.n: rankings cannot be averaged; ask a listwise judge once")
         return self
@@ -202,8 +206,9 @@ class RulesSpec(JudgeSpec):
         check_criteria(self.criteria)
         asking = [criterion.name for criterion in self.criteria if criterion.python is None]
         if asking:
-            raise ValueError(f"criteria: {asking[0]!r} is a question for a model; rules are in Python, so use mode "
-                             "rubric")
+            raise ValueError(
+                f"criteria: {asking[0]!r} is a question for a model; rules are in Python, so use mode rubric"
+            )
         return self
 
 
@@ -215,8 +220,7 @@ class RubricSpec(ModelSpec):
     """The criteria, or the name of a rubric: a file beside this one, or a shipped one."""
     aggregation: Literal["mean", "minimum"] = "mean"
     """Weighted mean of the criteria, or the worst of them."""
-    messages: Annotated[tuple[Template, ...], Field(strict=False)] = (
-        Template(role="user", content=CRITERION),)
+    messages: Annotated[tuple[Template, ...], Field(strict=False)] = (Template(role="user", content=CRITERION),)
     output: Output = Output(kind="regex", pattern=r"\[\[([^\[\]]+)\]\]", labels={"yes": 1.0, "no": 0.0})
 
     @property
@@ -310,6 +314,11 @@ class PythonSpec(JudgeSpec):
 
 
 MODES: dict[str, type[JudgeSpec]] = {
-    "pairwise": PairwiseSpec, "pointwise": PointwiseSpec, "listwise": ListwiseSpec, "rubric": RubricSpec,
-    "rules": RulesSpec, "jury": JurySpec, "python": PythonSpec,
+    "pairwise": PairwiseSpec,
+    "pointwise": PointwiseSpec,
+    "listwise": ListwiseSpec,
+    "rubric": RubricSpec,
+    "rules": RulesSpec,
+    "jury": JurySpec,
+    "python": PythonSpec,
 }

@@ -24,8 +24,14 @@ class Script:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """The next texts."""
-        return [[Completion(id=prompt.id, prompt_id=prompt.id, text=self._next(str, ""), finish_reason="stop",
-                            policy="script")] for prompt in prompts]
+        return [
+            [
+                Completion(
+                    id=prompt.id, prompt_id=prompt.id, text=self._next(str, ""), finish_reason="stop", policy="script"
+                )
+            ]
+            for prompt in prompts
+        ]
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
         """The next probabilities, as nats; a choice that is not written has none."""
@@ -56,7 +62,8 @@ def case_of(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
     """The prompt and the responses of a test."""
     return Prompt.plain("test", test.prompt, **test.meta), [
         Completion(id=f"test/{place}", prompt_id="test", text=text, finish_reason="stop", policy="test")
-        for place, text in enumerate(test.responses)]
+        for place, text in enumerate(test.responses)
+    ]
 
 
 def _run(spec: JudgeSpec, test: JudgeTest) -> str:
@@ -90,17 +97,21 @@ def rehearse(spec: JudgeSpec, outputs: Sequence[Said]) -> tuple[Any, list[Script
         return build(for_tests(spec), (lambda part: script) if spec.needs_model else None), [script]
     each = [said for said in outputs or [[]] * len(spec.members) if isinstance(said, list)]
     if not len(each) == len(outputs or each) == len(spec.members):
-        raise ConfigError(f"the outputs of a jury are one list for each of its {len(spec.members)} members, "
-                          f"not {list(outputs)!r}")
+        raise ConfigError(
+            f"the outputs of a jury are one list for each of its {len(spec.members)} members, not {list(outputs)!r}"
+        )
     parts = [rehearse(member.spec, said) for member, said in zip(spec.members, each, strict=True)]
-    return (JuryJudge(cast(JurySpec, for_tests(spec)), [judge for judge, _ in parts]),
-            [script for _, scripts in parts for script in scripts])
+    return (
+        JuryJudge(cast(JurySpec, for_tests(spec)), [judge for judge, _ in parts]),
+        [script for _, scripts in parts for script in scripts],
+    )
 
 
 def for_tests(spec: JudgeSpec) -> JudgeSpec:
     """The judge, with one call for each output that is written and no limit on failures."""
-    changes: dict[str, Any] = {"on_error": spec.on_error.model_copy(
-        update={"retries": 0, "action": "drop", "max_failure_rate": 1.0})}
+    changes: dict[str, Any] = {
+        "on_error": spec.on_error.model_copy(update={"retries": 0, "action": "drop", "max_failure_rate": 1.0})
+    }
     if isinstance(spec, ModelSpec):
         changes |= {"sampling": spec.sampling.model_copy(update={"n": 1}), "model": spec.model or "test"}
     return spec.model_copy(update=changes)

@@ -25,8 +25,10 @@ from selfplay.config import ConfigError, Sampling
 from selfplay.engines import Engine
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
 
-AnySpec = Annotated[PairwiseSpec | PointwiseSpec | ListwiseSpec | RubricSpec | RulesSpec | JurySpec | PythonSpec,
-                    Field(discriminator="mode")]
+AnySpec = Annotated[
+    PairwiseSpec | PointwiseSpec | ListwiseSpec | RubricSpec | RulesSpec | JurySpec | PythonSpec,
+    Field(discriminator="mode"),
+]
 
 
 class Exchange(BaseModel):
@@ -67,8 +69,9 @@ class Listener:
         return rows
 
     def _note(self, prompts: Sequence[Prompt], said: Sequence[Any]) -> None:
-        self.exchanges += [Exchange(messages=list(prompt.messages), said=answer)
-                           for prompt, answer in zip(prompts, said, strict=True)]
+        self.exchanges += [
+            Exchange(messages=list(prompt.messages), said=answer) for prompt, answer in zip(prompts, said, strict=True)
+        ]
 
     def update_weights(self, model: object) -> None:
         """A judge's engine keeps its weights."""
@@ -77,8 +80,9 @@ class Listener:
         """The inner engine belongs to the caller."""
 
 
-def try_pair(spec: JudgeSpec, engine: Engine | Opener | None = None, pair: Pair | None = None, *,
-             seed: int = 0) -> Trial:
+def try_pair(
+    spec: JudgeSpec, engine: Engine | Opener | None = None, pair: Pair | None = None, *, seed: int = 0
+) -> Trial:
     """Judge one pair, by default the first of the judge's gold set, and tell every step. Nothing is cached.
 
     Without an engine it shows what the model would be asked.
@@ -104,16 +108,26 @@ def example_pair(spec: JudgeSpec) -> Pair:
         prompt, (first, second) = case_of(paired)
         return Pair(id="test", prompt=prompt, first=first, second=second)
     if file is None:
-        raise ConfigError(f"judge {spec.name!r} has no gold set to take a pair from: write one into `tests` in its "
-                          "file, or set `gold` there (see docs/judges.md)")
+        raise ConfigError(
+            f"judge {spec.name!r} has no gold set to take a pair from: write one into `tests` in its "
+            "file, or set `gold` there (see docs/judges.md)"
+        )
     return load_gold(file)[0].pair
 
 
 def overview() -> list[dict[str, Any]]:
     """The shipped judges: name, mode, what they do, whether they need a model and can score one response, tests."""
-    return [{"name": name, "mode": spec.mode, "description": spec.description, "needs_model": spec.needs_model,
-             "scores": spec.scores, "tests": len(spec.tests)} for name,
-            spec in ((name, load_spec(name)) for name in shipped())]
+    return [
+        {
+            "name": name,
+            "mode": spec.mode,
+            "description": spec.description,
+            "needs_model": spec.needs_model,
+            "scores": spec.scores,
+            "tests": len(spec.tests),
+        }
+        for name, spec in ((name, load_spec(name)) for name in shipped())
+    ]
 
 
 def schema() -> dict[str, Any]:

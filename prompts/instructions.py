@@ -78,8 +78,11 @@ def _fewer_words(generator: random.Random) -> Condition:
 
 def _sentences(generator: random.Random) -> Condition:
     bound = generator.choice((3, 4, 5))
-    return ("length_constraints:number_sentences", {"relation": "at least", "num_sentences": bound},
-            f"Write at least {bound} sentences.")
+    return (
+        "length_constraints:number_sentences",
+        {"relation": "at least", "num_sentences": bound},
+        f"Write at least {bound} sentences.",
+    )
 
 
 def _bullets(generator: random.Random) -> Condition:
@@ -97,14 +100,22 @@ def _ending(generator: random.Random) -> Condition:
 
 
 CONDITIONS: tuple[Callable[[random.Random], Condition], ...] = (
-    _keywords, _forbidden, _fewer_words, _sentences, _bullets, _ending,
+    _keywords,
+    _forbidden,
+    _fewer_words,
+    _sentences,
+    _bullets,
+    _ending,
     lambda generator: ("punctuation:no_comma", {}, "Do not use any commas."),
     lambda generator: ("detectable_format:title", {}, "Give it a title in double angular brackets, such as <<title>>."),
     lambda generator: ("change_case:english_lowercase", {}, "Use lowercase letters only."),
     lambda generator: ("startend:quotation", {}, "Put the whole answer in double quotation marks."),
 )
-CLASHES = ({"change_case:english_lowercase", "startend:end_checker"}, {"startend:quotation", "startend:end_checker"},
-           {"length_constraints:number_words", "length_constraints:number_sentences"})
+CLASHES = (
+    {"change_case:english_lowercase", "startend:end_checker"},
+    {"startend:quotation", "startend:end_checker"},
+    {"length_constraints:number_words", "length_constraints:number_sentences"},
+)
 
 
 def draw(generator: random.Random) -> Prompt:

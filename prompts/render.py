@@ -20,7 +20,8 @@ from selfplay.records import Message
 SPECIAL_TOKENS = re.compile(
     r"<\|[^|<>\s]{1,64}\|>|<｜[^｜<>\s]{1,64}｜>"  # <|im_start|>, <|eot_id|>, DeepSeek's full-width bars
     r"|</?s>|<(?:bos|eos|pad|unk|mask|sep|cls)>|<(?:start|end)_of_turn>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>")
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+)
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\ufeff]")
 
 
@@ -52,8 +53,9 @@ class Data:
 
     __slots__ = ("_cut", "_form", "_text")
 
-    def __init__(self, text: str, form: Literal["block", "none"] = "block", strip: Sequence[str] = (),
-                 limit: int | None = None) -> None:
+    def __init__(
+        self, text: str, form: Literal["block", "none"] = "block", strip: Sequence[str] = (), limit: int | None = None
+    ) -> None:
         cleaned = clean(text, strip)
         self._form = form
         self._cut = max(0, len(cleaned) - limit) if limit is not None else 0
@@ -96,19 +98,23 @@ def compile_template(source: str, known: Sequence[str], where: str) -> Template:
         raise ConfigError(f"{where}: the template is not valid, line {error.lineno}: {error.message}") from None
     for name in sorted(meta.find_undeclared_variables(tree) - set(known) - set(environment.globals)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        raise ConfigError(f"{where}: the template uses {name!r}, which does not exist"
-                          + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"))
+        raise ConfigError(
+            f"{where}: the template uses {name!r}, which does not exist"
+            + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
+        )
     return environment.from_string(tree)
 
 
-def render(template: Template, role: Literal["system", "user", "assistant"], variables: Mapping[str, Any],
-           where: str) -> Message:
+def render(
+    template: Template, role: Literal["system", "user", "assistant"], variables: Mapping[str, Any], where: str
+) -> Message:
     """One message. Raises ConfigError naming `where` if the template asks for something that this row does not have."""
     try:
         return Message(role=role, content=template.render(variables).strip())
     except UndefinedError as error:
         columns = ", ".join(variables.get("meta", {})) or "none"
-        raise ConfigError(f"{where}: the template asks for what this row does not have: {error.message} (its columns: "
-                          f"{columns})") from None
+        raise ConfigError(
+            f"{where}: the template asks for what this row does not have: {error.message} (its columns: {columns})"
+        ) from None
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ConfigError(f"{where}: the template cannot be filled in: {type(error).__name__}: {error}") from None

@@ -45,8 +45,10 @@ def _prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise ConfigError(f"{where}: column {column!r} holds no prompt (there are: {', '.join(sorted(row))}); name "
-                          "the column with `column`")
+        raise ConfigError(
+            f"{where}: column {column!r} holds no prompt (there are: {', '.join(sorted(row))}); name "
+            "the column with `column`"
+        )
     try:
         messages = tuple(Message(role=message["role"], content=message["content"]) for message in value)
     except (KeyError, TypeError, ValueError):

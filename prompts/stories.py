@@ -18,8 +18,24 @@ from itertools import islice
 from selfplay.records import Message, Prompt
 
 TRAITS = ("shy", "brave", "tiny", "sleepy", "clever", "lonely", "proud", "gentle", "noisy", "curious", "hungry", "lazy")
-ANIMALS = ("fox", "bear", "owl", "mouse", "rabbit", "frog", "duck", "goat", "hedgehog", "otter", "pony", "cat", "dog",
-           "sparrow", "turtle", "squirrel")
+ANIMALS = (
+    "fox",
+    "bear",
+    "owl",
+    "mouse",
+    "rabbit",
+    "frog",
+    "duck",
+    "goat",
+    "hedgehog",
+    "otter",
+    "pony",
+    "cat",
+    "dog",
+    "sparrow",
+    "turtle",
+    "squirrel",
+)
 PLACES = (
     "lake",
     "forest",
@@ -67,15 +83,36 @@ THINGS = (
     "feather",
 )
 
-OPENINGS = ("One day a {who} went to the {place}.", "Once there was a {who} who lived near the {place}.",
-            "A {who} walked to the {place} in the morning.", "Long ago a {who} played at the {place}.")
-FINDS = ("It found a {thing} under a tree.", "A friend gave it a {thing}.", "It saw a {thing} on the ground.",
-         "There was a {thing} behind a big stone.")
-USES = ("It took the {thing} home.", "The {thing} made it smile.", "It showed the {thing} to a friend.",
-        "It liked the {thing} very much.")
-FILLERS = ("The sun was warm.", "It began to rain.", "The wind was cold.", "Nobody was there.", "It sat down to rest.",
-           "It ran up the hill.", "It sang a little song.", "The sky was very blue.", "It was a long way home.",
-           "It looked left and right.")
+OPENINGS = (
+    "One day a {who} went to the {place}.",
+    "Once there was a {who} who lived near the {place}.",
+    "A {who} walked to the {place} in the morning.",
+    "Long ago a {who} played at the {place}.",
+)
+FINDS = (
+    "It found a {thing} under a tree.",
+    "A friend gave it a {thing}.",
+    "It saw a {thing} on the ground.",
+    "There was a {thing} behind a big stone.",
+)
+USES = (
+    "It took the {thing} home.",
+    "The {thing} made it smile.",
+    "It showed the {thing} to a friend.",
+    "It liked the {thing} very much.",
+)
+FILLERS = (
+    "The sun was warm.",
+    "It began to rain.",
+    "The wind was cold.",
+    "Nobody was there.",
+    "It sat down to rest.",
+    "It ran up the hill.",
+    "It sang a little song.",
+    "The sky was very blue.",
+    "It was a long way home.",
+    "It looked left and right.",
+)
 CLOSINGS = ("It was happy.", "They all laughed.", "At night it slept well.", "It was a good day.")
 END = "The end."
 CARE = (0.1, 0.9)
@@ -104,8 +141,10 @@ class Wishes:
     @property
     def instruction(self) -> str:
         """The wishes as a sentence."""
-        return (f"Tell a story about a {self.trait} {self.animal} at the {self.place}. "
-                f"Use the words {self.first_thing} and {self.second_thing}.")
+        return (
+            f"Tell a story about a {self.trait} {self.animal} at the {self.place}. "
+            f"Use the words {self.first_thing} and {self.second_thing}."
+        )
 
     def prompt(self) -> Prompt:
         """The instruction as one user message, the wishes as `meta`."""
@@ -168,8 +207,10 @@ def documents(count: int, seed: int = 0) -> list[str]:
     while len(texts) < count:
         wishes = draw_wishes(generator)
         if wishes.split == "train":
-            blurb = (f"This is a story about a {wishes.trait} {wishes.animal} at the {wishes.place}. "
-                     f"It has the words {wishes.first_thing} and {wishes.second_thing}.")
+            blurb = (
+                f"This is a story about a {wishes.trait} {wishes.animal} at the {wishes.place}. "
+                f"It has the words {wishes.first_thing} and {wishes.second_thing}."
+            )
             texts.append(f"{blurb}\n{tell(wishes, 1.0, generator)}")
     return texts
 

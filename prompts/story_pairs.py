@@ -43,8 +43,9 @@ def story_pairs(split: str, seed: int = 0) -> Iterator[tuple[Prompt, str, str]]:
 def told(wishes: Wishes, generator: random.Random) -> str:
     """A story of any care, left as it is or changed a little; rarely, something that is no story."""
     if generator.random() < OTHERWISE:
-        return generator.choice(("", wishes.instruction, " ".join(generator.sample(FILLERS, 4)), unknown(generator),
-                                 listed(generator)))
+        return generator.choice(
+            ("", wishes.instruction, " ".join(generator.sample(FILLERS, 4)), unknown(generator), listed(generator))
+        )
     return changed(tell(wishes, generator.random(), generator), wishes, generator, generator.choice((0, 0, 1, 2)))
 
 
@@ -96,8 +97,11 @@ def exchange(story: str, wishes: Wishes, generator: random.Random) -> str:
     found = [word for word in kind if f" {word}" in story]
     if not found:
         return story
-    asked = [word for word in (wishes.trait, wishes.animal, wishes.place, wishes.first_thing, wishes.second_thing)
-             if word in kind]
+    asked = [
+        word
+        for word in (wishes.trait, wishes.animal, wishes.place, wishes.first_thing, wishes.second_thing)
+        if word in kind
+    ]
     return story.replace(f" {generator.choice(found)}", f" {generator.choice((*asked, generator.choice(kind)))}")
 
 
@@ -114,8 +118,10 @@ def drivel(story: str, wishes: Wishes, generator: random.Random) -> str:
 
 def unknown(generator: random.Random) -> str:
     """A sentence of made-up words."""
-    words = ["".join(generator.choices(string.ascii_lowercase, k=generator.randint(2, 8)))
-             for _ in range(generator.randint(2, 6))]
+    words = [
+        "".join(generator.choices(string.ascii_lowercase, k=generator.randint(2, 8)))
+        for _ in range(generator.randint(2, 6))
+    ]
     return f"{' '.join(words).capitalize()}."
 
 

@@ -39,8 +39,10 @@ def emit(value: Any) -> None:
 
 
 @app.command()
-def init(file: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
-         force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False) -> None:
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
     """Write a recipe with every setting, its default and what it does."""
     from selfplay.template import write_recipe
 
@@ -81,8 +83,10 @@ def run(
 
 
 @app.command()
-def bootstrap(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
-              overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None) -> None:
+def bootstrap(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
     """Make a recipe's start and no more: tokenizer, pretraining, fine-tuning."""
     from selfplay.loop import run as run_loop
 
@@ -90,9 +94,11 @@ def bootstrap(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML fi
 
 
 @app.command()
-def show(directory: RunArgument,
-         prompt: Annotated[str | None, typer.Option(help="Id of a held-out prompt: show its transcripts.")] = None,
-         as_json: Json = False) -> None:
+def show(
+    directory: RunArgument,
+    prompt: Annotated[str | None, typer.Option(help="Id of a held-out prompt: show its transcripts.")] = None,
+    as_json: Json = False,
+) -> None:
     """Print a run's iterations as a table, or the transcripts of one prompt side by side."""
     from rich.console import Console
 
@@ -146,12 +152,13 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
-def report(directory: RunArgument,
-           output: Annotated[Path | None, typer.Option(help="Where to write it; default report.html in the run.")] = None,
-           live: Annotated[bool, typer.Option("--live", help="Serve it on this machine while the run goes on.")] = False,
-           port: Annotated[int, typer.Option(help="Port for --live.")] = 8765,
-           figures: Annotated[Path | None, typer.Option(help="Write the figures into this folder as SVG and PNG.")] = None,
-           ) -> None:
+def report(
+    directory: RunArgument,
+    output: Annotated[Path | None, typer.Option(help="Where to write it; default report.html in the run.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Serve it on this machine while the run goes on.")] = False,
+    port: Annotated[int, typer.Option(help="Port for --live.")] = 8765,
+    figures: Annotated[Path | None, typer.Option(help="Write the figures into this folder as SVG and PNG.")] = None,
+) -> None:
     """Write a run's report: one HTML file that works offline."""
     if live:
         from selfplay.compare.live import serve_report
@@ -169,14 +176,17 @@ def report(directory: RunArgument,
 
 
 @app.command()
-def compare(targets: Annotated[list[str] | None, typer.Argument(help="Runs, runs/NAME@2, runs/NAME@start, checkpoints or "
-                                                                "hub ids.")] = None,
-            prompts: Annotated[str | None, typer.Option(help="Held-out prompts: a file or a built-in set.")] = None,
-            judge: Annotated[str | None, typer.Option(help="A judge: a shipped name or a YAML file.")] = None,
-            votes: Annotated[Path | None, typer.Option(help="Votes from elsewhere, CSV or JSONL: no model is needed.")] = None,
-            baseline: Annotated[str | None, typer.Option(help="Whom to take differences against.")] = None,
-            output: Annotated[Path | None, typer.Option(help="Folder for the samples and the matches.")] = None,
-            as_json: Json = False) -> None:
+def compare(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Runs, runs/NAME@2, runs/NAME@start, checkpoints or hub ids.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="Held-out prompts: a file or a built-in set.")] = None,
+    judge: Annotated[str | None, typer.Option(help="A judge: a shipped name or a YAML file.")] = None,
+    votes: Annotated[Path | None, typer.Option(help="Votes from elsewhere, CSV or JSONL: no model is needed.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Whom to take differences against.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the samples and the matches.")] = None,
+    as_json: Json = False,
+) -> None:
     """Compare checkpoints on the same held-out prompts, head to head, with intervals."""
     from rich.console import Console
 
@@ -193,7 +203,9 @@ def compare(targets: Annotated[list[str] | None, typer.Argument(help="Runs, runs
     else:
         from selfplay.compare.headtohead import compare as head_to_head
 
-        source = None if prompts is None else validate(PromptSource, {"source": prompts, "split": "heldout"}, "--prompts")
+        source = (
+            None if prompts is None else validate(PromptSource, {"source": prompts, "split": "heldout"}, "--prompts")
+        )
         result = head_to_head(targets or [], prompts=source, judge=judge, folder=output, baseline=baseline)
         summary, found = result.summary, result.json()
     if as_json:
@@ -203,9 +215,11 @@ def compare(targets: Annotated[list[str] | None, typer.Argument(help="Runs, runs
 
 
 @app.command()
-def export(target: Annotated[str, typer.Argument(help="RUN@best, RUN@2 or RUN@start.")],
-           directory: Annotated[Path, typer.Argument(help="A new directory.")],
-           push_to_hub: Annotated[str | None, typer.Option(help="Repository on the hub to push it to.")] = None) -> None:
+def export(
+    target: Annotated[str, typer.Argument(help="RUN@best, RUN@2 or RUN@start.")],
+    directory: Annotated[Path, typer.Argument(help="A new directory.")],
+    push_to_hub: Annotated[str | None, typer.Option(help="Repository on the hub to push it to.")] = None,
+) -> None:
     """Write a run's checkpoint as one clean directory with a model card."""
     from selfplay.compare.export import export as export_checkpoint
 
@@ -239,9 +253,13 @@ def judge_schema() -> None:
 
 
 @judge_app.command("check")
-def judge_check(file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers",
-                gold: Annotated[Path | None, typer.Option(help="Pairs of your own with the right answer, JSONL.")] = None,
-                as_json: Json = False) -> None:
+def judge_check(
+    file: JudgeArgument,
+    model: ModelOption = None,
+    engine: EngineOption = "transformers",
+    gold: Annotated[Path | None, typer.Option(help="Pairs of your own with the right answer, JSONL.")] = None,
+    as_json: Json = False,
+) -> None:
     """Run a judge's tests, gold pairs and canaries; exit code 1 below the thresholds of its file."""
     from judges.check import check
     from judges.gold import load_gold
@@ -259,8 +277,9 @@ def judge_check(file: JudgeArgument, model: ModelOption = None, engine: EngineOp
 
 
 @judge_app.command("try")
-def judge_try(file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers",
-              as_json: Json = False) -> None:
+def judge_try(
+    file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers", as_json: Json = False
+) -> None:
     """What a judge is shown, what it says, and how that is read, for one pair. Without a model: what it would be shown."""
     from judges.trying import try_pair
 

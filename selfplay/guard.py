@@ -51,9 +51,15 @@ def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
     directory = Path(run_directory)
     assessment = assess(directory)
     folder = f"iteration-{assessment.best_iteration:03d}/policy"
-    write_json(directory / "outcome.json", {
-        "best": assessment.best_iteration, "reason": assessment.reason, "stopped": stopped or None,
-        "alarms": [alarm.model_dump() for alarm in assessment.alarms]})
+    write_json(
+        directory / "outcome.json",
+        {
+            "best": assessment.best_iteration,
+            "reason": assessment.reason,
+            "stopped": stopped or None,
+            "alarms": [alarm.model_dump() for alarm in assessment.alarms],
+        },
+    )
     fresh = directory / ".best"
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(folder, target_is_directory=True)
@@ -71,8 +77,9 @@ def _best(run: Run, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, st
     rates = {one.number: rate for one in evaluated if (rate := _against_start(run, one)) is not None}
     vouched = {number for number, rate in rates.items() if run.audited and (rate.low or 0.0) > 0.5}
     spoiled = {alarm.iteration for alarm in alarms if alarm.severe} - vouched
-    sound = {number: rate.win_rate for number, rate in rates.items()
-             if number not in spoiled and rate.win_rate is not None}
+    sound = {
+        number: rate.win_rate for number, rate in rates.items() if number not in spoiled and rate.win_rate is not None
+    }
     best = max(sound, key=lambda number: (sound[number], -number), default=0)
     judge = "the audit judge" if run.audited else "the judge that also gave the labels"
     passed = [f"iteration {number} raised a severe alarm" for number in sorted(spoiled & rates.keys())]

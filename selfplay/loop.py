@@ -53,8 +53,10 @@ def opened(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], lis
     """A run as its stages get it, with trackers that know all that is on disk; closed at the end."""
     settle_libraries(recipe)
     settings = recipe.model_dump(mode="json")
-    with (closing(Tracker(recipe.report_to, files.path, recipe.name, settings)) as tracker,
-          closing(Run(recipe, files, *prompts, tracker=tracker)) as current):
+    with (
+        closing(Tracker(recipe.report_to, files.path, recipe.name, settings)) as tracker,
+        closing(Run(recipe, files, *prompts, tracker=tracker)) as current,
+    ):
         tell_trackers(current)
         yield current
 
@@ -132,8 +134,15 @@ def tell_trackers(run: Run) -> None:
         run.tracker.log_step(row, before=(row["iteration"] - 1) * run.recipe.algorithm.steps)
     for one in found.iterations:
         if one.evaluation is not None:
-            run.tracker.log_iteration(one.number, {"evaluation": one.evaluation, "reward_model": one.reward or {},
-                                                   "judge": one.health or {}, "seconds": one.seconds})
+            run.tracker.log_iteration(
+                one.number,
+                {
+                    "evaluation": one.evaluation,
+                    "reward_model": one.reward or {},
+                    "judge": one.health or {},
+                    "seconds": one.seconds,
+                },
+            )
 
 
 def run_stage(directory: Path, name: str, iteration: int) -> Path:
@@ -143,7 +152,9 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     files = RunDirectory(directory)
     recipe = files.recipe().model_copy(update={"output": str(directory)})
     if recipe.reward.kind != "model" and name in ("generate", "label", "reward"):
-        raise ConfigError(f"reward.kind is {recipe.reward.kind}, so this run has no stage {name!r}: PPO asks it directly")
+        raise ConfigError(
+            f"reward.kind is {recipe.reward.kind}, so this run has no stage {name!r}: PPO asks it directly"
+        )
     needed = missing_before(files, name, iteration, recipe.reward.kind == "model")
     if needed is not None:
         raise ConfigError(

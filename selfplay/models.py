@@ -27,7 +27,11 @@ from selfplay.records import Completion, Prompt
 
 def device() -> torch.device:
     """The GPU if there is one, else the CPU; under torchrun, the GPU of this process."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def default_batch_tokens(where: torch.device) -> int:
@@ -59,15 +63,18 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}") from None
     if tokenizer.eos_token is None:
-        raise ConfigError(f"the tokenizer of {str(path)!r} has no end-of-sequence token; set `eos_token` in its "
-                          "tokenizer_config.json")
+        raise ConfigError(
+            f"the tokenizer of {str(path)!r} has no end-of-sequence token; set `eos_token` in its tokenizer_config.json"
+        )
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         taken = {tokenizer.eos_token, tokenizer.bos_token}
         spare = [token for token in tokenizer.all_special_tokens if token not in taken]
         spare += [token for token in tokenizer.get_added_vocab() if token not in taken and token not in spare]
         if not spare:
-            raise ConfigError(f"the tokenizer of {str(path)!r} pads with its end token and has no other special token; "
-                              "set `pad_token` in its tokenizer_config.json to a token that text never holds")
+            raise ConfigError(
+                f"the tokenizer of {str(path)!r} pads with its end token and has no other special token; "
+                "set `pad_token` in its tokenizer_config.json to a token that text never holds"
+            )
         tokenizer.pad_token = spare[0]
     return tokenizer
 
@@ -95,8 +102,10 @@ def _load(kind: Any, path: str | Path, **options: Any) -> PreTrainedModel:
     try:
         model = kind.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no model could be loaded from {str(path)!r}: {_first_line(error)}; name a directory "
-                          "written by save_pretrained, or a model on the hub") from None
+        raise ConfigError(
+            f"no model could be loaded from {str(path)!r}: {_first_line(error)}; name a directory "
+            "written by save_pretrained, or a model on the hub"
+        ) from None
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -133,7 +142,9 @@ def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tup
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> set[int]:
     """The tokens of those strings that name a special token, which decoded text never shows."""
-    named = [string for string in strings if string in tokenizer.all_special_tokens or string in tokenizer.get_added_vocab()]
+    named = [
+        string for string in strings if string in tokenizer.all_special_tokens or string in tokenizer.get_added_vocab()
+    ]
     return set(tokenizer.convert_tokens_to_ids(named))
 
 
@@ -147,8 +158,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
         messages = [message.model_dump() for message in prompt.messages]
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
     if len(prompt.messages) > 1:
-        raise ConfigError(f"prompt {prompt.id!r} is a conversation, but the model has no chat template; use "
-                          "single-message prompts, or a model with a template")
+        raise ConfigError(
+            f"prompt {prompt.id!r} is a conversation, but the model has no chat template; use "
+            "single-message prompts, or a model with a template"
+        )
     ids = list(tokenizer(prompt.text)["input_ids"])
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
@@ -175,8 +188,9 @@ class RewardModel:
     `AutoModelForSequenceClassification` reads the same directory and gives the scores before shift and scale.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
-                 batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int | None = None
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
 
@@ -202,15 +216,19 @@ class RewardModel:
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
         """One score per response, higher is better, in deviations from the start's mean."""
-        encoded = [[*encode_prompt(self.tokenizer, prompt), *response.token_ids]
-                   for prompt, response in zip(prompts, responses, strict=True)]
+        encoded = [
+            [*encode_prompt(self.tokenizer, prompt), *response.token_ids]
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
         return [(value - self.mean) / self.deviation for value in self.raw(encoded)]
 
     @torch.inference_mode()
     def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The head's output at the last token of each sequence of token ids."""
         scores = [0.0] * len(sequences)
-        for rows in split_by_tokens(range(len(sequences)), [len(sequence) for sequence in sequences], self.batch_tokens):
+        for rows in split_by_tokens(
+            range(len(sequences)), [len(sequence) for sequence in sequences], self.batch_tokens
+        ):
             ids, mask = right_pad([sequences[row] for row in rows], self.tokenizer.pad_token_id, self.model.device)
             # Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state

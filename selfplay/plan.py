@@ -27,8 +27,10 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     texts = {tuple(prompt.messages) for prompt in train}
     shared = [prompt for prompt in heldout if tuple(prompt.messages) in texts]
     if shared:
-        raise ConfigError(f"{len(shared)} of {len(heldout)} held-out prompts are training prompts too, such as "
-                          f"{shared[0].text[:60]!r}: take them out of one of prompts.train and prompts.heldout")
+        raise ConfigError(
+            f"{len(shared)} of {len(heldout)} held-out prompts are training prompts too, such as "
+            f"{shared[0].text[:60]!r}: take them out of one of prompts.train and prompts.heldout"
+        )
     if recipe.reward.kind == "model" and recipe.generate.prompts > len(train):
         raise ConfigError(
             f"generate.prompts is {recipe.generate.prompts}, but there are {len(train)} training prompts: "
@@ -61,8 +63,10 @@ def check_rewards(recipe: Recipe) -> None:
             spec = reward_judge(recipe, part)
             check_judge(recipe, spec)
             if spec.mode == "listwise":
-                raise ConfigError(f"judge {spec.name!r} ranks several answers to one prompt, and PPO samples one: use a "
-                                  "pairwise, pointwise, rubric or rules judge as the reward, or reward.kind model")
+                raise ConfigError(
+                    f"judge {spec.name!r} ranks several answers to one prompt, and PPO samples one: use a "
+                    "pairwise, pointwise, rubric or rules judge as the reward, or reward.kind model"
+                )
 
 
 def check_function(reference: str) -> None:
@@ -71,7 +75,9 @@ def check_function(reference: str) -> None:
     try:
         inspect.signature(function).bind([], [], [])
     except TypeError as error:
-        raise ConfigError(f"the reward function {reference} cannot be called with (prompts, responses, meta): {error}") from None
+        raise ConfigError(
+            f"the reward function {reference} cannot be called with (prompts, responses, meta): {error}"
+        ) from None
     except ValueError:  # built in, and says nothing of its arguments
         pass
 
@@ -99,8 +105,10 @@ def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
         if part.endpoint is None and part.model not in ("policy", recipe.judge.bootstrap and recipe.judge_model):
             check_checkpoint(f"the model of judge {part.name!r}", part.model)
         if recipe.generate.completions > getattr(part, "largest", math.inf):
-            raise ConfigError(f"judge {part.name!r} ranks at most {part.largest} answers, but generate.completions is "
-                              f"{recipe.generate.completions}: raise `largest` in the judge's file, or lower it")
+            raise ConfigError(
+                f"judge {part.name!r} ranks at most {part.largest} answers, but generate.completions is "
+                f"{recipe.generate.completions}: raise `largest` in the judge's file, or lower it"
+            )
 
 
 def asking(spec: judges.JudgeSpec) -> list[Any]:
@@ -120,8 +128,10 @@ def check_models(recipe: Recipe) -> None:
     elif (config := Path(str(recipe.policy.model)) / "config.json").is_file():
         context = read_json(config).get("max_position_embeddings")
     if context is not None and recipe.sampling.max_tokens >= context:
-        raise ConfigError(f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
-                          f"{where} {context}: shorten the answers, or take a longer context")
+        raise ConfigError(
+            f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
+            f"{where} {context}: shorten the answers, or take a longer context"
+        )
 
 
 def check_checkpoint(key: str, value: str) -> None:
@@ -149,8 +159,11 @@ def work(recipe: Recipe) -> dict[str, Any]:
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
     episodes = iterations * recipe.algorithm.steps * recipe.algorithm.episodes
     rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
-    judge_calls = (calls(labelling, pairs, sampled, iterations * asked) + calls(measuring, matches, answers, matches)
-                   + sum(calls(spec, episodes, episodes, episodes) for spec in rewarding))
+    judge_calls = (
+        calls(labelling, pairs, sampled, iterations * asked)
+        + calls(measuring, matches, answers, matches)
+        + sum(calls(spec, episodes, episodes, episodes) for spec in rewarding)
+    )
     return {
         "iterations": iterations,
         "completions": sampled + answers,

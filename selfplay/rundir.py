@@ -156,8 +156,10 @@ class RunDirectory:
         """Raise ConfigError if a finished stage was made from something else than what is there now."""
         folder = self.stage(number, name)
         if read_json(folder / "manifest.json")["fingerprint"] != fingerprint:
-            raise ConfigError(f"{folder} was made with other settings or from other files than those there now; delete "
-                              f"it and the stages after it to make them again, or give another `output`")
+            raise ConfigError(
+                f"{folder} was made with other settings or from other files than those there now; delete "
+                f"it and the stages after it to make them again, or give another `output`"
+            )
 
     @contextlib.contextmanager
     def writing(self, number: int, name: str, fingerprint: str) -> Iterator[Path]:
@@ -180,8 +182,9 @@ class RunDirectory:
             write_json(begun, {"fingerprint": fingerprint, "seconds": spent + time.time() - started})
             raise
         begun.unlink()
-        outputs = {str(file.relative_to(partial)): hash_of_file(file)
-                   for file in sorted(partial.rglob("*")) if file.is_file()}
+        outputs = {
+            str(file.relative_to(partial)): hash_of_file(file) for file in sorted(partial.rglob("*")) if file.is_file()
+        }
         write_json(
             partial / "manifest.json",
             {"fingerprint": fingerprint, "seconds": round(spent + time.time() - started, 3), "outputs": outputs},
@@ -190,14 +193,19 @@ class RunDirectory:
 
     def seconds(self, number: int) -> dict[str, float]:
         """Wall-clock seconds of each finished stage of an iteration."""
-        return {file.parent.name: read_json(file)["seconds"]
-                for file in sorted(self.iteration(number).glob("*/manifest.json"))}
+        return {
+            file.parent.name: read_json(file)["seconds"]
+            for file in sorted(self.iteration(number).glob("*/manifest.json"))
+        }
 
     def iterations(self) -> list[int]:
         """Iterations that have a policy, the start first."""
         folders = sorted(self.path.glob("iteration-*"))
-        return [number for number in (int(folder.name.split("-")[1]) for folder in folders)
-                if self.finished(number, "policy")]
+        return [
+            number
+            for number in (int(folder.name.split("-")[1]) for folder in folders)
+            if self.finished(number, "policy")
+        ]
 
     def add_metrics(self, number: int, stage: str, rows: Iterable[dict[str, Any]]) -> None:
         """Put a stage's rows into metrics.jsonl, in place of any that are there for the same stage."""
@@ -227,8 +235,9 @@ class RunDirectory:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ConfigError(f"another process is working on {str(self.path)!r}; wait for it, or give another `output`"
-                              ) from None
+            raise ConfigError(
+                f"another process is working on {str(self.path)!r}; wait for it, or give another `output`"
+            ) from None
         try:
             yield
         finally:
@@ -243,8 +252,10 @@ class RunDirectory:
         if not file.is_file():
             foreign = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", "log.txt")]
             if foreign:
-                raise ConfigError(f"{str(self.path)!r} holds files that are no run ({', '.join(sorted(foreign)[:3])}); "
-                                  "give another `output`, or empty it")
+                raise ConfigError(
+                    f"{str(self.path)!r} holds files that are no run ({', '.join(sorted(foreign)[:3])}); "
+                    "give another `output`, or empty it"
+                )
         else:
             differing = differences(self.recipe().model_dump(), recipe.model_dump())
             if differing:
@@ -276,8 +287,16 @@ def provenance() -> dict[str, Any]:
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False,
-                            cwd=Path(__file__).parent)
-    return {"command": sys.argv, "commit": commit.stdout.strip() or None, "python": platform.python_version(),
-            "platform": platform.platform(), "processor": platform.processor(), "cores": os.cpu_count(),
-            "packages": versions, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    return {
+        "command": sys.argv,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -138,9 +138,14 @@ def print_transcripts(found: dict[str, Any], console: Console) -> None:
     table.add_row(*[Text(answer["text"]) for answer in found["answers"]])
     console.print(table)
     for match in found["matches"]:
-        verdict = "unscored: " + match["error"] if match["preference"] is None else (
-            f"{match['a'] if match['preference'] > 0.5 else match['b'] if match['preference'] < 0.5 else 'tie'}"
-            f" ({match['preference']:.2f} for {match['a']})")
+        verdict = (
+            "unscored: " + match["error"]
+            if match["preference"] is None
+            else (
+                f"{match['a'] if match['preference'] > 0.5 else match['b'] if match['preference'] < 0.5 else 'tie'}"
+                f" ({match['preference']:.2f} for {match['a']})"
+            )
+        )
         console.print(Text(f"{match['a']} against {match['b']}: {verdict}  {match['reason']}"))
 
 
@@ -152,12 +157,17 @@ def print_check(found: dict[str, Any]) -> None:
     for name, value in (found["gold"] or {}).items():
         if value is not None:
             console.print(f"{name.replace('_', ' ')}: {_figure(value)}")
-    for title, values in (("accuracy by category", found["gold_by_category"]), ("accuracy by trap", found["gold_by_trap"]),
-                          ("canaries that win", found["canary_wins"])):
+    for title, values in (
+        ("accuracy by category", found["gold_by_category"]),
+        ("accuracy by trap", found["gold_by_trap"]),
+        ("canaries that win", found["canary_wins"]),
+    ):
         if values:
             console.print(f"{title}: " + ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
-    console.print(f"tokens: {found['input_tokens']:,} in, {found['output_tokens']:,} out; {found['seconds']:.1f} s; "
-                  f"${found['cost']:.4f}")
+    console.print(
+        f"tokens: {found['input_tokens']:,} in, {found['output_tokens']:,} out; {found['seconds']:.1f} s; "
+        f"${found['cost']:.4f}"
+    )
     for problem in found["problems"]:
         console.print(f"problem ({problem['kind']}): {problem['sentence']}")
     if not found["problems"]:
@@ -180,7 +190,11 @@ def print_trial(found: dict[str, Any]) -> None:
             console.print(message["content"])
         console.print(f"[said] {exchange['said'] if exchange['said'] is not None else 'nothing: there is no model'}")
     for verdict in found["verdicts"]:
-        said = "unscored: " + verdict["error"] if verdict["preference"] is None else f"{verdict['preference']:.3f} for the first"
+        said = (
+            "unscored: " + verdict["error"]
+            if verdict["preference"] is None
+            else f"{verdict['preference']:.3f} for the first"
+        )
         console.print(f"verdict ({verdict['order']}): {said}  {verdict['reason']}")
     preference = found["preference"]
     console.print("together: " + ("unscored" if preference is None else f"{preference:.3f} for the first response"))

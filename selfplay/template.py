@@ -52,7 +52,10 @@ def section(values: BaseModel, depth: int) -> list[str]:
             lines.append(f"{indent}{key}: {scalar(value)}")
             kind = held_section(field.annotation)
             if value is None and kind is not None:
-                lines += [f"{indent}# or {key}:", *(f"{indent}#    {line}" for line in section(kind.model_construct(), 1))]
+                lines += [
+                    f"{indent}# or {key}:",
+                    *(f"{indent}#    {line}" for line in section(kind.model_construct(), 1)),
+                ]
     return lines
 
 

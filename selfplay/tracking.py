@@ -34,8 +34,9 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise ConfigError for a tracker whose package is not installed."""
     for name in names:
         if find_spec(name) is None:
-            raise ConfigError(f"report_to names {name}, which is not installed: pip install 'selfplay-loop[{name}]', or "
-                              "take it out")
+            raise ConfigError(
+                f"report_to names {name}, which is not installed: pip install 'selfplay-loop[{name}]', or take it out"
+            )
 
 
 class Tracker:
@@ -46,8 +47,13 @@ class Tracker:
     not installed; what a tracker raises when it is opened is passed on.
     """
 
-    def __init__(self, names: Sequence[str] = (), directory: Path = Path(), title: str = "run",
-                 settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str] = (),
+        directory: Path = Path(),
+        title: str = "run",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         check_trackers(names)
         self.file = Path(directory) / "tracking.json"
         self.told: dict[str, dict[str, Any]] = read_json(self.file) if names and self.file.is_file() else {}
@@ -113,12 +119,15 @@ def open_tracker(name: str, directory: Path, title: str, identity: str | None) -
     PartialState()
     own = identity or uuid.uuid4().hex[:8]
     if name == "wandb":
-        tracker = tracking.WandBTracker(os.environ.get("WANDB_PROJECT", PROJECT), id=own, name=title, resume="allow",
-                                        dir=str(directory))
+        tracker = tracking.WandBTracker(
+            os.environ.get("WANDB_PROJECT", PROJECT), id=own, name=title, resume="allow", dir=str(directory)
+        )
     elif name == "tensorboard":
         tracker = tracking.TensorBoardTracker(name, logging_dir=directory)
     elif name == "trackio":
-        tracker = tracking.TrackioTracker(os.environ.get("TRACKIO_PROJECT", PROJECT), name=f"{title}-{own}", resume="allow")
+        tracker = tracking.TrackioTracker(
+            os.environ.get("TRACKIO_PROJECT", PROJECT), name=f"{title}-{own}", resume="allow"
+        )
     else:
         tracker = tracking.MLflowTracker(PROJECT, run_id=identity, run_name=title)
     directory.mkdir(parents=True, exist_ok=True)
@@ -161,8 +170,11 @@ def finisher(name: str, tracker: Any) -> Callable[[], object]:
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Every finite number of nested mappings, its names joined by `/`; anything else is left out."""
-    return {"/".join(path): value for path, value in leaves(values)
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
+    return {
+        "/".join(path): value
+        for path, value in leaves(values)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

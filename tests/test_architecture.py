@@ -12,8 +12,9 @@ from selfplay.config import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("selfplay", "judges", "prompts")
-MATHS_OF_COMPARE = tuple(f"selfplay.compare.{name}"
-                         for name in ("statistics", "text", "votes", "length", "ratings", "summary"))
+MATHS_OF_COMPARE = tuple(
+    f"selfplay.compare.{name}" for name in ("statistics", "text", "votes", "length", "ratings", "summary")
+)
 ROWS: tuple[tuple[str, ...], ...] = (
     ("selfplay.cli",),
     ("selfplay.loop", "selfplay.show"),
@@ -33,7 +34,7 @@ MUTUAL = {("judges.spec", "judges.files")}
 """The one mutual import, inside a function: a judge file may be a jury, whose members are judge files."""
 RL_MATHS = ("advantages", "losses", "kl", "logprobs")
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60
-LONGER_FILES = {"selfplay/config.py": 700}
+LONGER_FILES = {"selfplay/config.py": 720}
 """One home for every knob, each documented beneath its field."""
 
 
@@ -65,14 +66,20 @@ def module_of(name: str) -> str:
     return name
 
 
-IMPORTS = {module: {module_of(name) for name in imported_names(ast.parse(path.read_text()))} - {"", module}
-           for module, path in FILES.items()}
+IMPORTS = {
+    module: {module_of(name) for name in imported_names(ast.parse(path.read_text()))} - {"", module}
+    for module, path in FILES.items()
+}
 
 
 def place(module: str) -> tuple[int, str]:
     """Row and entry of a module: the entry is the longest that names it or a package around it."""
-    found = [(len(entry), row, entry) for row, entries in enumerate(ROWS) for entry in entries
-             if module == entry or module.startswith(entry + ".")]
+    found = [
+        (len(entry), row, entry)
+        for row, entries in enumerate(ROWS)
+        for entry in entries
+        if module == entry or module.startswith(entry + ".")
+    ]
     assert found, f"{module} has no place in ROWS: give it one"
     return max(found)[1:]
 
@@ -99,9 +106,11 @@ def test_imports_point_one_way() -> None:
 
 def test_no_module_imports_itself_by_a_detour() -> None:
     """A package and its own modules count as one: a name handed on by `__init__` is no circle."""
-    edges = {module: {target for target in targets
-                      if not module.startswith(target + ".") and (module, target) not in MUTUAL}
-             for module, targets in IMPORTS.items() if FILES[module].name != "__init__.py"}
+    edges = {
+        module: {target for target in targets if not module.startswith(target + ".") and (module, target) not in MUTUAL}
+        for module, targets in IMPORTS.items()
+        if FILES[module].name != "__init__.py"
+    }
     assert set(TopologicalSorter(edges).static_order()) >= set(edges)  # raises CycleError, which names the circle
     assert all(target in IMPORTS[module] for module, target in MUTUAL)
 
@@ -120,10 +129,13 @@ def test_the_maths_of_ppo_imports_torch_and_nothing_of_ours(name: str) -> None:
 
 @pytest.mark.parametrize("call", ["", "app(['--help'])"])
 def test_the_command_line_loads_nothing_heavy(call: str) -> None:
-    script = ("import atexit, sys; atexit.register(lambda: print([name for name in sys.modules if '.' not in name]))\n"
-              f"from selfplay.cli import app; {call}")
-    *text, names = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
-                                  check=True).stdout.splitlines()
+    script = (
+        "import atexit, sys; atexit.register(lambda: print([name for name in sys.modules if '.' not in name]))\n"
+        f"from selfplay.cli import app; {call}"
+    )
+    *text, names = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     loaded = set(ast.literal_eval(names))
     assert "typer" in loaded
     assert not loaded & {"torch", "vllm", "transformers", "datasets", "trl", "scipy", "pandas", "pyarrow", "numpy"}

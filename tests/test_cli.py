@@ -50,7 +50,10 @@ MISTAKES = [
     (("run", "mine.yaml", "judge.file=helpfulness"), "judge 'helpfulness' asks a language model, but names none"),
     (("run", "mine.yaml", "judge.file=storys"), "there is no judge 'storys', did you mean 'stories'?"),
     (("run", "mine.yaml", "prompts.heldout.split=train"), "prompts.train and prompts.heldout are the same"),
-    (("run", "mine.yaml", "policy.bootstrap=null", "policy.model=./none"), "policy.model is './none', which is no checkpoint"),
+    (
+        ("run", "mine.yaml", "policy.bootstrap=null", "policy.model=./none"),
+        "policy.model is './none', which is no checkpoint",
+    ),
     (("run", "mine.yaml", "generate.prompts=5000"), "generate.prompts is 5000, but there are 1024 training prompts"),
     (("run", "broken.yaml", "--dry-run"), "broken.yaml is not valid YAML"),
     (("run", "mine.yaml", "output=."), "holds files that are no run (broken.yaml, mine.yaml)"),
@@ -62,8 +65,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES, ids=[" ".join(map(str, words)) for words, _ in MISTAKES])
-def test_a_mistake_is_one_sentence_and_exit_code_2(command: Command, tmp_path: Path, arguments: tuple[object, ...],
-                                                   sentence: str) -> None:
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    command: Command, tmp_path: Path, arguments: tuple[object, ...], sentence: str
+) -> None:
     assert command("init", "mine.yaml").code == 0
     (tmp_path / "broken.yaml").write_text("policy: {model: [}\n")
     code, out, err = command(*arguments)
@@ -72,15 +76,23 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(command: Command, tmp_path: P
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("arguments", [("run",), ("evaluate", "x"), ("policy", "x", "-i", 0), ("shw",), ("run", "a", "--dry")])
-def test_what_the_command_line_itself_cannot_read_is_code_2_too(command: Command, arguments: tuple[object, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("run",), ("evaluate", "x"), ("policy", "x", "-i", 0), ("shw",), ("run", "a", "--dry")]
+)
+def test_what_the_command_line_itself_cannot_read_is_code_2_too(
+    command: Command, arguments: tuple[object, ...]
+) -> None:
     code, _, err = command(*arguments)
     assert code == 2 and "Traceback" not in err and err.strip()
 
 
 def test_no_traceback_from_a_process_of_its_own(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", "from selfplay.cli import main; main()", "run", str(tmp_path / "none.yaml")],
-                          capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", "from selfplay.cli import main; main()", "run", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: there is no recipe") and done.stderr.count("\n") == 1
 
@@ -95,7 +107,14 @@ def test_what_init_writes_dry_runs(command: Command, tmp_path: Path) -> None:
     # Of the defaults: 2 iterations x 512 prompts x 2 completions, and 256 held-out prompts x 3.
     assert "completions: 2,816" in work.splitlines()
     assert {line.partition(":")[0] for line in work.splitlines()} == {
-        "iterations", "completions", "pairs", "judge calls", "episodes", "sampled tokens at most", "disk bytes about"}
+        "iterations",
+        "completions",
+        "pairs",
+        "judge calls",
+        "episodes",
+        "sampled tokens at most",
+        "disk bytes about",
+    }
     assert not (tmp_path / "runs").exists(), "a dry run makes nothing"
 
 
@@ -132,7 +151,9 @@ def test_show_prints_the_transcripts_of_a_prompt(command: Command, tiny_run: Pat
     assert code == 2 and "the run has no held-out prompt 'nobody'; it has, for example, " in err
 
 
-def test_a_stage_alone_that_is_done_is_left_as_it_is_and_one_too_early_is_refused(command: Command, tiny_run: Path) -> None:
+def test_a_stage_alone_that_is_done_is_left_as_it_is_and_one_too_early_is_refused(
+    command: Command, tiny_run: Path
+) -> None:
     manifest = (tiny_run / "iteration-001" / "label" / "manifest.json").read_bytes()
     done = command("label", tiny_run, "--iteration", 1)
     assert (done.code, done.out) == (0, f"{tiny_run / 'iteration-001' / 'label'}\n")

@@ -27,13 +27,17 @@ def test_a_local_version_counts_as_the_public_one() -> None:
 def test_what_is_missing_or_too_new_is_named() -> None:
     needed = [Requirement("trl==1.15.0"), Requirement("openai>=2"), Requirement("Torch<2.13")]
     assert doctor.clashes(needed, GOOD) == [
-        "trl 1.16.0 is not ==1.15.0", "openai is missing", "Torch 2.13.0+cpu is not <2.13"]
+        "trl 1.16.0 is not ==1.15.0",
+        "openai is missing",
+        "Torch 2.13.0+cpu is not <2.13",
+    ]
 
 
 def test_an_unmet_requirement_comes_with_its_line() -> None:
     findings = doctor.dependencies([Requirement("trl==1.15.0"), Requirement("torch>=2.11")], GOOD)
     assert [item for item in findings if item.state != "fine"] == [
-        Finding("trl", "problem", "trl 1.16.0 is not ==1.15.0", "pip install 'trl==1.15.0'")]
+        Finding("trl", "problem", "trl 1.16.0 is not ==1.15.0", "pip install 'trl==1.15.0'")
+    ]
     assert doctor.dependencies(None, {})[-1].state == "problem"
 
 
@@ -67,9 +71,11 @@ def test_an_extra_goes_to_the_checkout_that_is_installed(monkeypatch: pytest.Mon
             return self.origin if name == "direct_url.json" else None
 
     editable = '{"dir_info": {"editable": true}, "url": "file:///home/ann%20b/selfplay"}'
-    for origin, line in [(editable, "pip install -e '/home/ann b/selfplay[lora]'"),
-                         ('{"dir_info": {}, "url": "file:///x"}', "pip install 'selfplay-loop[lora]'"),
-                         (None, "pip install 'selfplay-loop[lora]'")]:
+    for origin, line in [
+        (editable, "pip install -e '/home/ann b/selfplay[lora]'"),
+        ('{"dir_info": {}, "url": "file:///x"}', "pip install 'selfplay-loop[lora]'"),
+        (None, "pip install 'selfplay-loop[lora]'"),
+    ]:
         monkeypatch.setattr(doctor.metadata, "distribution", lambda _, origin=origin: Installed(origin))
         assert doctor.install_line("lora") == line
 
@@ -98,8 +104,10 @@ def test_this_environment_has_no_problem_and_explains_what_pip_check_says() -> N
 
 
 def test_it_loads_no_torch_and_takes_under_two_seconds_of_cpu() -> None:
-    script = ("import sys; from selfplay.doctor import diagnose; diagnose(); "
-              "sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))")
+    script = (
+        "import sys; from selfplay.doctor import diagnose; diagnose(); "
+        "sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -44,8 +44,11 @@ def test_every_package_that_is_imported_is_declared() -> None:
     undeclared = set()
     for path in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-                [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else [])
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else ([node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else [])
+            )
             for top in {name.partition(".")[0] for name in names} - PACKAGES - set(sys.stdlib_module_names):
                 homes_of_top = {canonicalize_name(home) for home in homes.get(top, [])}
                 if not (homes_of_top & declared or top in IN_EXTRAS):
@@ -57,15 +60,20 @@ def test_every_package_that_is_imported_is_declared() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     return next(folder.glob("*.whl"))
 
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     listed = subprocess.run(["git", "ls-files", *sorted(PACKAGES)], cwd=ROOT, capture_output=True, text=True)
     tracked = set(listed.stdout.split()) or {
-        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+        path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
+    }
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in tracked if (ROOT / name).exists()} <= inside
     assert any(name.startswith("prompts/judges/") and name.endswith(".yaml") for name in inside)
@@ -74,11 +82,19 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
 
 def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    script = ("import selfplay.cli, judges.files, prompts; "
-              "print(selfplay.cli.__file__); assert 'stories' in judges.files.shipped(); "
-              "judges.files.load_spec('stories')")
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, text=True, capture_output=True, check=True,
-                          env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    script = (
+        "import selfplay.cli, judges.files, prompts; "
+        "print(selfplay.cli.__file__); assert 'stories' in judges.files.shipped(); "
+        "judges.files.load_spec('stories')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )
     assert done.stdout.startswith(str(tmp_path / "site"))
 
 
@@ -118,6 +134,7 @@ def test_a_skip_fails_the_run_where_nothing_may_be_skipped(tmp_path: Path) -> No
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "SELFPLAY_SKIP_NOTHING"}
     assert subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True).returncode == 0
-    strict = subprocess.run(command, cwd=tmp_path, env={**environment, "SELFPLAY_SKIP_NOTHING": "1"}, text=True,
-                            capture_output=True)
+    strict = subprocess.run(
+        command, cwd=tmp_path, env={**environment, "SELFPLAY_SKIP_NOTHING": "1"}, text=True, capture_output=True
+    )
     assert strict.returncode == 1 and "1 skipped, and SELFPLAY_SKIP_NOTHING is set" in strict.stdout

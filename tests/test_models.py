@@ -23,8 +23,15 @@ from selfplay.records import Completion, Message, Prompt
 from selfplay.stages.bootstrap import train_tokenizer
 
 TEXTS = ["the fox ran home . the owl sang", "one day a fox met an owl"] * 20
-CHAT = Prompt(id="c", messages=(Message(role="system", content="Be brief."), Message(role="user", content="the fox"),
-                                Message(role="assistant", content="ran"), Message(role="user", content="home")))
+CHAT = Prompt(
+    id="c",
+    messages=(
+        Message(role="system", content="Be brief."),
+        Message(role="user", content="the fox"),
+        Message(role="assistant", content="ran"),
+        Message(role="user", content="home"),
+    ),
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +48,14 @@ def without_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerF
 
 def test_a_prompt_ends_with_the_header_of_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
     text = tokenizer.decode(encode_prompt(tokenizer, CHAT))
-    assert text == ("<|system|>Be brief.<|end|><|user|>the fox<|end|><|assistant|>ran<|end|><|user|>home<|end|><|assistant|>")
+    assert text == (
+        "<|system|>Be brief.<|end|><|user|>the fox<|end|><|assistant|>ran<|end|><|user|>home<|end|><|assistant|>"
+    )
 
 
-def test_without_a_template_a_prompt_is_its_text_and_a_conversation_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_without_a_template_a_prompt_is_its_text_and_a_conversation_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     plain = without_template(tokenizer)
     assert plain.decode(encode_prompt(plain, Prompt.plain("p", "the fox"))) == "the fox"
     with pytest.raises(ConfigError, match="prompt 'c' is a conversation, but the model has no chat template"):
@@ -54,7 +65,9 @@ def test_without_a_template_a_prompt_is_its_text_and_a_conversation_is_refused(t
 def test_special_tokens_are_left_out_of_text_and_stop_strings_cut_it(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = [*tokenizer("the fox ran home . the owl")["input_ids"], tokenizer.eos_token_id]
     assert decode(tokenizer, ids) == "the fox ran home . the owl"
-    assert decode(tokenizer, ids, ["owl", " home", "nowhere"]) == "the fox ran", "the first in the text cuts, not in the list"
+    assert decode(tokenizer, ids, ["owl", " home", "nowhere"]) == "the fox ran", (
+        "the first in the text cuts, not in the list"
+    )
 
 
 def test_padding_is_never_the_end_token(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -79,7 +92,9 @@ def test_stop_tokens_are_the_tokenizers_and_the_models(tokenizer: PreTrainedToke
 
 
 def test_what_is_no_checkpoint_is_said_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no model could be loaded from .*; name a directory written by save_pretrained"):
+    with pytest.raises(
+        ConfigError, match="no model could be loaded from .*; name a directory written by save_pretrained"
+    ):
         load_policy(tmp_path)
     with pytest.raises(ConfigError, match="no tokenizer could be loaded from"):
         load_tokenizer(tmp_path)
@@ -92,7 +107,9 @@ def test_right_padding() -> None:
 
 def test_a_new_head_has_the_deviation_of_the_n_details_and_an_old_one_is_kept(tiny_run: Path) -> None:
     torch.manual_seed(0)
-    heads = torch.cat([load_scalar_model(tiny_run / "iteration-000" / "policy").score.weight.flatten() for _ in range(15)])
+    heads = torch.cat(
+        [load_scalar_model(tiny_run / "iteration-000" / "policy").score.weight.flatten() for _ in range(15)]
+    )
     # 15 x 64 = 960 draws of deviation 1 / sqrt(64 + 1) = 0.1240, itself known to 0.124 / sqrt(2 x 960) = 0.0028.
     assert float(heads.detach().std()) == pytest.approx(65**-0.5, abs=4 * 0.0028)
     trained = [load_scalar_model(tiny_run / "iteration-001" / "reward").score.weight for _ in range(2)]

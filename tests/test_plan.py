@@ -37,7 +37,10 @@ def bootstrapped(folder: Path, *overrides: str) -> Recipe:
     """Five prompts to learn from, three held out, the built-in judge; a model from text."""
     train = prompts_file(folder, "train.jsonl", *"abcde")
     heldout = prompts_file(folder, "heldout.jsonl", *"xyz")
-    text = f"policy: {{bootstrap: {{}}}}\nprompts: {{train: {{source: {train}}}, heldout: {{source: {heldout}}}}}\n" + SMALL
+    text = (
+        f"policy: {{bootstrap: {{}}}}\nprompts: {{train: {{source: {train}}}, heldout: {{source: {heldout}}}}}\n"
+        + SMALL
+    )
     return recipe(folder, text, *overrides)
 
 
@@ -55,34 +58,61 @@ def test_what_can_run_gives_its_prompts(tmp_path: Path) -> None:
 def test_heldout_prompts_that_are_trained_on(tmp_path: Path) -> None:
     prompts_file(tmp_path, "other.jsonl", "x", "c", "y", "e")
     said = refusal(bootstrapped(tmp_path, f"prompts.heldout.source={tmp_path / 'other.jsonl'}"))
-    assert said == ("2 of 4 held-out prompts are training prompts too, such as 'c': take them out of one of prompts.train and "
-                    "prompts.heldout")
+    assert said == (
+        "2 of 4 held-out prompts are training prompts too, such as 'c': take them out of one of prompts.train and "
+        "prompts.heldout"
+    )
 
 
 def test_overlap_is_of_text_and_not_of_names(tmp_path: Path) -> None:
     """The same conversation under another id, in another format, is the same prompt."""
     rows = [{"id": "other", "prompt": [{"role": "user", "content": "d"}], "extra": 1}]
     (tmp_path / "chat.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    assert refusal(bootstrapped(tmp_path, f"prompts.heldout.source={tmp_path / 'chat.jsonl'}")).startswith("1 of 1 held-out")
+    assert refusal(bootstrapped(tmp_path, f"prompts.heldout.source={tmp_path / 'chat.jsonl'}")).startswith(
+        "1 of 1 held-out"
+    )
 
 
-@pytest.mark.parametrize(("override", "said"), [
-    ("generate.prompts=6", "generate.prompts is 6, but there are 5 training prompts: lower it, or give more prompts"),
-    ("algorithm.episodes=6", "algorithm.episodes is 6, but there are 5 training prompts: lower it, or give more prompts"),
-    ("policy.bootstrap.architecture.context=128", "sampling.max_tokens is 128, which leaves no room for a prompt in "
-     "policy.bootstrap.architecture.context 128: shorten the answers, or take a longer context"),
-    ("judge.file=storys", "there is no judge 'storys', did you mean 'stories'?"),
-    ("judge.file=./none.yaml", "there is no judge file 'none.yaml'"),
-    ("evaluate.judge=storys", "there is no judge 'storys', did you mean 'stories'?"),
-    ("judge.model=some/model", "a judge of mode rules asks no model of its own, so 'some/model' cannot be its model"),
-    ("reward.backbone=./none", "reward.backbone is './none', which is no checkpoint: there is no ./none/config.json"),
-    ("reward.backbone=a/b/c", "reward.backbone is 'a/b/c', which is no checkpoint"),
-    ("prompts.train.source=none.jsonl", "there is no file 'none.jsonl'"),
-    ("reward={kind: function, function: ./none.py:f}", "python: there is no file './none.py', from '/"),
-    ("reward={kind: function, function: none.py}", "'none.py' names no function: write ./file.py:name or package.module:name"),
-    ("reward={kind: function, function: \"json:dumps\"}",
-     "json:dumps cannot be called with (prompts, responses, meta): too many positional arguments"),
-])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "generate.prompts=6",
+            "generate.prompts is 6, but there are 5 training prompts: lower it, or give more prompts",
+        ),
+        (
+            "algorithm.episodes=6",
+            "algorithm.episodes is 6, but there are 5 training prompts: lower it, or give more prompts",
+        ),
+        (
+            "policy.bootstrap.architecture.context=128",
+            "sampling.max_tokens is 128, which leaves no room for a prompt in "
+            "policy.bootstrap.architecture.context 128: shorten the answers, or take a longer context",
+        ),
+        ("judge.file=storys", "there is no judge 'storys', did you mean 'stories'?"),
+        ("judge.file=./none.yaml", "there is no judge file 'none.yaml'"),
+        ("evaluate.judge=storys", "there is no judge 'storys', did you mean 'stories'?"),
+        (
+            "judge.model=some/model",
+            "a judge of mode rules asks no model of its own, so 'some/model' cannot be its model",
+        ),
+        (
+            "reward.backbone=./none",
+            "reward.backbone is './none', which is no checkpoint: there is no ./none/config.json",
+        ),
+        ("reward.backbone=a/b/c", "reward.backbone is 'a/b/c', which is no checkpoint"),
+        ("prompts.train.source=none.jsonl", "there is no file 'none.jsonl'"),
+        ("reward={kind: function, function: ./none.py:f}", "python: there is no file './none.py', from '/"),
+        (
+            "reward={kind: function, function: none.py}",
+            "'none.py' names no function: write ./file.py:name or package.module:name",
+        ),
+        (
+            'reward={kind: function, function: "json:dumps"}',
+            "json:dumps cannot be called with (prompts, responses, meta): too many positional arguments",
+        ),
+    ],
+)
 def test_refusals(tmp_path: Path, override: str, said: str) -> None:
     assert said in refusal(bootstrapped(tmp_path, override))
 
@@ -92,11 +122,16 @@ def test_a_function_as_the_reward_needs_no_prompts_for_pairs(tmp_path: Path) -> 
     check(bootstrapped(tmp_path, f"reward={{kind: function, function: {tmp_path}/mine.py:f}}", "generate.prompts=600"))
 
 
-@pytest.mark.parametrize(("package", "overrides"), [
-    ("vllm", ["engine.kind=vllm"]), ("peft", ["policy.lora={rank: 4}"]),
-])
-def test_packages_that_a_recipe_needs(tmp_path: Path, package: str, overrides: list[str],
-                                      monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("package", "overrides"),
+    [
+        ("vllm", ["engine.kind=vllm"]),
+        ("peft", ["policy.lora={rank: 4}"]),
+    ],
+)
+def test_packages_that_a_recipe_needs(
+    tmp_path: Path, package: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     check(bootstrapped(tmp_path, *overrides))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
@@ -121,7 +156,9 @@ def test_a_policy_whose_context_is_too_short(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 128}')
     given = ("policy.bootstrap=null", f"policy.model={tmp_path / 'model'}")
-    assert f"no room for a prompt in the context of {str(tmp_path / 'model')!r}, 128" in refusal(bootstrapped(tmp_path, *given))
+    assert f"no room for a prompt in the context of {str(tmp_path / 'model')!r}, 128" in refusal(
+        bootstrapped(tmp_path, *given)
+    )
     check(bootstrapped(tmp_path, *given, "sampling.max_tokens=127"))
 
 
@@ -133,7 +170,8 @@ def judge_file(folder: Path, text: str, name: str = "j.yaml") -> Path:
 def test_a_judge_that_needs_a_model_and_has_none(tmp_path: Path) -> None:
     file = judge_file(tmp_path, PAIRWISE.format(model=""))
     assert refusal(bootstrapped(tmp_path, f"judge.file={file}")).startswith(
-        "judge 'j' asks a language model, but names none: set judge.model to a checkpoint, a hub id, or `policy`")
+        "judge 'j' asks a language model, but names none: set judge.model to a checkpoint, a hub id, or `policy`"
+    )
     check(bootstrapped(tmp_path, f"judge.file={file}", "judge.model=policy"))
     check(bootstrapped(tmp_path, f"judge.file={file}", "judge.model=some/model"))
     said = refusal(bootstrapped(tmp_path, f"judge.file={file}", "judge.model=./none"))
@@ -145,7 +183,9 @@ def test_a_judge_that_needs_a_model_and_has_none(tmp_path: Path) -> None:
 def test_the_judge_that_measures_has_a_model_of_its_own(tmp_path: Path) -> None:
     """`judge.model` is for the judge that labels."""
     file = judge_file(tmp_path, PAIRWISE.format(model=""))
-    assert "names none" in refusal(bootstrapped(tmp_path, f"judge.file={file}", "judge.model=policy", f"evaluate.judge={file}"))
+    assert "names none" in refusal(
+        bootstrapped(tmp_path, f"judge.file={file}", "judge.model=policy", f"evaluate.judge={file}")
+    )
 
 
 def test_a_juror_without_a_model(tmp_path: Path) -> None:
@@ -154,7 +194,9 @@ def test_a_juror_without_a_model(tmp_path: Path) -> None:
     assert refusal(bootstrapped(tmp_path, f"judge.file={jury}")).startswith(
         "judge 'member' asks a language model, but names none"
     )
-    (tmp_path / "jury.yaml").write_text("mode: jury\nmembers: [{judge: stories}, {judge: ./member.yaml, model: some/model}]\n")
+    (tmp_path / "jury.yaml").write_text(
+        "mode: jury\nmembers: [{judge: stories}, {judge: ./member.yaml, model: some/model}]\n"
+    )
     check(bootstrapped(tmp_path, f"judge.file={jury}"))
 
 
@@ -165,15 +207,20 @@ def test_a_rule_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_ranking_of_more_than_the_judge_ranks(tmp_path: Path) -> None:
-    file = judge_file(tmp_path, """\
+    file = judge_file(
+        tmp_path,
+        """\
         mode: listwise
         model: some/model
         largest: 3
         messages: [{role: user, content: "{{ prompt }}{% for response in responses %}{{ response }}{% endfor %}"}]
-        """)
+        """,
+    )
     said = refusal(bootstrapped(tmp_path, f"judge.file={file}", "generate.completions=4"))
-    assert said == ("judge 'j' ranks at most 3 answers, but generate.completions is 4: raise `largest` in the judge's file, or "
-                    "lower it")
+    assert said == (
+        "judge 'j' ranks at most 3 answers, but generate.completions is 4: raise `largest` in the judge's file, or "
+        "lower it"
+    )
     check(bootstrapped(tmp_path, f"judge.file={file}", "generate.completions=3"))
 
 
@@ -219,14 +266,17 @@ def test_calls_are_counted_for_the_judge_that_measures_too(tmp_path: Path) -> No
 
 def test_calls_to_a_judge_that_scores_answers(tmp_path: Path) -> None:
     (tmp_path / "rules.py").write_text("def good(prompt, response):\n    return 1.0\n")
-    file = judge_file(tmp_path, """\
+    file = judge_file(
+        tmp_path,
+        """\
         mode: rubric
         model: some/model
         criteria:
           - {name: one, text: "Is it good?"}
           - {name: two, text: "Is it short?"}
           - {name: three, python: "./rules.py:good"}
-        """)
+        """,
+    )
     found = counts(bootstrapped(tmp_path, f"judge.file={file}", "generate.completions=3"))
     # Two questions for each of 2 x 4 x 3 = 24 completions and 3 x (1 + 2) = 9 held-out answers.
     assert found["judge_calls"] == 2 * (24 + 9)
@@ -247,8 +297,10 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
     import subprocess
 
     bootstrapped(tmp_path)
-    script = (f"import sys; from selfplay.config import load_recipe; from selfplay.plan import check, work; "
-              f"recipe = load_recipe({str(tmp_path / 'r.yaml')!r}); check(recipe); work(recipe); print('torch' in sys.modules)")
+    script = (
+        f"import sys; from selfplay.config import load_recipe; from selfplay.plan import check, work; "
+        f"recipe = load_recipe({str(tmp_path / 'r.yaml')!r}); check(recipe); work(recipe); print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
@@ -264,7 +316,8 @@ def test_rewards_that_ppo_asks_directly(tmp_path: Path) -> None:
     # 2 iterations of 2 steps of 4 episodes, 3 held-out answers of 3 policies, and no pairs
     assert (done["pairs"], done["completions"], done["episodes"], done["judge_calls"]) == (0, 9, 16, 0)
     assert refusal(bootstrapped(tmp_path, "reward.kind=function", f"reward.function={function[:-1]}")).endswith(
-        "score.py has no 'scor', did you mean 'score'?")
+        "score.py has no 'scor', did you mean 'score'?"
+    )
     judge = tmp_path / "asks.yaml"
     judge.write_text("name: asks\n" + PAIRWISE.format(model="model: policy"))
     asked = bootstrapped(tmp_path, f"reward.added=[{{kind: judge, judge: {judge}, weight: 0.1}}]", "algorithm.steps=2")
@@ -280,7 +333,10 @@ def test_rewards_that_ppo_asks_directly(tmp_path: Path) -> None:
 
 def test_a_ranking_judge_is_no_direct_reward(tmp_path: Path) -> None:
     judge = tmp_path / "ranks.yaml"
-    judge.write_text("name: ranks\nmode: listwise\nmodel: policy\nmessages: [{role: user, content: '{{ prompt }} "
-                     "{{ responses }}'}]\noutput: {kind: regex, pattern: '\\[\\[([A-Z>]+)\\]\\]'}\n")
+    judge.write_text(
+        "name: ranks\nmode: listwise\nmodel: policy\nmessages: [{role: user, content: '{{ prompt }} "
+        "{{ responses }}'}]\noutput: {kind: regex, pattern: '\\[\\[([A-Z>]+)\\]\\]'}\n"
+    )
     assert "ranks several answers to one prompt, and PPO samples one" in refusal(
-        bootstrapped(tmp_path, "reward.kind=judge", f"judge.file={judge}"))
+        bootstrapped(tmp_path, "reward.kind=judge", f"judge.file={judge}")
+    )

@@ -96,8 +96,10 @@ def test_json_lines_end_at_a_line_feed_only(tmp_path: Path) -> None:
 
 
 def test_rows_survive_parquet(tmp_path: Path) -> None:
-    verdicts = [Verdict(pair_id="a", judge="j", order="forward", preference=0.25, reason="why\n é"),
-                Verdict(pair_id="b", judge="j", order="none", preference=None, error="unreadable")]
+    verdicts = [
+        Verdict(pair_id="a", judge="j", order="forward", preference=0.25, reason="why\n é"),
+        Verdict(pair_id="b", judge="j", order="none", preference=None, error="unreadable"),
+    ]
     write_rows(tmp_path / "v.parquet", verdicts)
     assert [Verdict.model_validate(row) for row in read_rows(tmp_path / "v.parquet")] == verdicts
     write_rows(tmp_path / "m.parquet", [{"a": [1, 2]}, {"a": []}])
@@ -118,8 +120,11 @@ def test_a_journal_gives_back_what_was_appended(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j.jsonl")
     journal.append("a/0", [{"text": "line\nbreak \u2028 \u0085 é"}])
     journal.append("a/1", [])
-    assert Journal(tmp_path / "j.jsonl").batches == journal.batches == {
-        "a/0": [{"text": "line\nbreak \u2028 \u0085 é"}], "a/1": []}
+    assert (
+        Journal(tmp_path / "j.jsonl").batches
+        == journal.batches
+        == {"a/0": [{"text": "line\nbreak \u2028 \u0085 é"}], "a/1": []}
+    )
     assert Journal(tmp_path / "none.jsonl").batches == {} and not (tmp_path / "none.jsonl").exists()
 
 
@@ -199,7 +204,9 @@ def test_the_hash_of_a_stage_changes_with_what_it_wrote_and_what_it_was_made_fro
     hashes = [files.manifest_hash(number, "generate") for number in (1, 2, 3, 4)]
     assert hashes[0] == hashes[3] and len(set(hashes)) == 3
     files.check_fingerprint(1, "generate", "f")
-    with pytest.raises(ConfigError, match="was made with other settings or from other files .* delete it and the stages"):
+    with pytest.raises(
+        ConfigError, match="was made with other settings or from other files .* delete it and the stages"
+    ):
         files.check_fingerprint(1, "generate", "g")
 
 
@@ -221,8 +228,10 @@ def test_metrics_of_a_stage_replace_those_it_wrote_before(tmp_path: Path) -> Non
     files.add_metrics(2, "policy", [{"step": 1}])
     files.add_metrics(1, "policy", [{"step": 1, "kl": 3.0}])
     assert files.metrics() == [
-        {"iteration": 1, "stage": "reward", "loss": 0.5}, {"iteration": 2, "stage": "policy", "step": 1},
-        {"iteration": 1, "stage": "policy", "step": 1, "kl": 3.0}]
+        {"iteration": 1, "stage": "reward", "loss": 0.5},
+        {"iteration": 2, "stage": "policy", "step": 1},
+        {"iteration": 1, "stage": "policy", "step": 1, "kl": 3.0},
+    ]
 
 
 HOLDER = """
@@ -236,11 +245,17 @@ with RunDirectory(sys.argv[1]).locked():
 
 def test_one_process_at_a_time_and_a_killed_one_leaves_the_run_free(tmp_path: Path) -> None:
     files = RunDirectory(tmp_path / "run")
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(files.path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(files.path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
-        with pytest.raises(ConfigError, match="another process is working on .*run'; wait for it, or give another `output`"), \
-                files.locked():
+        with (
+            pytest.raises(
+                ConfigError, match="another process is working on .*run'; wait for it, or give another `output`"
+            ),
+            files.locked(),
+        ):
             raise AssertionError("two processes hold the run")
         holder.send_signal(signal.SIGKILL)
         holder.wait(timeout=30)
@@ -292,7 +307,8 @@ def test_a_changed_recipe_is_refused_with_what_differs_and_the_ways_out(tmp_path
         files.begin(recipe(seed=3, algorithm={"steps": 7}, iterations=5))
     assert str(error.value) == (
         f"{str(tmp_path)!r} was begun with other settings: algorithm.steps: 20 -> 7; seed: 0 -> 3. Give the old values to go on "
-        "with it, `output=...` to begin another run, or delete it to begin anew")
+        "with it, `output=...` to begin another run, or delete it to begin anew"
+    )
     assert (tmp_path / "config.yaml").read_text() == written
 
 
@@ -304,12 +320,16 @@ def test_a_section_that_comes_or_goes_is_a_difference() -> None:
 
 
 def test_a_nested_setting_with_the_name_of_a_free_one_counts() -> None:
-    assert differences({"threads": 1, "a": {"threads": 1}}, {"threads": 2, "a": {"threads": 2}}) == ["a.threads: 1 -> 2"]
+    assert differences({"threads": 1, "a": {"threads": 1}}, {"threads": 2, "a": {"threads": 2}}) == [
+        "a.threads: 1 -> 2"
+    ]
 
 
 def test_a_directory_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"holds files that are no run \(thesis.tex\); give another `output`, or empty it"):
+    with pytest.raises(
+        ConfigError, match=r"holds files that are no run \(thesis.tex\); give another `output`, or empty it"
+    ):
         RunDirectory(tmp_path).begin(recipe())
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 

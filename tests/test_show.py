@@ -13,8 +13,16 @@ from selfplay.config import ConfigError
 from selfplay.rundir import read_json, read_rows
 
 RATE = {"value", "low", "high", "n", "ties", "unscored"}
-ASKED_FOR = {"win_rate_vs_start", "win_rate_vs_previous", "reward_accuracy", "kl_to_start", "mean_length", "truncated", "judge",
-             "seconds"}
+ASKED_FOR = {
+    "win_rate_vs_start",
+    "win_rate_vs_previous",
+    "reward_accuracy",
+    "kl_to_start",
+    "mean_length",
+    "truncated",
+    "judge",
+    "seconds",
+}
 """What issue 2 lists, per iteration."""
 
 
@@ -77,7 +85,9 @@ def test_a_rate_that_does_not_exist_is_a_dash() -> None:
 
 
 def test_transcripts_hold_every_answer_and_every_verdict(tiny_run: Path) -> None:
-    answers = [read_rows(tiny_run / f"iteration-00{number}" / "evaluate" / "completions.parquet")[3] for number in range(3)]
+    answers = [
+        read_rows(tiny_run / f"iteration-00{number}" / "evaluate" / "completions.parquet")[3] for number in range(3)
+    ]
     found = show.transcripts(tiny_run, answers[0]["prompt_id"])
     assert [answer["text"] for answer in found["answers"]] == [answer["text"] for answer in answers]
     assert [answer["tokens"] for answer in found["answers"]] == [len(answer["token_ids"]) for answer in answers]

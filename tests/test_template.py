@@ -56,7 +56,9 @@ def test_sections_that_are_null_show_what_they_would_hold() -> None:
         assert "# " in text, "with their documentation"
 
 
-@pytest.mark.parametrize("value", ["yes", "", "a: b", "# no comment", "é", None, True, 0.0003, 1e-05, 2, ("a", "b'c"), ()])
+@pytest.mark.parametrize(
+    "value", ["yes", "", "a: b", "# no comment", "é", None, True, 0.0003, 1e-05, 2, ("a", "b'c"), ()]
+)
 def test_any_value_is_read_back(value: object) -> None:
     found = parse_yaml(f"key: {scalar(value)}")["key"]
     assert (tuple(found) if isinstance(found, list) else found) == value

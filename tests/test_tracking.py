@@ -49,12 +49,20 @@ def wandb_points(directory: Path) -> Points:
     """From the logs that `wandb sync` would send, one per start."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    histories = [Record.FromString(data).history.item for file in sorted(directory.glob("wandb/offline-run-*/*.wandb"))
-                 for data in leveldb_records(file.read_bytes()[7:], taken=7)]
-    rows = [{"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in history}
-            for history in histories if history]
-    return {key: [(row["iteration" if key.startswith("evaluation") else "step"], row[key]) for row in rows if key in row]
-            for key in ("objective/kl", "evaluation/win_rate_vs_start/win_rate")}
+    histories = [
+        Record.FromString(data).history.item
+        for file in sorted(directory.glob("wandb/offline-run-*/*.wandb"))
+        for data in leveldb_records(file.read_bytes()[7:], taken=7)
+    ]
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in history}
+        for history in histories
+        if history
+    ]
+    return {
+        key: [(row["iteration" if key.startswith("evaluation") else "step"], row[key]) for row in rows if key in row]
+        for key in ("objective/kl", "evaluation/win_rate_vs_start/win_rate")
+    }
 
 
 def trackio_points(directory: Path) -> Points:
@@ -62,8 +70,10 @@ def trackio_points(directory: Path) -> Points:
 
     name = f"title-{read_json(directory / 'tracking.json')['trackio']['run']}"
     rows = SQLiteStorage.get_logs("selfplay", name)
-    return {key: [(row["step"], row[key]) for row in rows if key in row]
-            for key in ("objective/kl", "evaluation/win_rate_vs_start/win_rate")}
+    return {
+        key: [(row["step"], row[key]) for row in rows if key in row]
+        for key in ("objective/kl", "evaluation/win_rate_vs_start/win_rate")
+    }
 
 
 def mlflow_points(directory: Path) -> Points:
@@ -71,21 +81,35 @@ def mlflow_points(directory: Path) -> Points:
 
     client, name = MlflowClient(), read_json(directory / "tracking.json")["mlflow"]["run"]
     assert client.get_run(name).data.params == {"judge.file": "stories", "stop": "a b"}
-    return {key: [(one.step, one.value) for one in client.get_metric_history(name, key)]
-            for key in client.get_run(name).data.metrics}
+    return {
+        key: [(one.step, one.value) for one in client.get_metric_history(name, key)]
+        for key in client.get_run(name).data.metrics
+    }
 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trackers that keep everything below the test's folder and ask no account."""
-    for key, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "trackio"),
-                       "MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true",
-                       "MLFLOW_DISABLE_TELEMETRY": "true"}.items():
+    for key, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "MLFLOW_TRACKING_URI": (tmp_path / "mlruns").as_uri(),
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
         monkeypatch.setenv(key, value)
 
 
-@pytest.mark.parametrize(("name", "read"), [("tensorboard", tensorboard_points), ("wandb", wandb_points),
-                                            ("trackio", trackio_points), ("mlflow", mlflow_points)])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("tensorboard", tensorboard_points),
+        ("wandb", wandb_points),
+        ("trackio", trackio_points),
+        ("mlflow", mlflow_points),
+    ],
+)
 def test_a_run_that_goes_on_adds_to_its_tracker_and_doubles_nothing(
     tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str], name: str, read: Callable[[Path], Points]
 ) -> None:
@@ -107,7 +131,9 @@ def test_a_run_that_goes_on_adds_to_its_tracker_and_doubles_nothing(
 
 def test_numbers_are_the_finite_ones_by_their_path() -> None:
     assert numbers({"a": {"b": 1, "c": None, "d": True, "e": float("inf")}, "f": 0.5, "g": "text", "h": [1, 2]}) == {
-        "a/b": 1, "f": 0.5}
+        "a/b": 1,
+        "f": 0.5,
+    }
 
 
 def test_a_tracker_named_later_is_told_all_that_a_run_has_on_disk(tiny_run: Path, tmp_path: Path) -> None:
@@ -119,10 +145,14 @@ def test_a_tracker_named_later_is_told_all_that_a_run_has_on_disk(tiny_run: Path
     found, rows = tensorboard_points(copy), [row for row in RunDirectory(copy).metrics() if row["stage"] == "policy"]
     # Two iterations of three steps; the second goes on where the first ended.
     assert [place for place, _ in found["objective/kl"]] == [1, 2, 3, 4, 5, 6]
-    assert [value for _, value in found["objective/kl"]] == pytest.approx([row["objective/kl"] for row in rows], rel=1e-6)
+    assert [value for _, value in found["objective/kl"]] == pytest.approx(
+        [row["objective/kl"] for row in rows], rel=1e-6
+    )
     assert [place for place, _ in found["evaluation/mean_length"]] == [0, 1, 2]
-    for number, key, file in ((2, "reward_model/accuracy/low", "reward/metrics.json"),
-                              (1, "judge/decided", "label/judge_health.json")):
+    for number, key, file in (
+        (2, "reward_model/accuracy/low", "reward/metrics.json"),
+        (1, "judge/decided", "label/judge_health.json"),
+    ):
         told: Any = read_json(copy / f"iteration-{number:03d}" / file)
         for part in key.split("/")[1:]:
             told = told[part]
@@ -161,7 +191,9 @@ def test_no_tracker_leaves_no_trace(tmp_path: Path) -> None:
 def test_what_cannot_be_reported_to_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"output={tmp_path / 'r'}", "policy.bootstrap={}"]
     (tmp_path / "r.yaml").write_text("policy: {}\n")
-    with pytest.raises(ConfigError, match="report_to.0 = 'excel': input should be 'wandb', 'tensorboard', 'trackio' or"):
+    with pytest.raises(
+        ConfigError, match="report_to.0 = 'excel': input should be 'wandb', 'tensorboard', 'trackio' or"
+    ):
         load_recipe(tmp_path / "r.yaml", [*overrides, "report_to=[excel]"])
     recipe = load_recipe(tmp_path / "r.yaml", [*overrides, "report_to=[tensorboard, wandb]"])
     check(recipe)

@@ -34,9 +34,12 @@ class Alarm(Record):
 def alarms_of(run: Run, iteration: Iteration, settings: Guard) -> Iterator[Alarm]:
     """All alarms of one iteration."""
     signals = {
-        "over-optimisation": _overoptimised(run, iteration), "length": _length(run, iteration, settings),
-        "diversity": _diversity(run, iteration, settings), "truncation": _truncation(run, iteration, settings),
-        "judge": _judge(iteration, settings), "reward model": _reward_model(run, iteration),
+        "over-optimisation": _overoptimised(run, iteration),
+        "length": _length(run, iteration, settings),
+        "diversity": _diversity(run, iteration, settings),
+        "truncation": _truncation(run, iteration, settings),
+        "judge": _judge(iteration, settings),
+        "reward model": _reward_model(run, iteration),
     }
     for kind, signs in signals.items():
         for severe, sentence in signs:
@@ -55,13 +58,23 @@ def _overoptimised(run: Run, iteration: Iteration) -> Signs:
     where = f" (KL to the start {kl:.1f} nats)" if kl is not None else ""
     rose = f"the reward rose by {gain:.2f} standard deviations" if gain is not None else ""
     if high < 0 and gain is not None and gain > GAIN:
-        yield True, (f"Over-optimisation: in iteration {number} {rose} while {fell}{where}; the policy exploits the "
-                     "reward model.")
+        yield (
+            True,
+            (
+                f"Over-optimisation: in iteration {number} {rose} while {fell}{where}; the policy exploits the "
+                "reward model."
+            ),
+        )
     elif high < 0:
         yield False, f"Iteration {number} is worse than the one before: {fell}{where}."
     elif low <= 0 and gain is not None and gain > 5 * GAIN:
-        yield False, (f"In iteration {number} {rose}, and {judge} win rate against the start shows no gain "
-                      f"({points_text(*change)}).")
+        yield (
+            False,
+            (
+                f"In iteration {number} {rose}, and {judge} win rate against the start shows no gain "
+                f"({points_text(*change)})."
+            ),
+        )
 
 
 def reward_gain(run: Run, iteration: Iteration) -> float | None:
@@ -122,18 +135,26 @@ def _diversity(run: Run, iteration: Iteration, settings: Guard) -> Signs:
     signals = (("distinct bigrams", start.distinct_2, now.distinct_2), ("different answers", start.unique, now.unique))
     for what, before, after in signals:
         if before and after is not None and after < settings.diversity * before:
-            yield after < settings.diversity**2 * before, (
-                f"Diversity fell: iteration {iteration.number} has {after / before:.0%} of the start's share of {what} "
-                f"({after:.2f} against {before:.2f}).")
+            yield (
+                after < settings.diversity**2 * before,
+                (
+                    f"Diversity fell: iteration {iteration.number} has {after / before:.0%} of the start's share of {what} "
+                    f"({after:.2f} against {before:.2f})."
+                ),
+            )
 
 
 def _truncation(run: Run, iteration: Iteration, settings: Guard) -> Signs:
     """Answers run into max_tokens, and more of them than at the start."""
     start, now = run.profiles.get(START), run.profiles.get(iteration.name)
     if start is not None and now is not None and now.truncated > max(settings.truncated, start.truncated + 0.1):
-        yield now.truncated > 2 * settings.truncated, (
-            f"{now.truncated:.0%} of iteration {iteration.number}'s answers are cut off at the token limit, "
-            f"{start.truncated:.0%} of the start's.")
+        yield (
+            now.truncated > 2 * settings.truncated,
+            (
+                f"{now.truncated:.0%} of iteration {iteration.number}'s answers are cut off at the token limit, "
+                f"{start.truncated:.0%} of the start's."
+            ),
+        )
 
 
 def _judge(iteration: Iteration, settings: Guard) -> Signs:
@@ -143,8 +164,10 @@ def _judge(iteration: Iteration, settings: Guard) -> Signs:
     if consistent is not None and consistent < settings.swap_consistency:
         first = health.get("first_share")
         place = f", choosing the first place in {first:.0%}" if first is not None else ""
-        yield False, (f"{where} agreed with itself in only {consistent:.0%} of the pairs when their order was swapped"
-                      f"{place}.")
+        yield (
+            False,
+            (f"{where} agreed with itself in only {consistent:.0%} of the pairs when their order was swapped{place}."),
+        )
     if pairs and unscored and unscored / pairs > settings.unscored:
         yield False, f"{where} gave no readable verdict on {unscored / pairs:.0%} of the pairs."
 
@@ -154,8 +177,13 @@ def _reward_model(run: Run, iteration: Iteration) -> Signs:
     found = reward_accuracy(run, iteration)
     if found is not None and found.low is not None and found.low <= 0.5:
         coin = "worse" if found.high is not None and found.high < 0.5 else "not clearly better"
-        yield False, (f"On iteration {iteration.number}'s own answers the reward model agrees with the judge in "
-                      f"{rate_text(found)} of the pairs, {coin} than a coin.")
+        yield (
+            False,
+            (
+                f"On iteration {iteration.number}'s own answers the reward model agrees with the judge in "
+                f"{rate_text(found)} of the pairs, {coin} than a coin."
+            ),
+        )
 
 
 def reward_accuracy(run: Run, iteration: Iteration) -> Comparison | None:

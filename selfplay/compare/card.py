@@ -1,6 +1,5 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
-
 import judges
 from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.rundata import START, Iteration, Run
@@ -28,13 +27,36 @@ def card(run: Run, number: int) -> str:
         raise ConfigError(f"run {run.name!r} has no iteration {number}")
     recipe = validate(Recipe, run.config, "config.yaml")
     base = recipe.policy.model
-    front = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [selfplay, ppo, rlaif]",
-             *([f"base_model: {base}"] if base and not base.startswith((".", "/", "~")) else []), "---"]
-    made = (f"iteration {number} of {recipe.iterations}: completions are sampled, a judge compares them, a reward model learns "
-            "its verdicts, and PPO follows the reward.") if number else "the start of the run, before any self-play."
-    title = [f"# {run.name}, {spoken(found[0].name)}", "",
-             f"{recipe.description or 'A language model improved by its own play.'} This checkpoint is {made}"]
-    sections = [front, title, _results(run, found[0]), _training(recipe, number), _weaknesses(run, number), _use(), _origin(run)]
+    front = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [selfplay, ppo, rlaif]",
+        *([f"base_model: {base}"] if base and not base.startswith((".", "/", "~")) else []),
+        "---",
+    ]
+    made = (
+        (
+            f"iteration {number} of {recipe.iterations}: completions are sampled, a judge compares them, a reward model learns "
+            "its verdicts, and PPO follows the reward."
+        )
+        if number
+        else "the start of the run, before any self-play."
+    )
+    title = [
+        f"# {run.name}, {spoken(found[0].name)}",
+        "",
+        f"{recipe.description or 'A language model improved by its own play.'} This checkpoint is {made}",
+    ]
+    sections = [
+        front,
+        title,
+        _results(run, found[0]),
+        _training(recipe, number),
+        _weaknesses(run, number),
+        _use(),
+        _origin(run),
+    ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
@@ -56,9 +78,19 @@ def _results(run: Run, one: Iteration) -> list[str]:
     said = "On the held-out prompts."
     if pair is not None:
         judge = "a judge that gave no labels" if run.audited else "the judge that also gave the labels"
-        said = (f"On {pair.comparison.n} held-out prompts, by {judge}; in brackets 95% intervals over prompts. A tie counts one "
-                "half.")
-    return ["## Results", "", said, "", "| | |", "|---|---|", *(f"| {label} | {text} |" for label, text in rows if text != DASH)]
+        said = (
+            f"On {pair.comparison.n} held-out prompts, by {judge}; in brackets 95% intervals over prompts. A tie counts one "
+            "half."
+        )
+    return [
+        "## Results",
+        "",
+        said,
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {label} | {text} |" for label, text in rows if text != DASH),
+    ]
 
 
 def _form(value: float | None, form: str) -> str:
@@ -70,13 +102,21 @@ def _training(recipe: Recipe, number: int) -> list[str]:
     if number == 0:
         return ["## Training", "", f"- {_start(recipe)}"]
     train, heldout = recipe.prompts.train, recipe.prompts.heldout
-    lines = ["## Training", "", f"- start: {_start(recipe)}", f"- prompts: {train.source} ({train.split}); measured on "
-             f"{heldout.source} ({heldout.split}), which share none with them",
-             f"- labels: {_judge(recipe.judge.file, recipe.judge.model)}"]
+    lines = [
+        "## Training",
+        "",
+        f"- start: {_start(recipe)}",
+        f"- prompts: {train.source} ({train.split}); measured on "
+        f"{heldout.source} ({heldout.split}), which share none with them",
+        f"- labels: {_judge(recipe.judge.file, recipe.judge.model)}",
+    ]
     if recipe.evaluate.judge not in (None, recipe.judge.file):
         lines.append(f"- audit: {_judge(str(recipe.evaluate.judge))}, never used for labels")
-    return [*lines, f"- PPO: {recipe.algorithm.steps} steps of {recipe.algorithm.episodes} episodes per iteration, KL "
-            f"coefficient {recipe.algorithm.kl_coefficient:g}"]
+    return [
+        *lines,
+        f"- PPO: {recipe.algorithm.steps} steps of {recipe.algorithm.episodes} episodes per iteration, KL "
+        f"coefficient {recipe.algorithm.kl_coefficient:g}",
+    ]
 
 
 def _start(recipe: Recipe) -> str:
@@ -100,7 +140,9 @@ def _weaknesses(run: Run, number: int) -> list[str]:
     """The alarms of this iteration, and what no alarm can tell."""
     alarms = [f"- {alarm.sentence}" for alarm in assess_run(run).alarms if alarm.iteration == number]
     if number and not run.audited:
-        alarms.append("- Labels and win rates come from one judge: whatever it overlooks was neither learned nor measured.")
+        alarms.append(
+            "- Labels and win rates come from one judge: whatever it overlooks was neither learned nor measured."
+        )
     alarms.append("- Nothing but the prompts above was looked at: no safety, factuality or other skill was measured.")
     return ["## Known weaknesses", "", *alarms]
 

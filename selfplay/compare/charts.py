@@ -27,9 +27,17 @@ def box(x: float, y: float, width: float, height: float, paint: str) -> str:
 
 
 def line_chart(
-    name: str, title: str, series: Sequence[Series], *, x_label: str = "", y_format: Callable[[float], str] = plain,
-    x_ticks: Sequence[tuple[float, str]] | None = None, reference: tuple[float, str] | None = None,
-    include: Sequence[float] = (), breaks: Sequence[tuple[float, str]] = (), note: str = "",
+    name: str,
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str = "",
+    y_format: Callable[[float], str] = plain,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
+    reference: tuple[float, str] | None = None,
+    include: Sequence[float] = (),
+    breaks: Sequence[tuple[float, str]] = (),
+    note: str = "",
 ) -> Figure:
     """Lines with markers and 95% bars. `include` are y values the axis must show; `breaks` are marked places on x."""
     width, height, right = 360, 216, 346
@@ -73,15 +81,19 @@ def _line(one: Series, index: int, x: Scale, y: Scale, y_format: Callable[[float
     """One line with its bars and markers; each marker tells its value."""
     dash = f' stroke-dasharray="{DASHES[index % 4]}"' if DASHES[index % 4] else ""
     points = " ".join(f"{x(a)},{y(b)}" for a, b in zip(one.x, one.y, strict=True))
-    parts = [f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linejoin="round"'
-             f"{dash}/>"]
+    parts = [
+        f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linejoin="round"'
+        f"{dash}/>"
+    ]
     for k, (a, b) in enumerate(zip(one.x, one.y, strict=True)):
         low, high = (one.low[k], one.high[k]) if k < len(one.low) else (None, None)
         value = f"{one.name}: {y_format(b)}"
         if low is not None and high is not None:
             value += f" [{y_format(low)}, {y_format(high)}]"
-            parts.append(f'<path d="M{x(a)} {y(low)}V{y(high)}M{x(a) - 4} {y(low)}h8M{x(a) - 4} {y(high)}h8" '
-                         f'stroke="currentColor" stroke-width="1.3" fill="none"/>')
+            parts.append(
+                f'<path d="M{x(a)} {y(low)}V{y(high)}M{x(a) - 4} {y(low)}h8M{x(a) - 4} {y(high)}h8" '
+                f'stroke="currentColor" stroke-width="1.3" fill="none"/>'
+            )
         if one.markers:
             parts.append(f"<g><title>{escape(value)}</title>{marker(index, x(a), y(b))}</g>")
     return f'<g class="c{one.colour}">{"".join(parts)}</g>'
@@ -92,8 +104,11 @@ def marker(index: int, x: float, y: float) -> str:
     shape = MARKERS[index % 4]
     if shape == "circle":
         return f'<circle cx="{x}" cy="{y}" r="3.6" fill="currentColor"/>'
-    paths = {"square": f"M{x - 3.3} {y - 3.3}h6.6v6.6h-6.6z", "triangle": f"M{x} {y - 4.2}l4 7h-8z",
-             "diamond": f"M{x} {y - 4.6}l4.6 4.6l-4.6 4.6l-4.6 -4.6z"}
+    paths = {
+        "square": f"M{x - 3.3} {y - 3.3}h6.6v6.6h-6.6z",
+        "triangle": f"M{x} {y - 4.2}l4 7h-8z",
+        "diamond": f"M{x} {y - 4.6}l4.6 4.6l-4.6 4.6l-4.6 -4.6z",
+    }
     return f'<path d="{paths[shape]}" fill="currentColor"/>'
 
 
@@ -137,21 +152,29 @@ def interval_chart(
         y = top + row_h * (index + 0.5)
         bar = f"M{x(low)} {y}H{x(high)}M{x(low)} {y - 4}v8M{x(high)} {y - 4}v8"
         parts.append(words(left - 10, y + 4, label, "end"))
-        parts.append(f'<g class="c0"><title>{escape(label)}: {plain(value)} [{plain(low)}, {plain(high)}]</title><path '
-                     f'd="{bar}" stroke="currentColor" stroke-width="1.6" fill="none"/>{marker(0, x(value), y)}</g>')
+        parts.append(
+            f'<g class="c0"><title>{escape(label)}: {plain(value)} [{plain(low)}, {plain(high)}]</title><path '
+            f'd="{bar}" stroke="currentColor" stroke-width="1.6" fill="none"/>{marker(0, x(value), y)}</g>'
+        )
     parts.append(words((left + width) / 2, base + 30, x_label, "middle", "muted"))
     return Figure(name, title, "".join(parts), width, base + 36, note)
 
 
 def bar_chart(
-    name: str, title: str, rows: Sequence[tuple[str, Sequence[float]]], pieces: Sequence[str],
-    label: Callable[[float], str] = percent, note: str = "",
+    name: str,
+    title: str,
+    rows: Sequence[tuple[str, Sequence[float]]],
+    pieces: Sequence[str],
+    label: Callable[[float], str] = percent,
+    note: str = "",
 ) -> Figure:
     """Stacked bars: for each row its label and one length per piece; pieces are named above, `label` says a length."""
     width, row_h, left = 480, 30, 78
     parts, at, line = [], float(left), 0
-    paints = [f'class="c{index % 6}" fill="currentColor" fill-opacity="{0.85 - 0.3 * (index // 6 % 2)}"'
-              for index in range(len(pieces))]
+    paints = [
+        f'class="c{index % 6}" fill="currentColor" fill-opacity="{0.85 - 0.3 * (index // 6 % 2)}"'
+        for index in range(len(pieces))
+    ]
     for piece, paint in zip(pieces, paints, strict=True):
         if at + 20 + 7 * len(piece) > width:
             at, line = float(left), line + 1

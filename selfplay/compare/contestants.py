@@ -80,10 +80,14 @@ def _of_run(path: Path, which: str, alone: bool) -> list[Contestant]:
         raise ConfigError(f"{path}@{which} is no iteration: name a number, start, best or all")
     missing = [number for number in numbers if number not in there]
     if missing or not numbers:
-        raise ConfigError(f"{str(path)!r} has no policy of iteration {missing[0] if missing else 0}; there are: "
-                          f"{', '.join(map(str, there)) or 'none'}")
-    names = {number: f"iteration-{number:03d}" if alone else f"{path.resolve().name}@{number or 'start'}"
-             for number in numbers}
+        raise ConfigError(
+            f"{str(path)!r} has no policy of iteration {missing[0] if missing else 0}; there are: "
+            f"{', '.join(map(str, there)) or 'none'}"
+        )
+    names = {
+        number: f"iteration-{number:03d}" if alone else f"{path.resolve().name}@{number or 'start'}"
+        for number in numbers
+    }
     return [Contestant(names[number], str(RunDirectory(path).policy(number)), run=path) for number in numbers]
 
 
@@ -109,7 +113,11 @@ def check_unseen(prompts: Sequence[Prompt], trained: Sequence[Recipe]) -> None:
     """Raise ConfigError if one of the runs was trained on a prompt that it would be measured on."""
     asked = {tuple(prompt.messages) for prompt in prompts}
     for recipe in trained:
-        shared = [prompt for prompt in load_prompts(recipe.prompts.train, recipe.seed) if tuple(prompt.messages) in asked]
+        shared = [
+            prompt for prompt in load_prompts(recipe.prompts.train, recipe.seed) if tuple(prompt.messages) in asked
+        ]
         if shared:
-            raise ConfigError(f"run {recipe.name!r} was trained on {len(shared)} of the {len(prompts)} prompts, such as "
-                              f"{shared[0].text[:60]!r}: give prompts that no run has seen with --prompts")
+            raise ConfigError(
+                f"run {recipe.name!r} was trained on {len(shared)} of the {len(prompts)} prompts, such as "
+                f"{shared[0].text[:60]!r}: give prompts that no run has seen with --prompts"
+            )

@@ -44,9 +44,11 @@ class Figure:
             f".grid{{color:#dcdcdc}}.bold{{font-weight:600}}{colours}"
         )
         size = f'width="{self.width}" height="{self.height + 24}"'
-        return (f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 -24 {self.width} {self.height + 24}">'
-                f'<style>{style}</style><rect y="-24" {size} fill="#ffffff"/>'
-                f'<text class="bold" x="8" y="-8">{escape(self.title)}</text>{self.body}</svg>\n')
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 -24 {self.width} {self.height + 24}">'
+            f'<style>{style}</style><rect y="-24" {size} fill="#ffffff"/>'
+            f'<text class="bold" x="8" y="-8">{escape(self.title)}</text>{self.body}</svg>\n'
+        )
 
 
 @dataclass(frozen=True)

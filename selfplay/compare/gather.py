@@ -32,11 +32,14 @@ def read_run(path: str | Path) -> Run:
         for match in _matches(directory.stage(one, "evaluate") / "matches.parquet"):
             matches.setdefault((match.prompt_id, match.a, match.b), match)
     return Run(
-        path=directory.path, config_text=config_text, config=yaml.safe_load(config_text) or {},
+        path=directory.path,
+        config_text=config_text,
+        config=yaml.safe_load(config_text) or {},
         provenance=_json(directory.path / "provenance.json") or {},
         outcome=_json(directory.path / "outcome.json") or {},
         spent=tuple(_spent(directory.path / "judge_cache.sqlite")),
-        iterations=tuple(_iteration(directory, one) for one in numbers), metrics=tuple(directory.metrics()),
+        iterations=tuple(_iteration(directory, one) for one in numbers),
+        metrics=tuple(directory.metrics()),
         matches=tuple(matches.values()),
     )
 
@@ -45,7 +48,8 @@ def _iteration(directory: RunDirectory, number: int) -> Iteration:
     """One iteration's numbers; of several rounds of labels or reward models the last counts."""
     completions = directory.stage(number, "generate") / "completions.parquet"
     return Iteration(
-        number=number, evaluation=_json(directory.stage(number, "evaluate") / "evaluation.json"),
+        number=number,
+        evaluation=_json(directory.stage(number, "evaluate") / "evaluation.json"),
         health=_json(_last_round(directory, number, "label") / "judge_health.json"),
         reward=_json(_last_round(directory, number, "reward") / "metrics.json"),
         self_similarity=_similarity(completions) if completions.is_file() else None,
@@ -72,8 +76,10 @@ def _spent(path: Path) -> list[Spent]:
     """What each model was asked, from the judges' cache; nothing if there is none, or if it is of another kind."""
     if not path.is_file():
         return []
-    question = ("select model, count(*), sum(input_tokens), sum(output_tokens), sum(cost) from answers group by model "
-                "order by model")
+    question = (
+        "select model, count(*), sum(input_tokens), sum(output_tokens), sum(cost) from answers group by model "
+        "order by model"
+    )
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)) as database:
             return [Spent(*row) for row in database.execute(question)]
@@ -87,8 +93,10 @@ def _matches(path: Path) -> list[Match]:
         return []
     known = Match.__dataclass_fields__
     optional = ("reason", "judge", "error", "a_truncated", "b_truncated")
-    rows = [{key: value for key, value in row.items() if key in known and not (value is None and key in optional)}
-            for row in read_rows(path)]
+    rows = [
+        {key: value for key, value in row.items() if key in known and not (value is None and key in optional)}
+        for row in read_rows(path)
+    ]
     return [Match(**row) for row in rows]
 
 

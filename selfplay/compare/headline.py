@@ -61,12 +61,16 @@ def lead(run: Run, assessment: Assessment) -> list[str]:
     lines = []
     if not run.iterations and run.summary is not None:
         votes = sum(pair.comparison.n for pair in run.summary.pairs)
-        return [f"{len(run.summary.models)} checkpoints on {run.summary.prompts:,} prompts, {votes:,} comparisons scored."]
+        return [
+            f"{len(run.summary.models)} checkpoints on {run.summary.prompts:,} prompts, {votes:,} comparisons scored."
+        ]
     last = run.evaluated[-1] if run.evaluated else None
     if last is not None and last.number > 1 and (rate := last.comparison("win_rate_vs_previous")) is not None:
         unscored = f", {rate.unscored} unscored" if rate.unscored else ""
-        lines.append(f"Iteration {last.number} against iteration {last.number - 1}: {rate_text(rate)} on {rate.n} "
-                     f"held-out prompts{unscored}.")
+        lines.append(
+            f"Iteration {last.number} against iteration {last.number - 1}: {rate_text(rate)} on {rate.n} "
+            f"held-out prompts{unscored}."
+        )
     if last is not None:
         lines.append(f"Kept: {'' if assessment.best_iteration else 'the start, since '}{assessment.reason}.")
     if run.outcome.get("stopped"):

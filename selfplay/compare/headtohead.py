@@ -59,8 +59,13 @@ class HeadToHead:
 
     def json(self) -> dict[str, Any]:
         """Everything but the texts, ready for JSON."""
-        return {"judge": self.judge, "asked": self.asked, "seconds": round(self.seconds, 3),
-                **self.summary.model_dump(mode="json"), "matrix": self.summary.matrix()}
+        return {
+            "judge": self.judge,
+            "asked": self.asked,
+            "seconds": round(self.seconds, 3),
+            **self.summary.model_dump(mode="json"),
+            "matrix": self.summary.matrix(),
+        }
 
     def write(self, folder: Path) -> None:
         """Write `matches.parquet` and `comparison.json`."""
@@ -70,28 +75,51 @@ class HeadToHead:
 
 
 def settings_of(
-    trained: Sequence[Recipe], *, prompts: PromptSource | None = None, judge: str | None = None,
-    sampling: Sampling | None = None, engine: EngineConfig | None = None,
+    trained: Sequence[Recipe],
+    *,
+    prompts: PromptSource | None = None,
+    judge: str | None = None,
+    sampling: Sampling | None = None,
+    engine: EngineConfig | None = None,
 ) -> Settings:
     """What is given, and for the rest what the first run's recipe says. Raises ConfigError if neither names it."""
     if not trained:
         if prompts is None or judge is None:
-            raise ConfigError("without a run among the checkpoints, say what to ask and who judges: --prompts FILE "
-                              "--judge FILE")
+            raise ConfigError(
+                "without a run among the checkpoints, say what to ask and who judges: --prompts FILE --judge FILE"
+            )
         return Settings(prompts, judge, None, False, sampling or Sampling(), engine or EngineConfig(), "float32", 0)
     recipe = trained[0]
-    own = recipe.sampling.model_copy(update={"temperature": recipe.evaluate.temperature, "n": 1,
-                                             "seed": derived_seed(recipe.seed, "generate", "heldout")})
+    own = recipe.sampling.model_copy(
+        update={
+            "temperature": recipe.evaluate.temperature,
+            "n": 1,
+            "seed": derived_seed(recipe.seed, "generate", "heldout"),
+        }
+    )
     file = judge or recipe.evaluate.judge or recipe.judge.file
     return Settings(
-        prompts or recipe.prompts.heldout, file, recipe.judge_model, file == recipe.judge.file, sampling or own,
-        engine or recipe.engine, recipe.policy.dtype, recipe.seed)
+        prompts or recipe.prompts.heldout,
+        file,
+        recipe.judge_model,
+        file == recipe.judge.file,
+        sampling or own,
+        engine or recipe.engine,
+        recipe.policy.dtype,
+        recipe.seed,
+    )
 
 
 def compare(
-    targets: Sequence[str], *, prompts: PromptSource | None = None, judge: str | None = None,
-    sampling: Sampling | None = None, engine: EngineConfig | None = None, folder: Path | None = None,
-    baseline: str | None = None, resamples: int = 2000,
+    targets: Sequence[str],
+    *,
+    prompts: PromptSource | None = None,
+    judge: str | None = None,
+    sampling: Sampling | None = None,
+    engine: EngineConfig | None = None,
+    folder: Path | None = None,
+    baseline: str | None = None,
+    resamples: int = 2000,
 ) -> HeadToHead:
     """Compare checkpoints (see `contestants` for what a target may be) and write what was found into `folder`.
 
@@ -117,7 +145,9 @@ def compare(
     asked = int(cache.spent()["answers"] - before)
     cache.close()
     summary = summarise(vote_table(matches, [one.name for one in found]), baseline=baseline, resamples=resamples)
-    result = HeadToHead(tuple(one.name for one in found), spec.name, tuple(matches), summary, asked, time.time() - began)
+    result = HeadToHead(
+        tuple(one.name for one in found), spec.name, tuple(matches), summary, asked, time.time() - began
+    )
     result.write(folder)
     return result
 
@@ -128,8 +158,10 @@ def judging(settings: Settings) -> judges.JudgeSpec:
     if settings.judge_model and spec.needs_model and (settings.labelling or getattr(spec, "model", None) is None):
         spec = spec.model_copy(update={"model": settings.judge_model})
     if getattr(spec, "model", None) == "policy":
-        raise ConfigError(f"judge {spec.name!r} is the policy itself, and here there are several: name a judge with a model "
-                          "of its own with --judge")
+        raise ConfigError(
+            f"judge {spec.name!r} is the policy itself, and here there are several: name a judge with a model "
+            "of its own with --judge"
+        )
     return spec.model_copy(update={"order": "both"}) if hasattr(spec, "order") else spec
 
 
@@ -179,14 +211,27 @@ def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settin
 
 
 def judge_all(
-    found: Sequence[Contestant], prompts: Sequence[Prompt], answers: dict[str, list[Completion]], spec: judges.JudgeSpec,
-    cache: AnswerCache, settings: Settings, engines: ExitStack,
+    found: Sequence[Contestant],
+    prompts: Sequence[Prompt],
+    answers: dict[str, list[Completion]],
+    spec: judges.JudgeSpec,
+    cache: AnswerCache,
+    settings: Settings,
+    engines: ExitStack,
 ) -> list[Match]:
     """One match per prompt and pair of checkpoints, the one named later first. The same two texts are judged once."""
-    games = [(prompt, later.name, earlier.name, answers[later.name][place], answers[earlier.name][place])
-             for earlier, later in combinations(found, 2) for place, prompt in enumerate(prompts)]
-    pairs = {_pair_id(prompt, ours, theirs): Pair(id=_pair_id(prompt, ours, theirs), prompt=prompt, first=ours, second=theirs)
-             for prompt, _, _, ours, theirs in games if ours.text != theirs.text}
+    games = [
+        (prompt, later.name, earlier.name, answers[later.name][place], answers[earlier.name][place])
+        for earlier, later in combinations(found, 2)
+        for place, prompt in enumerate(prompts)
+    ]
+    pairs = {
+        _pair_id(prompt, ours, theirs): Pair(
+            id=_pair_id(prompt, ours, theirs), prompt=prompt, first=ours, second=theirs
+        )
+        for prompt, _, _, ours, theirs in games
+        if ours.text != theirs.text
+    }
 
     def engine_for(part: judges.JudgeSpec) -> Engine:
         from selfplay.engines.open import open_judge_engine
@@ -211,8 +256,10 @@ def _pair_id(prompt: Prompt, ours: Completion, theirs: Completion) -> str:
 
 
 def _match(
-    game: tuple[Prompt, str, str, Completion, Completion], settled: dict[str, float | None],
-    said: dict[str, dict[str, Verdict]], judge: str,
+    game: tuple[Prompt, str, str, Completion, Completion],
+    settled: dict[str, float | None],
+    said: dict[str, dict[str, Verdict]],
+    judge: str,
 ) -> Match:
     """A row of matches.parquet; the same text twice is a tie that nobody was asked about."""
     prompt, a, b, ours, theirs = game
@@ -220,11 +267,20 @@ def _match(
     orders = said.get(key, {})
     forward, backward = orders.get("forward"), orders.get("reversed")
     return Match(
-        prompt_id=prompt.id, prompt=prompt.text, a=a, b=b, a_text=ours.text, b_text=theirs.text,
+        prompt_id=prompt.id,
+        prompt=prompt.text,
+        a=a,
+        b=b,
+        a_text=ours.text,
+        b_text=theirs.text,
         preference=0.5 if ours.text == theirs.text else settled.get(key),
-        a_tokens=len(ours.token_ids), b_tokens=len(theirs.token_ids),
-        a_truncated=ours.finish_reason == "length", b_truncated=theirs.finish_reason == "length",
-        forward=forward.preference if forward else None, reversed=backward.preference if backward else None, judge=judge,
+        a_tokens=len(ours.token_ids),
+        b_tokens=len(theirs.token_ids),
+        a_truncated=ours.finish_reason == "length",
+        b_truncated=theirs.finish_reason == "length",
+        forward=forward.preference if forward else None,
+        reversed=backward.preference if backward else None,
+        judge=judge,
         reason=" / ".join(verdict.reason for verdict in orders.values() if verdict.reason),
         error=" / ".join(verdict.error for verdict in orders.values() if verdict.error),
     )

@@ -14,8 +14,11 @@ from selfplay.records import Comparison
 STAGES = ("bootstrap", "generate", "label", "reward", "policy", "evaluate")
 """Stages in the order of the loop; any other follows."""
 MAIN_METRICS = {
-    "objective/scores": "Reward per answer", "objective/kl": "KL to the reference, nats per answer",
-    "objective/entropy": "Entropy, nats per answer", "loss/policy_avg": "Policy loss", "loss/value_avg": "Value loss",
+    "objective/scores": "Reward per answer",
+    "objective/kl": "KL to the reference, nats per answer",
+    "objective/entropy": "Entropy, nats per answer",
+    "loss/policy_avg": "Policy loss",
+    "loss/value_avg": "Value loss",
     "policy/clipfrac_avg": "Share of clipped tokens",
 }
 """PPO's metrics that are always looked at, under TRL's names."""
@@ -37,44 +40,89 @@ def iteration_figures(run: Run) -> list[Figure]:
     if len(written) < 2:
         return []
     at, profiles = [place for place, _ in written], [one for _, one in written]
-    lengths = [Series("mean", at, [one.mean_length for one in profiles]),
-               Series("95th percentile", at, [one.p95_length for one in profiles], colour=1)]
-    words = [Series("distinct-1", at, [one.distinct_1 or 0.0 for one in profiles]),
-             Series("distinct-2", at, [one.distinct_2 or 0.0 for one in profiles], colour=1)]
+    lengths = [
+        Series("mean", at, [one.mean_length for one in profiles]),
+        Series("95th percentile", at, [one.p95_length for one in profiles], colour=1),
+    ]
+    words = [
+        Series("distinct-1", at, [one.distinct_1 or 0.0 for one in profiles]),
+        Series("distinct-2", at, [one.distinct_2 or 0.0 for one in profiles], colour=1),
+    ]
     found = [
         *_win_rates(run, marks),
         line_chart("length", "Length of answers, tokens", lengths, x_label="iteration", x_ticks=marks, include=[0]),
-        line_chart("diversity", "Distinct words and pairs of words", words, x_label="iteration", x_ticks=marks,
-                   y_format=percent, include=[0]),
+        line_chart(
+            "diversity",
+            "Distinct words and pairs of words",
+            words,
+            x_label="iteration",
+            x_ticks=marks,
+            y_format=percent,
+            include=[0],
+        ),
     ]
     if any(one.truncated > 0.01 for one in profiles):
         cut = [Series("cut off", at, [one.truncated for one in profiles])]
-        found.append(line_chart("truncated", "Answers cut off at the token limit", cut, x_label="iteration",
-                                x_ticks=marks, y_format=percent, include=[0, 0.1]))
+        found.append(
+            line_chart(
+                "truncated",
+                "Answers cut off at the token limit",
+                cut,
+                x_label="iteration",
+                x_ticks=marks,
+                y_format=percent,
+                include=[0, 0.1],
+            )
+        )
     return found
 
 
 def _win_rates(run: Run, marks: Sequence[tuple[float, str]]) -> list[Figure]:
     """Win rates with their intervals; the first iteration has the start before it, so its second rate is the first again."""
     lines = []
-    for colour, (key, label, first) in enumerate((("win_rate_vs_start", "against the start", 1),
-                                                  ("win_rate_vs_previous", "against the one before", 2))):
+    for colour, (key, label, first) in enumerate(
+        (("win_rate_vs_start", "against the start", 1), ("win_rate_vs_previous", "against the one before", 2))
+    ):
         if rows := [row for row in rated(run, key) if row[0].number >= first]:
-            lines.append(Series(label, [float(one.number) for one, _, _ in rows], [value for _, _, value in rows],
-                                [rate.low for _, rate, _ in rows], [rate.high for _, rate, _ in rows], colour=colour))
+            lines.append(
+                Series(
+                    label,
+                    [float(one.number) for one, _, _ in rows],
+                    [value for _, _, value in rows],
+                    [rate.low for _, rate, _ in rows],
+                    [rate.high for _, rate, _ in rows],
+                    colour=colour,
+                )
+            )
     if not lines:
         return []
-    return [line_chart("win_rate", "Win rate on held-out prompts", lines, x_label="iteration", x_ticks=marks,
-                       y_format=percent, reference=(0.5, "even"), include=[0.4, 1.0])]
+    return [
+        line_chart(
+            "win_rate",
+            "Win rate on held-out prompts",
+            lines,
+            x_label="iteration",
+            x_ticks=marks,
+            y_format=percent,
+            reference=(0.5, "even"),
+            include=[0.4, 1.0],
+        )
+    ]
 
 
 def overoptimisation_figures(run: Run) -> list[Figure]:
     """Proxy (reward) and audit (win rate) along sqrt(KL), as Gao et al. 2023 (2210.10760) draw them."""
-    place = {one.number: math.sqrt(max(kl, 0.0)) for one in run.iterations
-             if one.number and (kl := one.number_of("kl_to_start")) is not None}
+    place = {
+        one.number: math.sqrt(max(kl, 0.0))
+        for one in run.iterations
+        if one.number and (kl := one.number_of("kl_to_start")) is not None
+    }
     marks = _marks(place)
-    proxy = [(place[one.number], value) for one in run.iterations
-             if one.number in place and (value := one.number_of("mean_reward")) is not None]
+    proxy = [
+        (place[one.number], value)
+        for one in run.iterations
+        if one.number in place and (value := one.number_of("mean_reward")) is not None
+    ]
     found = []
     if proxy:
         line = Series("reward", [0.0, *(x for x, _ in proxy)], [0.0, *(y for _, y in proxy)])
@@ -85,8 +133,18 @@ def overoptimisation_figures(run: Run) -> list[Figure]:
         low, high = [None, *(rate.low for _, rate, _ in gold)], [None, *(rate.high for _, rate, _ in gold)]
         line = Series("win rate", x, y, low, high, colour=1)
         title = "Audit: win rate against the start" if run.audited else "Win rate against the start"
-        found.append(line_chart("audit", title, [line], x_label=AXIS, x_ticks=marks, y_format=percent,
-                                reference=(0.5, "even"), include=[0.4]))
+        found.append(
+            line_chart(
+                "audit",
+                title,
+                [line],
+                x_label=AXIS,
+                x_ticks=marks,
+                y_format=percent,
+                reference=(0.5, "even"),
+                include=[0.4],
+            )
+        )
     return found
 
 
@@ -110,8 +168,11 @@ def step_figures(run: Run, main: bool) -> list[Figure]:
             for key in row.keys() - {"iteration", "stage", "step", "time", f"{stage}/step"}:
                 if (value := number(row[key])) is not None:
                     lines[stage, key].append((int(row.get("iteration") or 0), value))
-    chosen = [(stage, key) for stage, key in sorted(lines)
-              if (stage == "policy" and key in MAIN_METRICS) == main and len(lines[stage, key]) > 1]
+    chosen = [
+        (stage, key)
+        for stage, key in sorted(lines)
+        if (stage == "policy" and key in MAIN_METRICS) == main and len(lines[stage, key]) > 1
+    ]
     if main:
         chosen.sort(key=lambda one: list(MAIN_METRICS).index(one[1]))
     return [_steps(stage, key, lines[stage, key]) for stage, key in chosen]
@@ -125,7 +186,9 @@ def _steps(stage: str, key: str, points: Sequence[tuple[int, float]]) -> Figure:
     x = [min(len(points), index * size + (size + 1) / 2) for index in range(len(groups))]
     begins = [index for index in range(len(points)) if index == 0 or points[index][0] != points[index - 1][0]]
     breaks = [(index + 0.5, f"iteration {points[index][0]}") for index in begins] if 1 < len(begins) < 8 else []
-    title = MAIN_METRICS[key] if stage == "policy" and key in MAIN_METRICS else f"{stage}: {key.removeprefix(f'{stage}/')}"
+    title = (
+        MAIN_METRICS[key] if stage == "policy" and key in MAIN_METRICS else f"{stage}: {key.removeprefix(f'{stage}/')}"
+    )
     name = f"step-{stage}-{re.sub(r'[^a-z0-9]+', '-', key.lower())}"
     label = f"step, {size} averaged" if size > 1 else "step"
     return line_chart(name, title, [Series(key, x, y, markers=False)], x_label=label, breaks=breaks, note=key)
@@ -162,5 +225,11 @@ def time_figure(run: Run) -> Figure | None:
 def all_figures(run: Run) -> list[Figure]:
     """Every figure of the report, for `--figures`."""
     timed = time_figure(run)
-    return [*iteration_figures(run), *overoptimisation_figures(run), *comparison_figures(run),
-            *step_figures(run, main=True), *step_figures(run, main=False), *([timed] if timed else [])]
+    return [
+        *iteration_figures(run),
+        *overoptimisation_figures(run),
+        *comparison_figures(run),
+        *step_figures(run, main=True),
+        *step_figures(run, main=False),
+        *([timed] if timed else []),
+    ]

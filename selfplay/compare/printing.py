@@ -22,18 +22,45 @@ def print_summary(summary: Summary, console: Console) -> None:
     rows = []
     for pair in summary.pairs:
         one = pair.comparison
-        rows.append((f"{spoken(one.a)} over {spoken(one.b)}", rate_text(one), level_text(pair.length_controlled), str(one.n),
-                     str(one.ties), str(one.unscored), chance_text(pair.p_adjusted), "yes" if pair.told_apart else "no",
-                     f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH))
-    console.print(_table(("pair", "win rate", "at equal length", "prompts", "ties", "unscored", "sign test", "told apart",
-                          "needed"), rows))
+        rows.append(
+            (
+                f"{spoken(one.a)} over {spoken(one.b)}",
+                rate_text(one),
+                level_text(pair.length_controlled),
+                str(one.n),
+                str(one.ties),
+                str(one.unscored),
+                chance_text(pair.p_adjusted),
+                "yes" if pair.told_apart else "no",
+                f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH,
+            )
+        )
+    console.print(
+        _table(
+            ("pair", "win rate", "at equal length", "prompts", "ties", "unscored", "sign test", "told apart", "needed"),
+            rows,
+        )
+    )
     if summary.ratings:
-        console.print(_table(("rating", "points", "95% interval"), [
-            (spoken(one.model), f"{one.rating:.0f}", f"[{one.low:.0f}, {one.high:.0f}]") for one in summary.ratings]))
+        console.print(
+            _table(
+                ("rating", "points", "95% interval"),
+                [
+                    (spoken(one.model), f"{one.rating:.0f}", f"[{one.low:.0f}, {one.high:.0f}]")
+                    for one in summary.ratings
+                ],
+            )
+        )
     if summary.differences:
-        console.print(_table((f"against {spoken(summary.baseline)}, on the same prompts", "difference"), [
-            (f"{spoken(one.a)} less {spoken(one.b)}", points_text(one.difference, one.low, one.high))
-            for one in summary.differences]))
+        console.print(
+            _table(
+                (f"against {spoken(summary.baseline)}, on the same prompts", "difference"),
+                [
+                    (f"{spoken(one.a)} less {spoken(one.b)}", points_text(one.difference, one.low, one.high))
+                    for one in summary.differences
+                ],
+            )
+        )
     notes = [f"no order fits: {sentence}" for sentence in cycle_sentences(summary)]
     notes += [f"ratings: {summary.ratings_note}"] if summary.ratings_note else []
     for note in notes:

@@ -57,8 +57,16 @@ def write_comparison(run: Run, output: Path) -> Path:
 
 def as_run(name: str, source: str, *, matches: Sequence[Match] = (), votes: VoteTable | None = None) -> Run:
     """Matches or votes in the clothes of a run without iterations, for the report; `source` says where they come from."""
-    return Run(path=Path(source), config_text="", config={"name": name}, provenance={}, iterations=(), metrics=(),
-               matches=tuple(matches), votes=votes)
+    return Run(
+        path=Path(source),
+        config_text="",
+        config={"name": name},
+        provenance={},
+        iterations=(),
+        metrics=(),
+        matches=tuple(matches),
+        votes=votes,
+    )
 
 
 def content_policy(css: str, *scripts: str, live: bool = False) -> str:
@@ -67,8 +75,13 @@ def content_policy(css: str, *scripts: str, live: bool = False) -> str:
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
-    allowed = ["default-src 'none'", f"style-src {hashed(css)}", f"script-src {' '.join(map(hashed, scripts))}",
-               "base-uri 'none'", "form-action 'none'"]
+    allowed = [
+        "default-src 'none'",
+        f"style-src {hashed(css)}",
+        f"script-src {' '.join(map(hashed, scripts))}",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
     return "; ".join([*allowed, "connect-src 'self'"] if live else allowed)
 
 
@@ -78,8 +91,16 @@ def _page(name: str) -> str:
 
 def context(run: Run) -> dict[str, Any]:
     """Everything that the template shows."""
-    return {"run": run, "path": str(run.path), "version": _version(), **_top(run), **_iterations(run),
-            **_comparison(run), **_work(run), **transcript_context(run)}
+    return {
+        "run": run,
+        "path": str(run.path),
+        "version": _version(),
+        **_top(run),
+        **_iterations(run),
+        **_comparison(run),
+        **_work(run),
+        **transcript_context(run),
+    }
 
 
 def _top(run: Run) -> dict[str, Any]:
@@ -88,7 +109,8 @@ def _top(run: Run) -> dict[str, Any]:
     numbers = [iteration.number for iteration in run.iterations]
     best = assessment.best_iteration if run.summary else None
     return {
-        "headline": headline(run, assessment), "lines": lead(run, assessment),
+        "headline": headline(run, assessment),
+        "lines": lead(run, assessment),
         "alarms": sorted(assessment.alarms, key=lambda alarm: (not alarm.severe, alarm.iteration)),
         "started": str(run.provenance.get("started") or "").replace("T", " ")[:16],
         "best_column": numbers.index(best) if best in numbers else None,
@@ -100,17 +122,22 @@ def _iterations(run: Run) -> dict[str, Any]:
     evaluate = run.config.get("evaluate") or {}
     return {
         "columns": [spoken(iteration.name) for iteration in run.iterations],
-        "iteration_table": tables.iteration_table(run), "iteration_figures": panels.iteration_figures(run),
-        "resamples": evaluate.get("resamples") or 2000, "overoptimisation": panels.overoptimisation_figures(run),
-        "labelling": run.labelling_judge, "measuring": str(evaluate.get("judge") or run.labelling_judge),
+        "iteration_table": tables.iteration_table(run),
+        "iteration_figures": panels.iteration_figures(run),
+        "resamples": evaluate.get("resamples") or 2000,
+        "overoptimisation": panels.overoptimisation_figures(run),
+        "labelling": run.labelling_judge,
+        "measuring": str(evaluate.get("judge") or run.labelling_judge),
     }
 
 
 def _comparison(run: Run) -> dict[str, Any]:
     """Every checkpoint against every other, and the labelling judge."""
     return {
-        "comparison": tables.comparison_table(run), "comparison_figures": panels.comparison_figures(run),
-        "cycles": tables.cycle_sentences(run.summary) if run.summary else [], "health": tables.health_table(run),
+        "comparison": tables.comparison_table(run),
+        "comparison_figures": panels.comparison_figures(run),
+        "cycles": tables.cycle_sentences(run.summary) if run.summary else [],
+        "health": tables.health_table(run),
         "health_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.health],
     }
 
@@ -118,12 +145,18 @@ def _comparison(run: Run) -> dict[str, Any]:
 def _work(run: Run) -> dict[str, Any]:
     """Training curves, time, and where the run came from."""
     stages = panels.stages_of(run)
-    rewards = [(f"{spoken(one.name)}: {key}", visible(value)) for one in run.iterations
-               for key, value in tables.flat_facts(one.reward or {})]
+    rewards = [
+        (f"{spoken(one.name)}: {key}", visible(value))
+        for one in run.iterations
+        for key, value in tables.flat_facts(one.reward or {})
+    ]
     return {
-        "steps": panels.step_figures(run, main=True), "other_steps": panels.step_figures(run, main=False),
-        "time_figure": panels.time_figure(run), "time_table": tables.time_table(run, stages),
-        "spent": tables.spent_table(run), "reward_facts": rewards,
+        "steps": panels.step_figures(run, main=True),
+        "other_steps": panels.step_figures(run, main=False),
+        "time_figure": panels.time_figure(run),
+        "time_table": tables.time_table(run, stages),
+        "spent": tables.spent_table(run),
+        "reward_facts": rewards,
         "time_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.seconds],
         "provenance": [(key, visible(value)) for key, value in tables.flat_facts(run.provenance)],
         "config_text": visible(run.config_text),
@@ -136,11 +169,19 @@ def transcript_context(run: Run) -> dict[str, Any]:
     shown = thinned(found, MOST_BYTES)
     note = f"All {len(found)} held-out prompts are here."
     if len(shown) < len(found):
-        note = (f"{len(shown)} of {len(found)} held-out prompts, evenly chosen, are here; all are in the evaluate "
-                "folders' matches.parquet.")
+        note = (
+            f"{len(shown)} of {len(found)} held-out prompts, evenly chosen, are here; all are in the evaluate "
+            "folders' matches.parquet."
+        )
     newest = spoken(run.summary.models[-1]) if run.summary else ""
-    labels = {"win": f"{newest} wins", "loss": "loses", "tie": "ties", "unscored": "unscored",
-              "disagree": "orders disagree", "truncated": "cut off"}
+    labels = {
+        "win": f"{newest} wins",
+        "loss": "loses",
+        "tie": "ties",
+        "unscored": "unscored",
+        "disagree": "orders disagree",
+        "truncated": "cut off",
+    }
     counts = {key: sum(one.outcome == key or key in one.flags for one in shown) for key in labels}
     filters = [("all", "all", len(shown)), *((key, labels[key], count) for key, count in counts.items() if count)]
     return {"transcripts": shown, "filters": filters, "shown_note": note}

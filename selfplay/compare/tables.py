@@ -12,15 +12,22 @@ from selfplay.compare.wording import DASH, chance_text, interval_text, level_tex
 Row = tuple[str, Sequence[str]]
 """What a row is about, and its cells."""
 HEALTH = {
-    "pairs": "pairs", "decided": "decided", "ties": "ties", "unscored": "unscored", "identical": "identical texts",
-    "swap_consistency": "same verdict in both orders", "first_share": "choice of the first place",
-    "longer_share": "choice of the longer", "unscored_answers": "answers without a verdict",
+    "pairs": "pairs",
+    "decided": "decided",
+    "ties": "ties",
+    "unscored": "unscored",
+    "identical": "identical texts",
+    "swap_consistency": "same verdict in both orders",
+    "first_share": "choice of the first place",
+    "longer_share": "choice of the longer",
+    "unscored_answers": "answers without a verdict",
 }
 """Numbers of judge_health.json in words; others stand under their own names."""
 
 
 def iteration_table(run: Run) -> list[Row]:
     """One cell per iteration: everything known about its policy on held-out prompts. Empty rows are left out."""
+
     def of(label: str, value: Callable[[Iteration], Any], form: Callable[[float], str] = plain) -> Row:
         found = [value(one) for one in run.iterations]
         return label, [DASH if one is None else one if isinstance(one, str) else form(one) for one in found]
@@ -78,8 +85,10 @@ def health_table(run: Run) -> list[Row]:
     """One cell per iteration that was labelled: how the judge behaved."""
     health = [one.health for one in run.iterations if one.health]
     others = {key for one in health for key, value in one.items() if number(value) is not None} - HEALTH.keys()
-    table = [(HEALTH.get(key, key.replace("_", " ")), [_amount(one.get(key)) for one in health])
-             for key in (*HEALTH, *sorted(others))]
+    table = [
+        (HEALTH.get(key, key.replace("_", " ")), [_amount(one.get(key)) for one in health])
+        for key in (*HEALTH, *sorted(others))
+    ]
     return [(label, texts) for label, texts in table if any(text != DASH for text in texts)]
 
 
@@ -101,8 +110,12 @@ def comparison_table(run: Run) -> list[Row]:
         counts = [str(one.n), str(one.ties), str(one.unscored)]
         told = [chance_text(pair.p_adjusted), "yes" if pair.told_apart else "no"]
         needed = f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH
-        rows.append((f"{spoken(one.a)} over {spoken(one.b)}",
-                     [rate_text(one), level_text(pair.length_controlled), *counts, *told, needed]))
+        rows.append(
+            (
+                f"{spoken(one.a)} over {spoken(one.b)}",
+                [rate_text(one), level_text(pair.length_controlled), *counts, *told, needed],
+            )
+        )
     return rows
 
 
@@ -115,8 +128,18 @@ def time_table(run: Run, stages: Sequence[str]) -> list[Row]:
 
 def spent_table(run: Run) -> list[Row]:
     """One row per model that judged: answers, tokens read, tokens written, dollars."""
-    return [(one.model or "the judge's model", [f"{one.answers:,}", f"{one.input_tokens:,}", f"{one.output_tokens:,}",
-                                               f"{one.cost:,.2f}" if one.cost else DASH]) for one in run.spent]
+    return [
+        (
+            one.model or "the judge's model",
+            [
+                f"{one.answers:,}",
+                f"{one.input_tokens:,}",
+                f"{one.output_tokens:,}",
+                f"{one.cost:,.2f}" if one.cost else DASH,
+            ],
+        )
+        for one in run.spent
+    ]
 
 
 def cycle_sentences(summary: Summary) -> list[str]:

@@ -33,9 +33,16 @@ class EndpointEngine:
         return [self._completions(prompt, answers.get(place, Answer())) for place, prompt in enumerate(prompts)]
 
     def _completions(self, prompt: Prompt, answer: Answer) -> list[Completion]:
-        return [Completion(id=f"{prompt.id}/{index}", prompt_id=prompt.id, text=text, policy=self.name,
-                           finish_reason="length" if reason == "length" else "stop")
-                for index, (text, reason) in enumerate(zip(answer.texts, answer.finish_reasons, strict=True))]
+        return [
+            Completion(
+                id=f"{prompt.id}/{index}",
+                prompt_id=prompt.id,
+                text=text,
+                policy=self.name,
+                finish_reason="length" if reason == "length" else "stop",
+            )
+            for index, (text, reason) in enumerate(zip(answer.texts, answer.finish_reasons, strict=True))
+        ]
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
         """For each prompt, the log-probability (nats) of each choice as the next token, as far as the server names it:
@@ -46,8 +53,9 @@ class EndpointEngine:
                 found[place] = answer.logprobs
         return [[found.get(place, {}).get(choice, float("nan")) for choice in choices] for place in range(len(prompts))]
 
-    def stream(self, prompts: Sequence[Prompt], sampling: Sampling,
-               choices: Sequence[str] | None = None) -> Iterator[Row]:
+    def stream(
+        self, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None = None
+    ) -> Iterator[Row]:
         """(place, answer or None, error) for each prompt, as they come.
 
         Raises ConfigError, once the calls under way are given out, if the server refuses the key or the model, answers
@@ -90,8 +98,9 @@ class Line:
             from openai import AsyncOpenAI
         except ImportError:
             raise ConfigError("an endpoint needs the package openai: pip install openai") from None
-        self.client = AsyncOpenAI(base_url=config.url, api_key=key_of(config) or "none", max_retries=0,
-                                  timeout=config.timeout)
+        self.client = AsyncOpenAI(
+            base_url=config.url, api_key=key_of(config) or "none", max_retries=0, timeout=config.timeout
+        )
         part = self.client.chat.completions if config.api == "chat" else self.client.completions
         self.create: Create = part.with_raw_response.create
         self.loop = asyncio.new_event_loop()
@@ -106,8 +115,12 @@ class Line:
         self.loop.close()
 
 
-async def _make(calls: Calls, create: Create, bodies: Sequence[dict[str, object]],
-                give: Callable[[Row | BaseException | None], None]) -> None:
+async def _make(
+    calls: Calls,
+    create: Create,
+    bodies: Sequence[dict[str, object]],
+    give: Callable[[Row | BaseException | None], None],
+) -> None:
     """Make all calls and give each outcome; then an error, if there is one; in the end None."""
     try:
         await calls.make_all(create, bodies, give)

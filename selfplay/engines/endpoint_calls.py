@@ -1,7 +1,7 @@
 """What goes to an OpenAI-compatible server and what comes back, as plain data: no network here.
 
 Nothing of the answer is taken on trust: a page of HTML, an object without choices or one with other fields is no
-answer. """
+answer."""
 
 import math
 from collections.abc import Sequence
@@ -21,8 +21,9 @@ class BadAnswer(Exception):
     """The server answered, but not with an answer; the message says what is wrong with it."""
 
 
-def request_body(config: Endpoint, model: str, prompt: Prompt, sampling: Sampling,
-                 choices: Sequence[str] | None) -> dict[str, Any]:
+def request_body(
+    config: Endpoint, model: str, prompt: Prompt, sampling: Sampling, choices: Sequence[str] | None
+) -> dict[str, Any]:
     """The fields of one call. Raises ConfigError for a conversation where the server only completes text."""
     body: dict[str, Any] = {"model": model}
     if config.api == "chat":
@@ -30,22 +31,30 @@ def request_body(config: Endpoint, model: str, prompt: Prompt, sampling: Samplin
     elif len(prompt.messages) == 1:
         body["prompt"] = prompt.text
     else:
-        raise ConfigError(f"prompt {prompt.id!r} is a conversation of {len(prompt.messages)} messages, but "
-                          "endpoint.api is "
-                          "completions: use api chat, or templates of a single message")
+        raise ConfigError(
+            f"prompt {prompt.id!r} is a conversation of {len(prompt.messages)} messages, but "
+            "endpoint.api is "
+            "completions: use api chat, or templates of a single message"
+        )
     if choices is not None:
         body |= {"max_tokens": 1, "temperature": 0.0}
         body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if config.api == "chat" else {"logprobs": TOP_LOGPROBS}
     else:
-        body |= {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "seed": sampling.seed,
-                 "n": sampling.n}
+        body |= {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "seed": sampling.seed,
+            "n": sampling.n,
+        }
         if sampling.top_p < 1:
             body["top_p"] = sampling.top_p
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if config.guided and isinstance(sampling, GuidedSampling):
-            body["response_format"] = {"type": "json_schema", "json_schema": {
-                "name": "answer", "strict": True, "schema": sampling.json_schema}}
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": sampling.json_schema},
+            }
     return {key: value for key, value in {**body, **config.extra}.items() if value is not None}
 
 
@@ -79,12 +88,18 @@ def read_answer(config: Endpoint, payload: Any, count: int, choices: Sequence[st
         raise BadAnswer(f"the answer has no choices: {str(payload.get('error') or payload)[:200]}")
     read, written, cost = spent_on(config, payload)
     if choices is not None:
-        return Answer(logprobs=read_logprobs(config, given[0], choices), input_tokens=read, output_tokens=written,
-                      cost=cost)
+        return Answer(
+            logprobs=read_logprobs(config, given[0], choices), input_tokens=read, output_tokens=written, cost=cost
+        )
     if len(given) != count:
         raise BadAnswer(f"the answer has {len(given)} choices, not {count}")
-    return Answer(tuple(_text(config, choice) for choice in given), tuple(_reason(choice) for choice in given),
-                  input_tokens=read, output_tokens=written, cost=cost)
+    return Answer(
+        tuple(_text(config, choice) for choice in given),
+        tuple(_reason(choice) for choice in given),
+        input_tokens=read,
+        output_tokens=written,
+        cost=cost,
+    )
 
 
 def _text(config: Endpoint, choice: dict[str, Any]) -> str:

@@ -63,8 +63,9 @@ class Calls:
         """Whether there is no use in going on."""
         return bool(self.fatal)
 
-    async def _work(self, create: Create, waiting: Iterator[tuple[int, dict[str, Any]]],
-                    give: Callable[[Outcome], None]) -> None:
+    async def _work(
+        self, create: Create, waiting: Iterator[tuple[int, dict[str, Any]]], give: Callable[[Outcome], None]
+    ) -> None:
         """One of the lanes: takes the next body until there is none or no use in going on."""
         for place, body in waiting:
             if self.fatal:
@@ -75,9 +76,11 @@ class Calls:
             self.failed_in_a_row = 0 if answer is not None else self.failed_in_a_row + 1
             give((place, answer, error))
             if self.failed_in_a_row >= GIVE_UP and not self.fatal:
-                self.fatal = (f"{self.config.url} failed on {GIVE_UP} calls in a row, last with: {error}; the answers "
-                              "so far are saved: "
-                              "give the same command again when the server is well")
+                self.fatal = (
+                    f"{self.config.url} failed on {GIVE_UP} calls in a row, last with: {error}; the answers "
+                    "so far are saved: "
+                    "give the same command again when the server is well"
+                )
 
     async def _call(self, create: Create, body: dict[str, Any]) -> tuple[Answer | None, str]:
         """One call with its tries: the answer, or why there is none."""
@@ -109,11 +112,13 @@ class Calls:
             if limit is not None:
                 await self.purse.wait_for(lambda: self.reserved == 0 or self.spent + self.reserved + worst <= limit)
                 if self.spent + self.reserved + worst > limit and not self.fatal:
-                    self.fatal = (f"the run has spent ${self.spent:.4f} at {self.config.url}, and the next call could "
-                                  "pass "
-                                  f"its limit endpoint.max_cost of ${limit:g}; the answers so far are saved: raise the "
-                                  "limit "
-                                  "and give the same command to go on")
+                    self.fatal = (
+                        f"the run has spent ${self.spent:.4f} at {self.config.url}, and the next call could "
+                        "pass "
+                        f"its limit endpoint.max_cost of ${limit:g}; the answers so far are saved: raise the "
+                        "limit "
+                        "and give the same command to go on"
+                    )
             self.reserved += worst
             self.calls_under_way += 1
 
@@ -158,8 +163,10 @@ class Calls:
         if status in PASSING or status >= 500:
             return Retry(said, seconds_of(retry_after))
         if status in (401, 403):
-            self.fatal = (f"{self.config.url} refuses the key ({status}): set the environment variable "
-                          f"{self.config.key_variable} to a valid one")
+            self.fatal = (
+                f"{self.config.url} refuses the key ({status}): set the environment variable "
+                f"{self.config.key_variable} to a valid one"
+            )
         elif status == 404:
             self.fatal = f"{self.config.url} does not know what was asked for: {said}; check endpoint.url and model"
         return Refused(said)

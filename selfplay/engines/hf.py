@@ -109,8 +109,9 @@ def left_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) 
 class TransformersEngine:
     """Generates with a `transformers` causal language model that is loaded already; shares its weights."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "policy",
-                 batch_size: int = 256) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "policy", batch_size: int = 256
+    ) -> None:
         self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
         self.stop_ids = frozenset(stop_token_ids(model.generation_config, tokenizer))
 
@@ -143,14 +144,21 @@ class TransformersEngine:
         ids, prompt_mask, positions = left_pad([row.prompt_ids for row in rows], self.tokenizer.pad_token_id, where)
         width, lengths = ids.shape[1], prompt_mask.sum(1)
         mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(rows), sampling.max_tokens)], dim=1)
-        random = torch.from_numpy(numpy.stack([
-            uniforms(sampling.seed, row.prompt.id, row.index, sampling.max_tokens) for row in rows])).to(where)
+        random = torch.from_numpy(
+            numpy.stack([uniforms(sampling.seed, row.prompt.id, row.index, sampling.max_tokens) for row in rows])
+        ).to(where)
         layers = [GrowingLayer(width + sampling.max_tokens) for _ in range(self.model.config.num_hidden_layers)]
         cache = Cache(layers=layers)
         active = list(rows)
         for step in range(sampling.max_tokens):
-            logits = self.model(input_ids=ids, attention_mask=mask[:, : width + step], position_ids=positions,
-                                past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            logits = self.model(
+                input_ids=ids,
+                attention_mask=mask[:, : width + step],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
             logprobs = filtered_logprobs(logits, sampling)
             tokens = draw(logprobs, random[:, step]) if sampling.temperature else logprobs.argmax(-1)
             chosen = logprobs.gather(1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -166,8 +174,9 @@ class TransformersEngine:
                 tokens, lengths, mask, random = tokens[kept], lengths[kept], mask[kept], random[kept]
             ids, positions = tokens.unsqueeze(-1), (lengths + step).unsqueeze(-1)
 
-    def _append(self, active: list[Row], tokens: list[int], logprobs: list[float], sampling: Sampling,
-                stop_ids: frozenset[int]) -> None:
+    def _append(
+        self, active: list[Row], tokens: list[int], logprobs: list[float], sampling: Sampling, stop_ids: frozenset[int]
+    ) -> None:
         """Add one token to each row that is not finished, and see whether it ends there."""
         for row, token, logprob in zip(active, tokens, logprobs, strict=True):
             if row.finished:
@@ -185,9 +194,14 @@ class TransformersEngine:
 
     def _completion(self, row: Row, sampling: Sampling) -> Completion:
         return Completion(
-            id=f"{row.prompt.id}/{row.index}", prompt_id=row.prompt.id,
-            text=decode(self.tokenizer, row.token_ids, sampling.stop), token_ids=tuple(row.token_ids),
-            finish_reason="stop" if row.finished else "length", policy=self.name, logprobs=tuple(row.logprobs))
+            id=f"{row.prompt.id}/{row.index}",
+            prompt_id=row.prompt.id,
+            text=decode(self.tokenizer, row.token_ids, sampling.stop),
+            token_ids=tuple(row.token_ids),
+            finish_reason="stop" if row.finished else "length",
+            policy=self.name,
+            logprobs=tuple(row.logprobs),
+        )
 
     @torch.inference_mode()
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
@@ -220,8 +234,10 @@ def single_tokens(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) ->
     encoded = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
     for choice, ids in zip(choices, encoded, strict=True):
         if len(ids) != 1:
-            raise ConfigError(f"the label {choice!r} is {len(ids)} tokens for this model, but its probability can be "
-                              "read off only for labels of one token: use other labels, or output kind regex")
+            raise ConfigError(
+                f"the label {choice!r} is {len(ids)} tokens for this model, but its probability can be "
+                "read off only for labels of one token: use other labels, or output kind regex"
+            )
     if len({ids[0] for ids in encoded}) < len(choices):
         raise ConfigError(f"the labels {list(choices)} are not distinct tokens for this model: use other labels")
     return [ids[0] for ids in encoded]

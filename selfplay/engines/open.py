@@ -9,8 +9,9 @@ from selfplay.engines import Engine
 from selfplay.models import load_policy, load_tokenizer
 
 
-def open_engine(config: EngineConfig, checkpoint: str | Path, name: str, *, dtype: str = "float32",
-                revision: str | None = None) -> Engine:
+def open_engine(
+    config: EngineConfig, checkpoint: str | Path, name: str, *, dtype: str = "float32", revision: str | None = None
+) -> Engine:
     """An engine over a checkpoint; its completions carry `name` as their policy. Raises ConfigError if it cannot be."""
     if config.kind == "vllm":
         from selfplay.engines.vllm import VllmEngine
@@ -35,8 +36,10 @@ def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32") -
     """
     endpoint, model = getattr(spec, "endpoint", None), getattr(spec, "model", None)
     if model is None:
-        raise ConfigError(f"judge {spec.name!r} asks a language model, but names none: set judge.model in the recipe, or "
-                          "`model` in the judge's file")
+        raise ConfigError(
+            f"judge {spec.name!r} asks a language model, but names none: set judge.model in the recipe, or "
+            "`model` in the judge's file"
+        )
     if endpoint is not None:
         from selfplay.engines.endpoint import EndpointEngine
 

@@ -36,8 +36,14 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 class VllmEngine:
     """Generates with vLLM from a checkpoint: a directory written by `save_pretrained`, or a model on the hub."""
 
-    def __init__(self, path: str | Path, config: EngineConfig | None = None, name: str = "policy",
-                 dtype: str = "float32", revision: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: EngineConfig | None = None,
+        name: str = "policy",
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> None:
         """Start vLLM (20 s and more). Raises ConfigError if it is not installed or has no kernel for the model."""
         config = config or EngineConfig(kind="vllm")
         self.name, self.may_sleep, self.asleep = name, config.sleep, False
@@ -53,16 +59,20 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts; ConfigError for one too long."""
         if sampling.temperature > 2:
-            raise ConfigError(f"sampling.temperature is {sampling.temperature}, but vLLM takes at most 2: lower it, or "
-                              "set engine.kind to transformers")
+            raise ConfigError(
+                f"sampling.temperature is {sampling.temperature}, but vLLM takes at most 2: lower it, or "
+                "set engine.kind to transformers"
+            )
         encoded = self._encode(prompts, sampling.max_tokens)
         requests = [ids for ids in encoded for _ in range(sampling.n)]
         names = [(prompt.id, index) for prompt in prompts for index in range(sampling.n)]
         stop_ids = sorted({*self.stop_ids, *special_tokens(self.tokenizer, sampling.stop)})
         parameters = [self._parameters(sampling, stop_ids, prompt_id, index) for prompt_id, index in names]
         outputs = self._run(requests, parameters)
-        rows = [self._completion(prompt_id, index, output, sampling)
-                for (prompt_id, index), output in zip(names, outputs, strict=True)]
+        rows = [
+            self._completion(prompt_id, index, output, sampling)
+            for (prompt_id, index), output in zip(names, outputs, strict=True)
+        ]
         return [rows[start : start + sampling.n] for start in range(0, len(rows), sampling.n)]
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
@@ -119,9 +129,11 @@ class VllmEngine:
         limit = self.llm.model_config.max_model_len
         for prompt, ids in zip(prompts, encoded, strict=True):
             if len(ids) + max_tokens > limit:
-                raise ConfigError(f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
-                                  f"{max_tokens} that is more than the {limit} that the model and vLLM's cache hold: "
-                                  "shorten one, or raise engine.cpu_cache_gib or engine.gpu_memory")
+                raise ConfigError(
+                    f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
+                    f"{max_tokens} that is more than the {limit} that the model and vLLM's cache hold: "
+                    "shorten one, or raise engine.cpu_cache_gib or engine.gpu_memory"
+                )
         return encoded
 
     def _run(self, requests: Sequence[Sequence[int]], parameters: Sequence[Any]) -> list[Any]:
@@ -137,21 +149,32 @@ class VllmEngine:
 
         schema = sampling.json_schema if isinstance(sampling, GuidedSampling) else None
         return SamplingParams(
-            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens, seed=request_seed(sampling.seed, prompt_id, index),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=request_seed(sampling.seed, prompt_id, index),
             logprobs=0 if sampling.temperature else None,  # a judge's greedy answer needs none, and they take time
-            flat_logprobs=True, stop=list(sampling.stop), detokenize=bool(sampling.stop), stop_token_ids=stop_ids,
+            flat_logprobs=True,
+            stop=list(sampling.stop),
+            detokenize=bool(sampling.stop),
+            stop_token_ids=stop_ids,
             ignore_eos=True,  # its end tokens are among stop_token_ids
-            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema))
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+        )
 
     def _completion(self, prompt_id: str, index: int, output: Any, sampling: Sampling) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM gave up on completion {prompt_id}/{index}: {output.finish_reason}")
         return Completion(
-            id=f"{prompt_id}/{index}", prompt_id=prompt_id,
+            id=f"{prompt_id}/{index}",
+            prompt_id=prompt_id,
             text=decode(self.tokenizer, output.token_ids, sampling.stop),
-            token_ids=tuple(output.token_ids), finish_reason=output.finish_reason, policy=self.name,
-            logprobs=tuple(output.logprobs.logprobs) if sampling.temperature else None)
+            token_ids=tuple(output.token_ids),
+            finish_reason=output.finish_reason,
+            policy=self.name,
+            logprobs=tuple(output.logprobs.logprobs) if sampling.temperature else None,
+        )
 
 
 def request_seed(seed: int, prompt_id: str, index: int) -> int:
@@ -168,9 +191,11 @@ def head_size(model_config: Any) -> int:
 def check_head_size(size: int, what: str) -> None:
     """Raise ConfigError if vLLM's CPU kernels have no attention for heads of `size`; `what` names the model."""
     if size not in CPU_HEAD_SIZES:
-        raise ConfigError(f"{what} has attention heads of size {size}, but vLLM on a CPU knows "
-                          f"{', '.join(map(str, CPU_HEAD_SIZES))} only: set engine.kind to transformers, or make a "
-                          "model whose hidden_size / heads is one of these")
+        raise ConfigError(
+            f"{what} has attention heads of size {size}, but vLLM on a CPU knows "
+            f"{', '.join(map(str, CPU_HEAD_SIZES))} only: set engine.kind to transformers, or make a "
+            "model whose hidden_size / heads is one of these"
+        )
 
 
 def _generation_config(path: str | Path, revision: str | None, model_config: Any) -> GenerationConfig:
@@ -186,22 +211,39 @@ def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on
     try:
         from vllm import LLM
     except ImportError as error:
-        raise ConfigError(f"engine.kind is vllm, but vLLM cannot be imported ({error}): see `selfplay doctor`, or set "
-                          "engine.kind to transformers") from None
+        raise ConfigError(
+            f"engine.kind is vllm, but vLLM cannot be imported ({error}): see `selfplay doctor`, or set "
+            "engine.kind to transformers"
+        ) from None
     # Whole prompts only: on a CPU, vLLM 0.31 cannot put a seeded request off in the middle of its prompt ("CPU Generator
     # does not use offset").
-    options: dict[str, Any] = {"enforce_eager": True, "kv_cache_memory_bytes": config.cpu_cache_gib * 2**30,
-                               "enable_chunked_prefill": False}
+    options: dict[str, Any] = {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": config.cpu_cache_gib * 2**30,
+        "enable_chunked_prefill": False,
+    }
     if on_gpu:
         from vllm.config import WeightTransferConfig
 
-        options = {"gpu_memory_utilization": config.gpu_memory, "enable_sleep_mode": config.sleep,
-                   "tensor_parallel_size": config.tensor_parallel,
-                   "weight_transfer_config": WeightTransferConfig(backend="ipc")}
-    return LLM(path, revision=revision, tokenizer_revision=revision, dtype=dtype, max_model_len=-1,
-               logprobs_mode="processed_logprobs", generation_config="vllm", use_tqdm_on_load=False,
-               structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-               worker_extension_cls="selfplay.engines.vllm_worker.WorkerExtension", **options)
+        options = {
+            "gpu_memory_utilization": config.gpu_memory,
+            "enable_sleep_mode": config.sleep,
+            "tensor_parallel_size": config.tensor_parallel,
+            "weight_transfer_config": WeightTransferConfig(backend="ipc"),
+        }
+    return LLM(
+        path,
+        revision=revision,
+        tokenizer_revision=revision,
+        dtype=dtype,
+        max_model_len=-1,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        use_tqdm_on_load=False,
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+        worker_extension_cls="selfplay.engines.vllm_worker.WorkerExtension",
+        **options,
+    )
 
 
 @contextmanager
@@ -214,8 +256,12 @@ def _environment(on_gpu: bool) -> Iterator[None]:
     """
     before = dict(os.environ)
     os.environ[OWNER_VARIABLE] = str(os.getpid())
-    defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_NO_USAGE_STATS": "1",
-                "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    defaults = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
     if on_gpu:
         defaults["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA handles travel pickled, among our own processes
     for variable, value in defaults.items():
@@ -246,8 +292,9 @@ def _send_in_place(llm: Any, model: PreTrainedModel) -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-    sender = WeightTransferTrainerFactory.trainer_init(IPCTrainerInitInfo(rank=0), client=_Receiver(llm),
-                                                       source=ModuleSource(model))
+    sender = WeightTransferTrainerFactory.trainer_init(
+        IPCTrainerInitInfo(rank=0), client=_Receiver(llm), source=ModuleSource(model)
+    )
     sender.send_weights()
 
 

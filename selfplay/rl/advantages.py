@@ -55,8 +55,14 @@ def penalise_missing_end(scores: Tensor, truncated: Tensor, penalty: float, how:
     raise ValueError(f"unknown way to penalise a missing end {how!r}: use subtract or replace")
 
 
-def advantages_and_returns(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, gae_lambda: float,
-                           final_values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def advantages_and_returns(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    discount: float,
+    gae_lambda: float,
+    final_values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016): (B, T) advantages and returns, 0 off the mask.
 
     delta_t = r_t + discount V_{t+1} - V_t;  A_t = delta_t + discount lambda A_{t+1};  return = A + V.

@@ -32,8 +32,9 @@ class MicroBatch:
     ends: Tensor
 
 
-def collate(tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, rows: Sequence[int],
-            packed: bool = False) -> MicroBatch:
+def collate(
+    tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, rows: Sequence[int], packed: bool = False
+) -> MicroBatch:
     """The micro-batch of some `rows` of right-padded `tokens` (B, L) with lengths (B,), on the tokens' device."""
     where = tokens.device
     chosen = torch.as_tensor(rows, device=where)
@@ -48,10 +49,17 @@ def collate(tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, ro
     last = place == lengths[:, None] - 1
     targets = ids[behind]
     if packed:
-        return MicroBatch(chosen, ids[real][None], place.expand_as(real)[real][None], before[real].nonzero().squeeze(1),
-                          targets, last[real].nonzero().squeeze(1))
-    return MicroBatch(chosen, ids, None, before.flatten().nonzero().squeeze(1), targets,
-                      last.flatten().nonzero().squeeze(1))
+        return MicroBatch(
+            chosen,
+            ids[real][None],
+            place.expand_as(real)[real][None],
+            before[real].nonzero().squeeze(1),
+            targets,
+            last[real].nonzero().squeeze(1),
+        )
+    return MicroBatch(
+        chosen, ids, None, before.flatten().nonzero().squeeze(1), targets, last.flatten().nonzero().squeeze(1)
+    )
 
 
 def deal(rows: Sequence[int], lengths: Sequence[int], players: int) -> list[list[int]]:

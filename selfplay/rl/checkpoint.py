@@ -48,6 +48,8 @@ def load_checkpoint(directory: Path, fingerprint: dict[str, Any]) -> dict[str, A
     changed = [key for key in fingerprint if state["fingerprint"].get(key) != fingerprint[key]]
     if changed:
         key = changed[0]
-        raise ConfigError(f"{path} was written with {key} = {state['fingerprint'].get(key)!r}, and now it is "
-                          f"{fingerprint[key]!r}: put it back, or delete the file to start PPO anew")
+        raise ConfigError(
+            f"{path} was written with {key} = {state['fingerprint'].get(key)!r}, and now it is "
+            f"{fingerprint[key]!r}: put it back, or delete the file to start PPO anew"
+        )
     return dict(state)

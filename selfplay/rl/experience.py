@@ -51,12 +51,19 @@ class Experience:
     def tokens(self, rows: Tensor) -> Tokens:
         """The response tokens of some rows (k,), in the order in which a micro-batch lists them."""
         at = token_places(rows, self.mask)
-        return Tokens(self.old_logprobs[at], self.reference_logprobs[at], self.old_values[at], self.advantages[at],
-                      self.returns[at], self.weights[at])
+        return Tokens(
+            self.old_logprobs[at],
+            self.reference_logprobs[at],
+            self.old_values[at],
+            self.advantages[at],
+            self.returns[at],
+            self.weights[at],
+        )
 
 
-def build_experience(episodes: Episodes, estimates: Estimates, config: PPO, coefficient: float,
-                     moments: RunningMoments) -> Experience:
+def build_experience(
+    episodes: Episodes, estimates: Estimates, config: PPO, coefficient: float, moments: RunningMoments
+) -> Experience:
     """Scores -> rewards -> advantages and returns. `coefficient` is beta; `moments` takes in the scores."""
     mask = episodes.mask
     dtype = estimates.logprobs.dtype
@@ -68,12 +75,21 @@ def build_experience(episodes: Episodes, estimates: Estimates, config: PPO, coef
         rewards = whiten(rewards, mask, shift_mean=False)
     bootstrap = config.truncated_value == "bootstrap"
     final_values = estimates.final_values * episodes.truncated if bootstrap else None
-    advantages, returns = advantages_and_returns(rewards, estimates.values, mask, config.discount, config.gae_lambda,
-                                                 final_values)
+    advantages, returns = advantages_and_returns(
+        rewards, estimates.values, mask, config.discount, config.gae_lambda, final_values
+    )
     if config.whiten_advantages:
         advantages = whiten(advantages, mask)
     known = ~episodes.engine_logprobs.isnan() & mask
     engine_logprobs = torch.where(known, episodes.engine_logprobs.to(dtype), estimates.logprobs)
     weights = importance_weights(estimates.logprobs, engine_logprobs, config.importance_cap, config.importance_mask)
-    return Experience(mask, estimates.logprobs, estimates.reference_logprobs, estimates.values, advantages, returns,
-                      weights * mask, scores)
+    return Experience(
+        mask,
+        estimates.logprobs,
+        estimates.reference_logprobs,
+        estimates.values,
+        advantages,
+        returns,
+        weights * mask,
+        scores,
+    )

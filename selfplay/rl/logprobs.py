@@ -14,8 +14,15 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Most logits held at once, per device type: 4 MiB, which a cache holds, and 256 MiB."""
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, temperature: float = 1.0,
-                   chunk: int | None = None, entropy: bool = True) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of its distribution, both (N,), in nats, float32 (float64 if given it).
 
     Without `entropy` the second is empty, (0,), and costs nothing.
@@ -44,8 +51,16 @@ class _TokenLogprobs(torch.autograd.Function):
     """The forward keeps hidden states and one normaliser per token; the backward goes over the chunks again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, scale: float,
-                chunk: int, entropy: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        scale: float,
+        chunk: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         count = hidden.shape[0]
         logprobs, normalisers = (hidden.new_empty(count, dtype=dtype) for _ in range(2))
@@ -96,5 +111,12 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_weight += operand.t() @ hidden[part].to(operand.dtype)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
-        return (grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype),
-                None if grad_bias is None else grad_bias.to(bias.dtype), None, None, None, None)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+            None,
+        )

@@ -22,8 +22,9 @@ class PolicyLoss:
     clipped: Tensor
 
 
-def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float,
-                dual_clip: float | None = None) -> PolicyLoss:
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float, dual_clip: float | None = None
+) -> PolicyLoss:
     """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) (Schulman et al. 2017, equation 7).
 
     The log-ratio is clamped to +-20 against overflow. With `dual_clip` c > 1 the loss is at most -A c where A < 0 (Ye
@@ -57,8 +58,9 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float 
     return ValueLoss(torch.maximum(plain, bounded) / 2, (bounded > plain).detach())
 
 
-def importance_weights(old_logprobs: Tensor, engine_logprobs: Tensor, cap: float | None,
-                       bound: float | None = None) -> Tensor:
+def importance_weights(
+    old_logprobs: Tensor, engine_logprobs: Tensor, cap: float | None, bound: float | None = None
+) -> Tensor:
     """Detached weights min(p_old / p_engine, cap) for tokens that the engine sampled; 1 where `cap` is None.
 
     Tokens whose ratio lies outside [1 / bound, bound] get weight 0. Sources: truncated importance sampling, Ionides

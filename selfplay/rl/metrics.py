@@ -19,14 +19,30 @@ from selfplay.rl.losses import PolicyLoss, ValueLoss
 from selfplay.rl.rollouts import Episodes, Estimates
 from selfplay.rundir import read_json_lines
 
-SUMS = ("tokens", "loss/policy", "policy/clipfrac", "policy/approxkl", "val/ratio", "policy/entropy", "loss/value",
-        "val/clipfrac")
+SUMS = (
+    "tokens",
+    "loss/policy",
+    "policy/clipfrac",
+    "policy/approxkl",
+    "val/ratio",
+    "policy/entropy",
+    "loss/value",
+    "val/clipfrac",
+)
 
 
 def token_sums(tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: PolicyLoss, value: ValueLoss) -> Tensor:
     """(8,) float64: sums over a micro-batch's tokens of the quantities that `SUMS` names."""
-    parts = (torch.ones_like(logprobs), policy.loss, policy.clipped, (logprobs - tokens.old_logprobs).square() / 2,
-             policy.ratio, entropies, value.loss, value.clipped)
+    parts = (
+        torch.ones_like(logprobs),
+        policy.loss,
+        policy.clipped,
+        (logprobs - tokens.old_logprobs).square() / 2,
+        policy.ratio,
+        entropies,
+        value.loss,
+        value.clipped,
+    )
     return torch.stack([part.detach().double().sum() for part in parts])
 
 
@@ -35,25 +51,33 @@ def update_metrics(minibatches: Sequence[dict[str, float]], steps: int) -> dict[
 
     `steps` of them were learnt from: all, or all but the last, at which `target_kl` ended the step.
     """
+
     def column(name: str) -> Tensor:
         return torch.tensor([row[name] for row in minibatches if name in row], dtype=torch.float64)
 
     first, ratios = minibatches[0], column("val/ratio")
     named = {f"{name}_avg": float(column(name).mean()) for name in minibatches[0] if name != "val/ratio"}
-    return {**named, "val/ratio": float(ratios.mean()),
-            "val/ratio_var": float(ratios.var()) if len(ratios) > 1 else 0.0,
-            "policy/first_approxkl": first["policy/approxkl"], "policy/first_clipfrac": first["policy/clipfrac"],
-            "val/first_ratio": first["val/ratio"], "policy/minibatches": steps}
+    return {
+        **named,
+        "val/ratio": float(ratios.mean()),
+        "val/ratio_var": float(ratios.var()) if len(ratios) > 1 else 0.0,
+        "policy/first_approxkl": first["policy/approxkl"],
+        "policy/first_clipfrac": first["policy/clipfrac"],
+        "val/first_ratio": first["val/ratio"],
+        "policy/minibatches": steps,
+    }
 
 
-def rollout_metrics(episodes: Episodes, estimates: Estimates, experience: Experience, config: PPO,
-                    coefficient: float) -> dict[str, float]:
+def rollout_metrics(
+    episodes: Episodes, estimates: Estimates, experience: Experience, config: PPO, coefficient: float
+) -> dict[str, float]:
     """What the episodes of a step were like; `coefficient` is the beta that was used on them."""
     mask, lengths = experience.mask, episodes.response_lengths.double()
     k1 = (estimates.logprobs - estimates.reference_logprobs) * mask
     in_reward = coefficient if config.kl_in == "reward" else 0.0
-    non_score = -in_reward * (kl_estimate(estimates.logprobs, estimates.reference_logprobs, config.kl_estimator)
-                              * mask).sum(1)
+    non_score = -in_reward * (
+        kl_estimate(estimates.logprobs, estimates.reference_logprobs, config.kl_estimator) * mask
+    ).sum(1)
     known = ~episodes.engine_logprobs.isnan() & mask
     gap = torch.where(known, (estimates.logprobs - episodes.engine_logprobs).abs(), 0.0)
     residual, returns = experience.returns - experience.old_values, experience.returns
@@ -76,9 +100,12 @@ def rollout_metrics(episodes: Episodes, estimates: Estimates, experience: Experi
         "response/tokens": lengths.sum(),
     }
     if known.any():
-        values |= {"engine/logprob_gap": masked_mean(gap, known), "engine/logprob_gap_max": gap.max(),
-                   "engine/importance_weight": masked_mean(experience.weights, known),
-                   "engine/masked": masked_mean((experience.weights == 0).to(gap.dtype), known)}
+        values |= {
+            "engine/logprob_gap": masked_mean(gap, known),
+            "engine/logprob_gap_max": gap.max(),
+            "engine/importance_weight": masked_mean(experience.weights, known),
+            "engine/masked": masked_mean((experience.weights == 0).to(gap.dtype), known),
+        }
     return {name: float(value) for name, value in values.items()}
 
 
@@ -86,9 +113,19 @@ def samples(episodes: Episodes, estimates: Estimates, step: int, count: int) -> 
     """The first `count` episodes as rows of text: prompt, response, score, KL (nats), tokens, why it ended."""
     kl = ((estimates.logprobs - estimates.reference_logprobs) * episodes.mask).sum(1)
     rows = zip(episodes.prompts[:count], episodes.completions, episodes.scores.tolist(), kl.tolist(), strict=False)
-    return [{"step": step, "prompt_id": prompt.id, "prompt": prompt.text, "response": completion.text, "score": value,
-             "kl": divergence, "tokens": len(completion.token_ids), "finish_reason": completion.finish_reason}
-            for prompt, completion, value, divergence in rows]
+    return [
+        {
+            "step": step,
+            "prompt_id": prompt.id,
+            "prompt": prompt.text,
+            "response": completion.text,
+            "score": value,
+            "kl": divergence,
+            "tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+        }
+        for prompt, completion, value, divergence in rows
+    ]
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

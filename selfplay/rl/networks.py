@@ -98,8 +98,10 @@ class Critic(nn.Module):
         """
         head = getattr(model, "score", None)
         if not isinstance(head, nn.Linear) or head.out_features != 1:
-            raise ConfigError(f"the critic {type(model).__name__} has no linear `score` head with one output; use a "
-                              "sequence classifier with num_labels=1, such as a reward model")
+            raise ConfigError(
+                f"the critic {type(model).__name__} has no linear `score` head with one output; use a "
+                "sequence classifier with num_labels=1, such as a reward model"
+            )
         mean, deviation = score_shift_and_scale(model.config)
         scaled = nn.Linear(head.in_features, 1, dtype=head.weight.dtype, device=head.weight.device)
         with torch.no_grad():
@@ -138,8 +140,9 @@ def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ConfigError("policy.lora needs the package peft: pip install 'selfplay-loop[lora]'") from None
-    config: Any = LoraConfig(r=lora.rank, lora_alpha=lora.alpha,
-                             target_modules=list(lora.targets), lora_dropout=0.0, task_type="CAUSAL_LM")
+    config: Any = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(policy, config)
@@ -163,11 +166,15 @@ def check_head(model: Any) -> None:
     inner = plain(model)
     head = inner.get_output_embeddings()
     if hasattr(head, "base_layer"):
-        raise ConfigError("the policy has an adapter on its output embedding, which PPO's chunked log-probs would pass "
-                          "by: leave it out of the adapter's target modules")
+        raise ConfigError(
+            "the policy has an adapter on its output embedding, which PPO's chunked log-probs would pass "
+            "by: leave it out of the adapter's target modules"
+        )
     probe = torch.arange(4, device=inner.device)[None] % inner.config.vocab_size
     hidden = inner.base_model(input_ids=probe, use_cache=False).last_hidden_state
     expected = head(hidden) * logit_scale(inner.config)
     if not torch.allclose(inner(input_ids=probe, use_cache=False).logits, expected, rtol=1e-3, atol=1e-3):
-        raise ConfigError(f"{type(inner).__name__} changes its logits after the output embedding (soft-capping?), "
-                          "which PPO's chunked log-probs do not know: use another architecture")
+        raise ConfigError(
+            f"{type(inner).__name__} changes its logits after the output embedding (soft-capping?), "
+            "which PPO's chunked log-probs do not know: use another architecture"
+        )

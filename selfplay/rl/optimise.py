@@ -40,12 +40,19 @@ class Diverged(ConfigError):
 class Optimiser:
     """AdamW over the trainable parameters of a module."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, epsilon: float, weight_decay: float,
-                 max_grad_norm: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        epsilon: float,
+        weight_decay: float,
+        max_grad_norm: float,
+    ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
-        self.adam = torch.optim.AdamW(self.parameters, lr=learning_rate, eps=epsilon, weight_decay=weight_decay,
-                                      fused=True)
+        self.adam = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True
+        )
 
     def set_factor(self, factor: float) -> float:
         """Scale the learning rate; gives the rate now in use."""
@@ -65,8 +72,10 @@ class Optimiser:
             sum_over_processes(parameter.grad for parameter in self.parameters if parameter.grad is not None)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not math.isfinite(norm):
-            raise Diverged(f"PPO diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning rates "
-                           "or set target_kl, and look at policy/approxkl_avg and loss/value_avg of the steps before")
+            raise Diverged(
+                f"PPO diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning rates "
+                "or set target_kl, and look at policy/approxkl_avg and loss/value_avg of the steps before"
+            )
         self.adam.step()
         self.forget()
         return norm

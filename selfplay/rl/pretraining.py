@@ -18,8 +18,9 @@ from selfplay.rl.networks import PolicyNetwork, packs, precision
 class PretrainingMix:
     """Documents as token ids, and the gradients of their negative log-likelihood."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, corpus: Sequence[str], config: Pretraining,
-                 where: torch.device) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, corpus: Sequence[str], config: Pretraining, where: torch.device
+    ) -> None:
         encoded = tokenizer(list(corpus), truncation=True, max_length=config.length)["input_ids"]
         kept = [ids for ids in encoded if len(ids) > 1]
         if not kept:
@@ -43,8 +44,13 @@ class PretrainingMix:
         summed = torch.zeros((), dtype=torch.float64, device=self.tokens.device)
         budget = config.micro_batch_tokens or default_batch_tokens(self.tokens.device)
         for part in split_by_tokens(deal(names, lengths, world_size())[rank()], lengths, budget):
-            batch = collate(self.tokens, torch.ones_like(self.predicted), self.predicted, [rows[i] for i in part],
-                            packs(policy.model))
+            batch = collate(
+                self.tokens,
+                torch.ones_like(self.predicted),
+                self.predicted,
+                [rows[i] for i in part],
+                packs(policy.model),
+            )
             with precision(config.precision, self.tokens.device):
                 loss = policy.sequence_loss(batch).sum() / total
             (self.config.coefficient * loss).backward()

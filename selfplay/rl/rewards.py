@@ -59,16 +59,25 @@ class FunctionReward:
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
         """Call the function; raises ConfigError if it does not give one number per response."""
         name = getattr(self.function, "__name__", "the function")
-        scores = list(self.function([prompt.text for prompt in prompts], [response.text for response in responses],
-                                    [prompt.meta for prompt in prompts]))
+        scores = list(
+            self.function(
+                [prompt.text for prompt in prompts],
+                [response.text for response in responses],
+                [prompt.meta for prompt in prompts],
+            )
+        )
         if len(scores) != len(responses):
-            raise ConfigError(f"the reward function {name} gave {len(scores)} scores for {len(responses)} responses; "
-                              "it must return one number for each")
+            raise ConfigError(
+                f"the reward function {name} gave {len(scores)} scores for {len(responses)} responses; "
+                "it must return one number for each"
+            )
         try:
             return [float(score) for score in scores]
         except (TypeError, ValueError):
-            raise ConfigError(f"the reward function {name} gave {scores[:3]} ... where numbers are needed; use "
-                              "float('nan') for a response that cannot be scored") from None
+            raise ConfigError(
+                f"the reward function {name} gave {scores[:3]} ... where numbers are needed; use "
+                "float('nan') for a response that cannot be scored"
+            ) from None
 
 
 class JudgeReward:
@@ -86,10 +95,13 @@ class JudgeReward:
         pairs = []
         for place, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             if prompt.id not in self.opponents:
-                raise ConfigError(f"there is no opponent's completion for prompt {prompt.id!r}, so the judge has "
-                                  "nothing to compare with: generate one for every training prompt")
-            pairs.append(Pair(id=f"{place}/{response.id}", prompt=prompt, first=response,
-                              second=self.opponents[prompt.id]))
+                raise ConfigError(
+                    f"there is no opponent's completion for prompt {prompt.id!r}, so the judge has "
+                    "nothing to compare with: generate one for every training prompt"
+                )
+            pairs.append(
+                Pair(id=f"{place}/{response.id}", prompt=prompt, first=response, second=self.opponents[prompt.id])
+            )
         verdicts: dict[str, list[Verdict]] = {pair.id: [] for pair in pairs}
         for verdict in self.judge.judge(pairs):
             verdicts[verdict.pair_id].append(verdict)

@@ -91,8 +91,16 @@ class Sampler:
     Ahead means: while step s learns, a thread samples for step s + 1 with the weights that step s began with.
     """
 
-    def __init__(self, engine: Engine | None, policy: Any, tokenizer: PreTrainedTokenizerBase,
-                 prompts: Sequence[Prompt], config: PPO, sampling: Sampling, seed: int) -> None:
+    def __init__(
+        self,
+        engine: Engine | None,
+        policy: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        config: PPO,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
         self.engine = engine or TransformersEngine(plain(policy), tokenizer)
         self.shares_weights = isinstance(self.engine, TransformersEngine)
         self.policy, self.prompts, self.config, self.sampling, self.seed = policy, prompts, config, sampling, seed
@@ -134,8 +142,10 @@ class Sampler:
         mine = slice(rank(), None, world_size())
         drawn = self.sampling.model_copy(update={"n": 1, "seed": derive_seed(self.seed, "sampling", step)})
         answers = [group[0] for group in self.engine.generate(asked[mine], drawn)]
-        return [(number, answer.model_copy(update={"prompt_id": self.prompts[number].id}))
-                for number, answer in zip(order[mine], answers, strict=True)]
+        return [
+            (number, answer.model_copy(update={"prompt_id": self.prompts[number].id}))
+            for number, answer in zip(order[mine], answers, strict=True)
+        ]
 
     def state(self) -> list[tuple[int, dict[str, Any]]] | None:
         """What was sampled ahead, by all processes, for a checkpoint; waits for it."""
@@ -163,8 +173,14 @@ def interleave(hands: Sequence[Sequence[T]]) -> list[T]:
     return [hands[place % len(hands)][place // len(hands)] for place in range(sum(len(hand) for hand in hands))]
 
 
-def score(answers: Answers, prompts: Sequence[Prompt], encoded: Sequence[Sequence[int]], reward: Reward,
-          where: torch.device, pad: int) -> tuple[Episodes, int]:
+def score(
+    answers: Answers,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[Sequence[int]],
+    reward: Reward,
+    where: torch.device,
+    pad: int,
+) -> tuple[Episodes, int]:
     """Episodes of all processes with their scores, and how many were left out (score NaN, or no token).
 
     Raises RuntimeError if none is left.
@@ -174,18 +190,26 @@ def score(answers: Answers, prompts: Sequence[Prompt], encoded: Sequence[Sequenc
     everything = interleave(gather(share))
     kept = [row for row in everything if math.isfinite(row[2]) and row[1].token_ids]
     if not kept:
-        raise RuntimeError(f"none of the {len(everything)} responses of this step could be scored: see the reward's "
-                           "own errors")
+        raise RuntimeError(
+            f"none of the {len(everything)} responses of this step could be scored: see the reward's own errors"
+        )
     return _episodes(kept, prompts, encoded, where, pad), len(everything) - len(kept)
 
 
-def _episodes(rows: Sequence[tuple[int, Completion, float]], prompts: Sequence[Prompt],
-              encoded: Sequence[Sequence[int]], where: torch.device, pad: int) -> Episodes:
+def _episodes(
+    rows: Sequence[tuple[int, Completion, float]],
+    prompts: Sequence[Prompt],
+    encoded: Sequence[Sequence[int]],
+    where: torch.device,
+    pad: int,
+) -> Episodes:
     """The rows as tensors."""
     sequences = [[*encoded[number], *answer.token_ids] for number, answer, _ in rows]
     longest, widest = max(map(len, sequences)), max(len(answer.token_ids) for _, answer, _ in rows)
-    said = [list(answer.logprobs) if answer.logprobs is not None else [math.nan] * len(answer.token_ids)
-            for _, answer, _ in rows]
+    said = [
+        list(answer.logprobs) if answer.logprobs is not None else [math.nan] * len(answer.token_ids)
+        for _, answer, _ in rows
+    ]
     return Episodes(
         prompts=[prompts[number] for number, _, _ in rows],
         completions=[answer for _, answer, _ in rows],
@@ -194,11 +218,17 @@ def _episodes(rows: Sequence[tuple[int, Completion, float]], prompts: Sequence[P
         response_lengths=torch.tensor([len(answer.token_ids) for _, answer, _ in rows], device=where),
         truncated=torch.tensor([answer.finish_reason == "length" for _, answer, _ in rows], device=where),
         engine_logprobs=torch.tensor([row + [math.nan] * (widest - len(row)) for row in said], device=where),
-        scores=torch.tensor([value for _, _, value in rows], device=where))
+        scores=torch.tensor([value for _, _, value in rows], device=where),
+    )
 
 
-def estimate(episodes: Episodes, policy: PolicyNetwork, reference: PolicyNetwork | None,
-             critic: Callable[[MicroBatch], tuple[Tensor, Tensor]], config: PPO) -> Estimates:
+def estimate(
+    episodes: Episodes,
+    policy: PolicyNetwork,
+    reference: PolicyNetwork | None,
+    critic: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+    config: PPO,
+) -> Estimates:
     """One pass of all networks over the episodes, divided over the processes. `reference` None: the adapters off."""
     mask = episodes.mask
     dtype = torch.promote_types(plain(policy.model).dtype, torch.float32)
@@ -206,7 +236,9 @@ def estimate(episodes: Episodes, policy: PolicyNetwork, reference: PolicyNetwork
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
     mine = deal(range(len(mask)), episodes.lengths, world_size())[rank()]
     with torch.inference_mode(), precision(config.precision, mask.device):
-        for rows in split_by_tokens(mine, episodes.lengths, config.micro_batch_tokens or default_batch_tokens(mask.device)):
+        for rows in split_by_tokens(
+            mine, episodes.lengths, config.micro_batch_tokens or default_batch_tokens(mask.device)
+        ):
             batch = episodes.batch(rows, packs(policy.model))
             into = token_places(batch.rows, mask)
             logprobs[into] = policy.logprobs(batch)

@@ -57,11 +57,23 @@ class PPOTrainer:
     with the metrics of each step. Raises ConfigError for what cannot be trained.
     """
 
-    def __init__(self, policy: Any, tokenizer: PreTrainedTokenizerBase, reward: Reward, prompts: Sequence[Prompt],
-                 config: PPO, sampling: Sampling, *, engine: Engine | None = None, critic: Any = None,
-                 reference: PreTrainedModel | None = None, corpus: Sequence[str] | None = None,
-                 directory: Path | None = None, seed: int = 0,
-                 on_step: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        config: PPO,
+        sampling: Sampling,
+        *,
+        engine: Engine | None = None,
+        critic: Any = None,
+        reference: PreTrainedModel | None = None,
+        corpus: Sequence[str] | None = None,
+        directory: Path | None = None,
+        seed: int = 0,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         _check(tokenizer, prompts, sampling, config, corpus)
         check_head(policy)
         start()
@@ -75,8 +87,11 @@ class PPOTrainer:
             reference = deepcopy(policy)
         if reference is not None:
             prepare(reference.requires_grad_(False))
-        self.critic = Critic.from_policy(policy, derive_seed(seed, "critic")) if critic is None else \
-            Critic.from_scalar_model(critic)
+        self.critic = (
+            Critic.from_policy(policy, derive_seed(seed, "critic"))
+            if critic is None
+            else Critic.from_scalar_model(critic)
+        )
         self.critic.requires_grad_(True)
         take_from_first(self.critic.parameters())
         if plain(policy) is policy:
@@ -90,20 +105,31 @@ class PPOTrainer:
         common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm)
         self.policy_optimiser = Optimiser(policy.parameters(), config.learning_rate, *common)
         self.critic_optimiser = Optimiser(self.critic.parameters(), config.critic_learning_rate, *common)
-        self.pretraining = None if config.pretraining is None else \
-            PretrainingMix(tokenizer, corpus or (), config.pretraining, self.where)
-        adaptive = config.adaptive_kl
-        self.controller = KLController(config.kl_coefficient) if adaptive is None else \
-            KLController(config.kl_coefficient, adaptive.target, adaptive.horizon)
+        self.pretraining = (
+            None
+            if config.pretraining is None
+            else PretrainingMix(tokenizer, corpus or (), config.pretraining, self.where)
+        )
+        self.controller = _controller(config)
         self.moments = RunningMoments()
         self.sampler = Sampler(engine, policy, tokenizer, prompts, config, sampling, seed)
-        self.fingerprint = {**config.model_dump(mode="json", exclude=SAFE_TO_CHANGE), "seed": seed,
-                            "sampling": sampling.model_dump(mode="json"), "reward": identity(reward),
-                            "prompts": hash_of([prompt.model_dump(mode="json") for prompt in prompts]),
-                            "corpus": hash_of(corpus), "policy weights": weights_digest(policy),
-                            "reference weights": None if reference is None else weights_digest(reference),
-                            "critic weights": None if critic is None else weights_digest(critic)}
+        self.fingerprint = self._fingerprint(sampling, corpus, None if critic is None else weights_digest(critic))
         self.steps_done, self.episodes_done = 0, 0
+
+    def _fingerprint(self, sampling: Sampling, corpus: Sequence[str] | None, critic: str | None) -> dict[str, Any]:
+        """What a checkpoint must agree on to be resumed: settings, reward, prompts, corpus and the weights at the start."""
+        reference = self.reference_network
+        return {
+            **self.config.model_dump(mode="json", exclude=SAFE_TO_CHANGE),
+            "seed": self.seed,
+            "sampling": sampling.model_dump(mode="json"),
+            "reward": identity(self.reward),
+            "prompts": hash_of([prompt.model_dump(mode="json") for prompt in self.prompts]),
+            "corpus": hash_of(corpus),
+            "policy weights": weights_digest(self.policy),
+            "reference weights": None if reference is None else weights_digest(reference.model),
+            "critic weights": critic,
+        }
 
     def train(self) -> None:
         """Run the steps that are left; resumes from `directory` if a checkpoint is there."""
@@ -127,8 +153,9 @@ class PPOTrainer:
         rates = self._set_learning_rates(step)
         answers = self.sampler.answers(step)
         sampled = perf_counter()
-        episodes, unscored = score(answers, self.prompts, self.encoded, self.reward, self.where,
-                                   self.tokenizer.pad_token_id)
+        episodes, unscored = score(
+            answers, self.prompts, self.encoded, self.reward, self.where, self.tokenizer.pad_token_id
+        )
         scored = perf_counter()
         estimates = estimate(episodes, self.policy_network, self.reference_network, self.critic_network, self.config)
         coefficient = self.controller.coefficient
@@ -140,11 +167,22 @@ class PPOTrainer:
             self.controller.update(metrics["objective/kl"], len(episodes.prompts))
         ended = perf_counter()
         self.episodes_done += len(episodes.prompts)
-        row = {"step": step + 1, "time": time(), "episode": self.episodes_done, "objective/unscored": unscored,
-               **metrics, **learned, "lr": rates[0], "critic_lr": rates[1],
-               "time/rollout": sampled - begun, "time/score": scored - sampled, "time/estimate": estimated - scored,
-               "time/update": ended - estimated, "time/step": ended - begun,
-               "episodes_per_second": len(episodes.prompts) / (ended - begun)}
+        row = {
+            "step": step + 1,
+            "time": time(),
+            "episode": self.episodes_done,
+            "objective/unscored": unscored,
+            **metrics,
+            **learned,
+            "lr": rates[0],
+            "critic_lr": rates[1],
+            "time/rollout": sampled - begun,
+            "time/score": scored - sampled,
+            "time/estimate": estimated - scored,
+            "time/update": ended - estimated,
+            "time/step": ended - begun,
+            "episodes_per_second": len(episodes.prompts) / (ended - begun),
+        }
         if self.directory is not None and rank() == 0:
             texts = samples(episodes, estimates, step + 1, self.config.log_samples)
             append_rows(self.directory / "samples.jsonl", texts)
@@ -155,8 +193,11 @@ class PPOTrainer:
         """Set and give both learning rates; the policy's schedule begins behind the critic's warm-up, at 0 before."""
         config, warming = self.config, self.config.critic_warmup
         of_critic = learning_rate_factor(step, config.steps, config.schedule, config.warmup)
-        of_policy = 0.0 if step < warming else \
-            learning_rate_factor(step - warming, config.steps - warming, config.schedule, config.warmup)
+        of_policy = (
+            0.0
+            if step < warming
+            else learning_rate_factor(step - warming, config.steps - warming, config.schedule, config.warmup)
+        )
         return self.policy_optimiser.set_factor(of_policy), self.critic_optimiser.set_factor(of_critic)
 
     def _learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
@@ -180,8 +221,9 @@ class PPOTrainer:
                 steps += 1
         return update_metrics(rows_of_metrics, steps)
 
-    def _gradients(self, episodes: Episodes, experience: Experience, rows: Sequence[int],
-                   learn_policy: bool = True) -> dict[str, float]:
+    def _gradients(
+        self, episodes: Episodes, experience: Experience, rows: Sequence[int], learn_policy: bool = True
+    ) -> dict[str, float]:
         """Leave in both networks this process's part of a minibatch's gradients; gives the metrics of all parts.
 
         Each token's loss is divided by the tokens of the whole minibatch: the sum over micro-batches and processes is
@@ -216,12 +258,18 @@ class PPOTrainer:
     def _state(self) -> dict[str, Any]:
         """All that the next step depends on."""
         trained = {name: tensor for name, tensor in self.policy.named_parameters() if tensor.requires_grad}
-        return {"fingerprint": self.fingerprint, "steps_done": self.steps_done, "episodes_done": self.episodes_done,
-                "policy": trained, "critic": self.critic.state_dict(),
-                "policy_optimiser": self.policy_optimiser.state_dict(),
-                "critic_optimiser": self.critic_optimiser.state_dict(),
-                "kl_coefficient": self.controller.coefficient, "moments": vars(self.moments),
-                "ahead": self.sampler.state()}
+        return {
+            "fingerprint": self.fingerprint,
+            "steps_done": self.steps_done,
+            "episodes_done": self.episodes_done,
+            "policy": trained,
+            "critic": self.critic.state_dict(),
+            "policy_optimiser": self.policy_optimiser.state_dict(),
+            "critic_optimiser": self.critic_optimiser.state_dict(),
+            "kl_coefficient": self.controller.coefficient,
+            "moments": vars(self.moments),
+            "ahead": self.sampler.state(),
+        }
 
     def _save(self) -> None:
         """Write the checkpoint; the first process does, and all agree on what was sampled ahead."""
@@ -248,23 +296,42 @@ class PPOTrainer:
             self.sampler.restore(state["ahead"])
             self.steps_done, self.episodes_done = state["steps_done"], state["episodes_done"]
         if len(set(gather(self.steps_done))) > 1:
-            raise ConfigError(f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
-                              "of them share")
+            raise ConfigError(
+                f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
+                "of them share"
+            )
         if rank() == 0:
             for name in ("metrics.jsonl", "samples.jsonl"):
                 forget_rows_from(self.directory / name, self.steps_done + 1)
 
 
-def _check(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], sampling: Sampling, config: PPO,
-           corpus: Sequence[str] | None) -> None:
+def _controller(config: PPO) -> KLController:
+    """The coefficient of the KL: fixed, or steered where the settings have a target."""
+    adaptive = config.adaptive_kl
+    if adaptive is None:
+        return KLController(config.kl_coefficient)
+    return KLController(config.kl_coefficient, adaptive.target, adaptive.horizon)
+
+
+def _check(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    config: PPO,
+    corpus: Sequence[str] | None,
+) -> None:
     """Raises ConfigError for inputs that PPO cannot learn from."""
     if not prompts:
         raise ConfigError("PPO needs at least one prompt, and got none")
     if sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0:
-        raise ConfigError(f"PPO samples from the whole distribution, but temperature is {sampling.temperature}, top_p "
-                          f"{sampling.top_p}, top_k {sampling.top_k}: use a temperature above 0, top_p 1, top_k 0")
+        raise ConfigError(
+            f"PPO samples from the whole distribution, but temperature is {sampling.temperature}, top_p "
+            f"{sampling.top_p}, top_k {sampling.top_k}: use a temperature above 0, top_p 1, top_k 0"
+        )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ConfigError("the tokenizer pads with its end token, so the end of a response cannot be told from "
-                          "padding: load it with selfplay.models.load_tokenizer, or set another pad_token")
+        raise ConfigError(
+            "the tokenizer pads with its end token, so the end of a response cannot be told from "
+            "padding: load it with selfplay.models.load_tokenizer, or set another pad_token"
+        )
     if config.pretraining is not None and not corpus:
         raise ConfigError("algorithm.pretraining needs text: pass `corpus`, or leave the section out")

@@ -33,8 +33,10 @@ class Run:
     @cached_property
     def prompts_asked(self) -> dict[str, str]:
         """Hashes of the training and of the held-out prompts themselves: a file may change while its name stays."""
-        return {name: hash_of([prompt.model_dump(mode="json") for prompt in prompts])
-                for name, prompts in (("train", self.train), ("heldout", self.heldout))}
+        return {
+            name: hash_of([prompt.model_dump(mode="json") for prompt in prompts])
+            for name, prompts in (("train", self.train), ("heldout", self.heldout))
+        }
 
     def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
         """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""

@@ -90,16 +90,21 @@ def train_tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokeniz
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     return finished_tokenizer(tokenizer)
 
 
 def finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """A trained tokenizer as transformers knows it, with our special tokens and chat template."""
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END,
-                                   extra_special_tokens=[SYSTEM, USER, ASSISTANT])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, extra_special_tokens=[SYSTEM, USER, ASSISTANT]
+    )
     fast.chat_template = CHAT_TEMPLATE
     return fast
 
@@ -111,11 +116,19 @@ def llama_config(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> Lla
     model on a plateau for hundreds of steps before it learns to look anything up in its prompt.
     """
     return LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.heads,
-        max_position_embeddings=shape.context, tie_word_embeddings=shape.tie_embeddings,
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=shape.tie_embeddings,
         initializer_range=shape.hidden_size**-0.5,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -130,8 +143,12 @@ def bits_per_character(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     A document longer than the context is scored in pieces, each without the ones before it, which overstates the loss.
     """
     context = model.config.max_position_embeddings
-    pieces = [ids[start : start + context] for text in documents for ids in [encode_document(tokenizer, text)]
-              for start in range(0, len(ids) - 1, context - 1)]
+    pieces = [
+        ids[start : start + context]
+        for text in documents
+        for ids in [encode_document(tokenizer, text)]
+        for start in range(0, len(ids) - 1, context - 1)
+    ]
     nats = 0.0
     for start in range(0, len(pieces), 32):
         ids, mask = right_pad(pieces[start : start + 32], tokenizer.pad_token_id, model.device)
@@ -141,8 +158,9 @@ def bits_per_character(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     return nats / math.log(2) / sum(len(text) for text in documents)
 
 
-def fine_tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Demonstrations, work: Path,
-              seed: int) -> None:
+def fine_tune(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Demonstrations, work: Path, seed: int
+) -> None:
     """Fine-tune in place on demonstrations. Raises ConfigError if none fits the context."""
     pairs = load_demonstrations(config.source, config.count, seed)
     context = getattr(model.config, "max_position_embeddings", 1 << 30)

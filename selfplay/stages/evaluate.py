@@ -38,8 +38,13 @@ from selfplay.stages.rewards import folder_of_model
 def fingerprint(run: Run, iteration: int) -> str:
     """What the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
-    settings = [config.model_dump(), run.prompts_asked["heldout"], sampling.max_tokens, sampling.stop,
-                judges.digest(measuring_judge(run) if config.judge else known_judge(run))]
+    settings = [
+        config.model_dump(),
+        run.prompts_asked["heldout"],
+        sampling.max_tokens,
+        sampling.stop,
+        judges.digest(measuring_judge(run) if config.judge else known_judge(run)),
+    ]
     return run.fingerprint(
         settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)]
     )
@@ -72,8 +77,10 @@ def run(run: Run, iteration: int) -> None:
                 Completion.model_validate(row)
                 for row in read_rows(run.files.stage(number, "evaluate") / "completions.parquet")
             ]
-            pairs = [Pair(id=f"{prompt.id}|{iteration}|{number}", prompt=prompt, first=ours, second=other)
-                     for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)]
+            pairs = [
+                Pair(id=f"{prompt.id}|{iteration}|{number}", prompt=prompt, first=ours, second=other)
+                for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)
+            ]
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
             verdicts = ask(judge, judged, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
             preferences = preferences_of(pairs, verdicts, spec)
@@ -81,22 +88,31 @@ def run(run: Run, iteration: int) -> None:
             if reward and rewards:
                 rows = with_rewards(rows, rewards, reward.score(run.heldout, theirs))
             matches += rows
-            results[number] = win_rate(name_of(iteration), name_of(number), preferences, resamples=config.resamples,
-                                       seed=run.seed("resample"))
+            results[number] = win_rate(
+                name_of(iteration), name_of(number), preferences, resamples=config.resamples, seed=run.seed("resample")
+            )
         write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
         if matches:
             write_rows(folder / "matches.parquet", matches)
-        write_json(folder / "evaluation.json", {
-            "iteration": iteration, "judge": spec.name,
-            "win_rate_vs_start": results[0].model_dump() if iteration else None,
-            "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
-            **measures(run, iteration, answers, rewards, judge), "seconds": round(time.time() - started, 3)})
+        write_json(
+            folder / "evaluation.json",
+            {
+                "iteration": iteration,
+                "judge": spec.name,
+                "win_rate_vs_start": results[0].model_dump() if iteration else None,
+                "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
+                **measures(run, iteration, answers, rewards, judge),
+                "seconds": round(time.time() - started, 3),
+            },
+        )
         for file in folder.glob("journal*.jsonl"):
             file.unlink()
     for number, result in results.items():
         if result.win_rate is not None:
-            say(f"  {name_of(iteration)} beats {name_of(number)} {result.win_rate:.1%} of the time "
-                f"[{result.low:.1%}, {result.high:.1%}], {result.n} prompts")
+            say(
+                f"  {name_of(iteration)} beats {name_of(number)} {result.win_rate:.1%} of the time "
+                f"[{result.low:.1%}, {result.high:.1%}], {result.n} prompts"
+            )
 
 
 def name_of(iteration: int) -> str:
@@ -118,8 +134,14 @@ def preferences_of(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: jud
     return [0.5 if pair.first.text == pair.second.text else settled.get(pair.id) for pair in pairs]
 
 
-def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: Sequence[float | None], iteration: int,
-               opponent: int, judge: str) -> list[dict[str, Any]]:
+def match_rows(
+    pairs: Sequence[Pair],
+    verdicts: Sequence[Verdict],
+    preferences: Sequence[float | None],
+    iteration: int,
+    opponent: int,
+    judge: str,
+) -> list[dict[str, Any]]:
     """One row per prompt for `matches.parquet`; `a` is the iteration, `b` its opponent."""
     by_pair: dict[str, dict[str, Verdict]] = {}
     for verdict in verdicts:
@@ -135,8 +157,11 @@ def match_rows(pairs: Sequence[Pair], verdicts: Sequence[Verdict], preferences: 
             "b": name_of(opponent),
         }
         for side, completion in (("a", pair.first), ("b", pair.second)):
-            row |= {f"{side}_text": completion.text, f"{side}_tokens": len(completion.token_ids),
-                    f"{side}_truncated": completion.finish_reason == "length"}
+            row |= {
+                f"{side}_text": completion.text,
+                f"{side}_tokens": len(completion.token_ids),
+                f"{side}_truncated": completion.finish_reason == "length",
+            }
         rows.append(
             row
             | {
@@ -157,13 +182,16 @@ def reward_of(run: Run, iteration: int) -> RewardModel | None:
     return None if folder is None else RewardModel.load(folder)
 
 
-def with_rewards(rows: Sequence[dict[str, Any]], ours: Sequence[float], theirs: Sequence[float]) -> list[dict[str, Any]]:
+def with_rewards(
+    rows: Sequence[dict[str, Any]], ours: Sequence[float], theirs: Sequence[float]
+) -> list[dict[str, Any]]:
     """Rows of matches with `a_reward` and `b_reward`: what one reward model gives to either answer."""
     return [row | {"a_reward": one, "b_reward": other} for row, one, other in zip(rows, ours, theirs, strict=True)]
 
 
-def measures(run: Run, iteration: int, answers: Sequence[Completion], rewards: Sequence[float] | None,
-             judge: Any) -> dict[str, Any]:
+def measures(
+    run: Run, iteration: int, answers: Sequence[Completion], rewards: Sequence[float] | None, judge: Any
+) -> dict[str, Any]:
     """What does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
     lengths = sorted(len(answer.token_ids) for answer in answers)
     texts = [answer.text for answer in answers]
@@ -194,19 +222,25 @@ def kl_to_start(run: Run, iteration: int, answers: Sequence[Completion]) -> floa
         return 0.0
     tokenizer = load_tokenizer(run.files.policy(0))
     prompts = [encode_prompt(tokenizer, prompt) for prompt in run.heldout]
-    totals = [response_logprobs(run.files.policy(number), prompts, answers, run.recipe.evaluate.temperature or 1.0)
-              for number in (iteration, 0)]
+    totals = [
+        response_logprobs(run.files.policy(number), prompts, answers, run.recipe.evaluate.temperature or 1.0)
+        for number in (iteration, 0)
+    ]
     return float((totals[0] - totals[1]).mean())
 
 
 @torch.inference_mode()
-def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: Sequence[Completion],
-                      temperature: float) -> torch.Tensor:
+def response_logprobs(
+    checkpoint: Path, prompts: Sequence[list[int]], answers: Sequence[Completion], temperature: float
+) -> torch.Tensor:
     """Log-probability of each whole response in nats, (B,) float64."""
     model, tokenizer = load_policy(checkpoint), load_tokenizer(checkpoint)
     network = PolicyNetwork(model, temperature)
-    ids, mask = right_pad([[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)],
-                          tokenizer.pad_token_id, model.device)
+    ids, mask = right_pad(
+        [[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)],
+        tokenizer.pad_token_id,
+        model.device,
+    )
     asked = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     answered = mask.sum(1) - asked
     totals = torch.zeros(len(answers), dtype=torch.float64)
@@ -215,4 +249,3 @@ def response_logprobs(checkpoint: Path, prompts: Sequence[list[int]], answers: S
         for row, part in zip(rows, logprobs.split(answered[rows].tolist()), strict=True):
             totals[row] = part.sum(dtype=torch.float64)
     return totals
-

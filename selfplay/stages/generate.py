@@ -54,8 +54,11 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
                 )
                 for place, completions in zip(places, found, strict=True):
                     theirs[place] = completions
-        pairs = [pair for prompt, mine, others in zip(prompts, own, theirs, strict=True)
-                 for pair in make_pairs(prompt, mine, others, run.seed("sides"))]
+        pairs = [
+            pair
+            for prompt, mine, others in zip(prompts, own, theirs, strict=True)
+            for pair in make_pairs(prompt, mine, others, run.seed("sides"))
+        ]
         write_rows(folder / "completions.parquet", [completion for group in [*own, *theirs] for completion in group])
         write_rows(folder / "pairs.parquet", [pair_row(pair) for pair in pairs])
         write_json(
@@ -72,9 +75,12 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
 
 def prompts_used(run: Run, iteration: int, extra: int) -> int:
     """How many prompts earlier iterations and rounds have drawn."""
-    drawn = [read_json(file)["used_up_to"] for before in range(1, iteration + 1)
-             for file in run.files.iteration(before).glob("generate*/generate.json")
-             if file.parent.suffix != ".partial" and (before < iteration or round_of(file.parent.name) < extra)]
+    drawn = [
+        read_json(file)["used_up_to"]
+        for before in range(1, iteration + 1)
+        for file in run.files.iteration(before).glob("generate*/generate.json")
+        if file.parent.suffix != ".partial" and (before < iteration or round_of(file.parent.name) < extra)
+    ]
     return max(drawn, default=0)
 
 
@@ -115,8 +121,16 @@ def split_completions(total: int, has_rival: bool) -> tuple[int, int]:
     return (total - total // 2, total // 2) if has_rival else (total, 0)
 
 
-def sample(run: Run, iteration: int, prompts: Sequence[Prompt], count: int, label: str, journal: Journal,
-           bar: Meter, temperature: float | None = None) -> list[list[Completion]]:
+def sample(
+    run: Run,
+    iteration: int,
+    prompts: Sequence[Prompt],
+    count: int,
+    label: str,
+    journal: Journal,
+    bar: Meter,
+    temperature: float | None = None,
+) -> list[list[Completion]]:
     """`count` completions per prompt by the policy of `iteration`, batch by batch through the journal.
 
     `label` says what for: it names the seed and ends the completions' ids. `temperature` is the recipe's unless given.
@@ -145,7 +159,7 @@ def sample(run: Run, iteration: int, prompts: Sequence[Prompt], count: int, labe
 def make_pairs(prompt: Prompt, own: Sequence[Completion], rivals: Sequence[Completion], seed: int) -> list[Pair]:
     """All pairs of different texts, own against own or own against rivals; a hash decides who stands first."""
     found = []
-    for one, other in (product(own, rivals) if rivals else combinations(own, 2)):
+    for one, other in product(own, rivals) if rivals else combinations(own, 2):
         if one.text == other.text:
             continue
         identifier = f"{one.id}|{other.id}"

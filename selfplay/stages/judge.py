@@ -52,14 +52,18 @@ def run(run: Run, iteration: int = 0) -> None:
         save(model, tokenizer, folder)
         engine = TransformersEngine(model, tokenizer, "judge", run.recipe.engine.batch_size)
         heldout = list(islice(pairs("heldout", run.recipe.seed), config.heldout))
-        found = {spec.name: agreement(rules, judges.build(spec.model_copy(update={"model": "judge"}), engine), heldout)
-                 for spec in files}
+        found = {
+            spec.name: agreement(rules, judges.build(spec.model_copy(update={"model": "judge"}), engine), heldout)
+            for spec in files
+        }
         write_json(folder / "judge.json", {"parameters": model.num_parameters(), "rules": rules.name, "files": found})
         run.files.add_metrics(0, "judge", [{"judge": name, **row} for name, row in found.items()])
         shutil.rmtree(folder / "work", ignore_errors=True)
     for name, row in found.items():
-        say(f"  {name} agrees with {rules.name} on {row['agreement']:.1%} [{row['low']:.1%}, {row['high']:.1%}] of "
-            f"{row['pairs']} held-out pairs, both orders on {row['swap_consistency'] or 0:.1%}")
+        say(
+            f"  {name} agrees with {rules.name} on {row['agreement']:.1%} [{row['low']:.1%}, {row['high']:.1%}] of "
+            f"{row['pairs']} held-out pairs, both orders on {row['swap_consistency'] or 0:.1%}"
+        )
 
 
 def bootstrap_of(run: Run) -> JudgeBootstrap:
@@ -77,13 +81,16 @@ def files_of(run: Run) -> list[judges.JudgeSpec]:
 def pairs(split: str, seed: int) -> Iterator[Pair]:
     """Endless pairs of stories of one split."""
     for number, (prompt, first, second) in enumerate(story_pairs(split, seed)):
-        told = [Completion(id=f"{prompt.id}/{place}", prompt_id=prompt.id, text=text, finish_reason="stop", policy="author")
-                for place, text in enumerate((first, second))]
+        told = [
+            Completion(id=f"{prompt.id}/{place}", prompt_id=prompt.id, text=text, finish_reason="stop", policy="author")
+            for place, text in enumerate((first, second))
+        ]
         yield Pair(id=f"{number}|{prompt.id}", prompt=prompt, first=told[0], second=told[1])
 
 
-def taught(config: JudgeBootstrap, teacher: Teacher, work: Path,
-           seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def taught(
+    config: JudgeBootstrap, teacher: Teacher, work: Path, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A new model that had each lesson once. Raises ConfigError for labels that are not one token each."""
     lessons = list(islice(teacher.lessons(pairs("train", seed)), config.training.steps * config.training.batch_size))
     tokenizer = lesson_tokenizer(lessons, teacher.criteria, config.vocabulary)
@@ -96,7 +103,9 @@ def taught(config: JudgeBootstrap, teacher: Teacher, work: Path,
     model = LlamaForCausalLM(llama_config(config.architecture, tokenizer))
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     look_for_likes(model)
-    say(f"  {model.num_parameters():,} parameters, {len(rows):,} lessons, {sum(len(row['input_ids']) for row in rows):,} tokens")
+    say(
+        f"  {model.num_parameters():,} parameters, {len(rows):,} lessons, {sum(len(row['input_ids']) for row in rows):,} tokens"
+    )
     train_supervised(model, tokenizer, rows, config.training, work, seed, "teach the judge")
     return model, tokenizer
 
@@ -123,12 +132,19 @@ def lesson_tokenizer(lessons: Sequence[Lesson], criteria: Sequence[str], vocabul
     between = re.compile("|".join(re.escape(text) for text in sorted(whole, key=len, reverse=True)))
     texts = [text for lesson in lessons[:SAMPLE] for text in (lesson.messages[-1].content, lesson.answer)]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"[^.\n]*[.\n]"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[^.\n]*[.\n]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(whole), special_tokens=SPECIAL, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(whole),
+        special_tokens=SPECIAL,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator((part for text in texts for part in between.split(text)), trainer)
     tokenizer.add_tokens(whole)
     return finished_tokenizer(tokenizer)
@@ -147,8 +163,9 @@ def asked_for(prompt: Prompt) -> set[str]:
     return {value for value in prompt.meta.values() if isinstance(value, str)}
 
 
-def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], criteria: Sequence[str],
-                longest: int) -> Iterator[dict[str, list[int]]]:
+def lesson_rows(
+    tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], criteria: Sequence[str], longest: int
+) -> Iterator[dict[str, list[int]]]:
     """Question, answer and end as ids; the labels are the answer's, and hints in the question. Too long ones are left out."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     texts = {number: tokenizer.decode([number]) for number in vocabulary.values()}
@@ -162,9 +179,11 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
         hints: dict[int, str] = {}
         question = tokenizer(lesson.prompt.text, add_special_tokens=False)["input_ids"]
         begin = next((place + len(question) for place in places_of(question, ids)), 0)
-        for place, points in zip(places_of(sheet, ids)[-len(lesson.points):], lesson.points, strict=False):
+        for place, points in zip(places_of(sheet, ids)[-len(lesson.points) :], lesson.points, strict=False):
             hints |= {end: f" {again:g}" for end, again in repeats(ids, range(begin, place), texts).items()}
-            hints |= {at: f" {used:g}" for at, used in uses(ids, range(begin, place), words, asked_for(lesson.prompt)).items()}
+            hints |= {
+                at: f" {used:g}" for at, used in uses(ids, range(begin, place), words, asked_for(lesson.prompt)).items()
+            }
             hints |= {place + number: f" {earned:g}" for number, earned in enumerate(points)}
             begin = place + len(sheet)
         if hints:
@@ -175,8 +194,11 @@ def lesson_rows(tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], c
 
 def uses(ids: Sequence[int], places: range, words: Mapping[int, str], wanted: set[str]) -> dict[int, int]:
     """Place of each word of the prompts' columns -> 1 if this prompt asks for it and it is new, 2 if it is used again, else 0."""
-    return {place: 0 if words[ids[place]] not in wanted else 2 if ids[place] in ids[places.start : place] else 1
-            for place in places if ids[place] in words}
+    return {
+        place: 0 if words[ids[place]] not in wanted else 2 if ids[place] in ids[places.start : place] else 1
+        for place in places
+        if ids[place] in words
+    }
 
 
 def repeats(ids: Sequence[int], places: range, texts: Mapping[int, str]) -> dict[int, int]:
@@ -189,7 +211,9 @@ def repeats(ids: Sequence[int], places: range, texts: Mapping[int, str]) -> dict
         if sentence.strip() == ".":  # behind the sheet of the response before
             sentence = ""
         elif sentence.endswith("."):
-            found[place] = int(any(before.endswith(sentence.strip()) for before in told))  # the first has a label before it
+            found[place] = int(
+                any(before.endswith(sentence.strip()) for before in told)
+            )  # the first has a label before it
             told.append(sentence)
             sentence = ""
     return found

@@ -87,8 +87,9 @@ def ask(judge: judges.Judge, pairs: Sequence[Pair], journal_path: Path, label: s
     return verdicts
 
 
-def open_judge(run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack,
-               own_engine: bool = False) -> judges.Judge:
+def open_judge(
+    run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack, own_engine: bool = False
+) -> judges.Judge:
     """The judge, with an engine for each model of its own, which `engines` closes.
 
     `policy` is the iteration whose policy answers, if the judge's model is `policy`; it shares the run's engine unless
@@ -109,5 +110,10 @@ def open_judge(run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack
     weights = {"policy": run.files.manifest_hash(policy, "policy")}
     if run.recipe.judge.bootstrap is not None:
         weights[str(run.recipe.judge_model)] = run.files.manifest_hash(0, "judge")
-    return judges.build(spec, engine_for if spec.needs_model else None, run.files.path / "judge_cache.sqlite",
-                        seed=run.seed("judge"), weights=weights)
+    return judges.build(
+        spec,
+        engine_for if spec.needs_model else None,
+        run.files.path / "judge_cache.sqlite",
+        seed=run.seed("judge"),
+        weights=weights,
+    )

@@ -64,10 +64,20 @@ def run(run: Run, iteration: int) -> None:
                 run.tracker.log_step(row, before=(iteration - 1) * config.steps)
 
             trainer = PPOTrainer(
-                adapted, tokenizer, reward, run.train, config, run.recipe.sampling, engine=engine,
+                adapted,
+                tokenizer,
+                reward,
+                run.train,
+                config,
+                run.recipe.sampling,
+                engine=engine,
                 critic=None if reward_model is None else load_scalar_model(reward_model),
                 reference=None if policy.lora and config.reference == "previous" else load_policy(reference),
-                corpus=corpus, directory=folder / "work", seed=run.seed("ppo", iteration), on_step=show)
+                corpus=corpus,
+                directory=folder / "work",
+                seed=run.seed("ppo", iteration),
+                on_step=show,
+            )
             trainer.train()
         save(merged(trainer.policy) if policy.lora else trainer.policy, tokenizer, folder)
         for name in ("metrics.jsonl", "samples.jsonl"):

@@ -57,8 +57,10 @@ def backbone(run: Run, iteration: int) -> str | Path:
 def check_vocabulary(kind: str, checkpoint: str | Path, tokenizer: Any) -> None:
     """Raise ConfigError if a model of the user's reads token ids differently: it is given those that the policy sampled."""
     if kind not in ("previous", "policy", "start") and load_tokenizer(checkpoint).get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(f"reward.backbone {kind!r} has another vocabulary than the policy, whose tokens it would be given: "
-                          "take a model with the policy's tokenizer, or `policy`")
+        raise ConfigError(
+            f"reward.backbone {kind!r} has another vocabulary than the policy, whose tokens it would be given: "
+            "take a model with the policy's tokenizer, or `policy`"
+        )
 
 
 def run(run: Run, iteration: int, extra: int = 0) -> None:
@@ -71,8 +73,10 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         train, heldout = split(rows, config.heldout_share, run.seed("reward split"))
         train += draw(split(earlier, config.heldout_share, run.seed("reward split"))[0], config.replay, seed)
         if not train or not heldout:
-            raise ConfigError(f"{len(rows)} decided pairs are too few to train a reward model on and keep "
-                              f"{config.heldout_share:g} of the prompts back: raise generate.prompts")
+            raise ConfigError(
+                f"{len(rows)} decided pairs are too few to train a reward model on and keep "
+                f"{config.heldout_share:g} of the prompts back: raise generate.prompts"
+            )
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
         check_vocabulary(config.backbone, backbone(run, iteration), tokenizer)
         set_seed(seed)
@@ -91,8 +95,10 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
             iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged]
         )
     accuracy = metrics["accuracy"]
-    say(f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
-        f"{accuracy['n']} pairs")
+    say(
+        f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
+        f"{accuracy['n']} pairs"
+    )
 
 
 def preferences(run: Run, iteration: int, stage: str) -> Rows:
@@ -117,16 +123,25 @@ def draw(rows: Rows, share: float, seed: int) -> Rows:
 def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Path, seed: int) -> list[dict[str, float]]:
     """Train in place with TRL's RewardTrainer; gives what it logged. Goes on from a checkpoint under `work`."""
     steps = max(1, math.ceil(len(rows) / config.batch_size) * config.epochs)
-    training = Optimisation(steps=steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
-                            warmup=config.warmup, weight_decay=0.0, schedule="linear")
+    training = Optimisation(
+        steps=steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        weight_decay=0.0,
+        schedule="linear",
+    )
     options = trainer_options(model.model, training, work, seed, checkpoint_every=max(20, steps // 2))
     columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
     with meter("train reward model", steps, "steps") as bar:
         watcher = Watcher(bar)
         trainer = RewardTrainer(
-            model=model.model, processing_class=model.tokenizer, callbacks=[watcher],
+            model=model.model,
+            processing_class=model.tokenizer,
+            callbacks=[watcher],
             args=one_device(RewardConfig(**options, max_length=None, dataset_num_proc=None)),
-            train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]))
+            train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
+        )
         quiet(trainer)
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
     model.model.eval()
@@ -185,7 +200,8 @@ def above_chance(run: Run, iteration: int, extra: int) -> bool:
 
 def newest_round(run: Run, iteration: int) -> int:
     """The last round of an iteration whose reward model is finished."""
-    return max(extra for extra in range(run.recipe.reward.extra_rounds + 1)
-               if run.files.finished(iteration, stage_name("reward", extra)))
-
-
+    return max(
+        extra
+        for extra in range(run.recipe.reward.extra_rounds + 1)
+        if run.files.finished(iteration, stage_name("reward", extra))
+    )

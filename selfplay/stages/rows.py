@@ -9,8 +9,12 @@ from selfplay.records import Completion, Message, Pair, Preference, Prompt
 
 def pair_row(pair: Pair) -> dict[str, Any]:
     """A pair as one flat row; `meta` becomes JSON text, since its keys may differ by prompt."""
-    row = {"id": pair.id, "prompt_id": pair.prompt.id, "meta": json.dumps(pair.prompt.meta, default=str),
-           "prompt": [message.model_dump() for message in pair.prompt.messages]}
+    row = {
+        "id": pair.id,
+        "prompt_id": pair.prompt.id,
+        "meta": json.dumps(pair.prompt.meta, default=str),
+        "prompt": [message.model_dump() for message in pair.prompt.messages],
+    }
     for place, completion in (("first", pair.first), ("second", pair.second)):
         row |= {
             f"{place}_{key}": value
@@ -25,9 +29,13 @@ def pair_of(row: dict[str, Any]) -> Pair:
     prompt = Prompt(
         id=row["prompt_id"], meta=json.loads(row["meta"]), messages=tuple(map(Message.model_validate, row["prompt"]))
     )
-    sides = [Completion(prompt_id=prompt.id, **{key: row[f"{place}_{key}"]
-                                                for key in ("id", "text", "token_ids", "finish_reason", "policy")})
-             for place in ("first", "second")]
+    sides = [
+        Completion(
+            prompt_id=prompt.id,
+            **{key: row[f"{place}_{key}"] for key in ("id", "text", "token_ids", "finish_reason", "policy")},
+        )
+        for place in ("first", "second")
+    ]
     return Pair(id=row["id"], prompt=prompt, first=sides[0], second=sides[1])
 
 
@@ -35,11 +43,13 @@ def preference_row(preference: Preference, tokenizer: Any) -> dict[str, Any]:
     """TRL's columns for conversations (`prompt`, `chosen`, `rejected`, and token ids of both), and our own."""
     prompt_ids = encode_prompt(tokenizer, preference.prompt)
     return {
-        "pair_id": preference.pair_id, "prompt_id": preference.prompt.id,
+        "pair_id": preference.pair_id,
+        "prompt_id": preference.prompt.id,
         "prompt": [message.model_dump() for message in preference.prompt.messages],
         "chosen": [{"role": "assistant", "content": preference.chosen.text}],
         "rejected": [{"role": "assistant", "content": preference.rejected.text}],
         "chosen_ids": [*prompt_ids, *preference.chosen.token_ids],
         "rejected_ids": [*prompt_ids, *preference.rejected.token_ids],
-        "margin": preference.margin, "confidence": preference.confidence,
+        "margin": preference.margin,
+        "confidence": preference.confidence,
     }

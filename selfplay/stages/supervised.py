@@ -29,8 +29,9 @@ def prefers_bfloat16(model: PreTrainedModel) -> bool:
     return torch.cpu._is_amx_tile_supported() and model.num_parameters() >= SMALLEST_FOR_BFLOAT16
 
 
-def trainer_options(model: PreTrainedModel, training: Optimisation, directory: Path, seed: int,
-                    checkpoint_every: int = 0) -> dict[str, Any]:
+def trainer_options(
+    model: PreTrainedModel, training: Optimisation, directory: Path, seed: int, checkpoint_every: int = 0
+) -> dict[str, Any]:
     """Arguments that every trainer of ours shares; nothing is reported but through our own callback."""
     return {
         "output_dir": str(directory),
@@ -84,8 +85,15 @@ class Watcher(TrainerCallback):
         return f"loss {losses[-1]:.3f}" if losses else ""
 
 
-def train_supervised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, list[int]]],
-                     training: Optimisation, directory: Path, seed: int, label: str) -> list[dict[str, float]]:
+def train_supervised(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, list[int]]],
+    training: Optimisation,
+    directory: Path,
+    seed: int,
+    label: str,
+) -> list[dict[str, float]]:
     """Train `model` in place on rows of `input_ids` and `labels` (-100 where there is no loss); gives what was logged.
 
     A killed training goes on from the last checkpoint under `directory`.
@@ -93,11 +101,17 @@ def train_supervised(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     set_seed(seed)
     options = trainer_options(model, training, directory, seed, checkpoint_every=max(20, training.steps // 4))
     config = one_device(
-        SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False))
+        SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False)
+    )
     with meter(label, training.steps, "steps") as bar:
         watcher = Watcher(bar)
-        trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(list(rows)),
-                             processing_class=tokenizer, callbacks=[watcher])
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(list(rows)),
+            processing_class=tokenizer,
+            callbacks=[watcher],
+        )
         quiet(trainer)
         trainer.train(resume_from_checkpoint=last_checkpoint(directory))
     model.eval()
@@ -126,8 +140,9 @@ def document_rows(documents: Sequence[list[int]], longest: int) -> list[dict[str
     return [{"input_ids": piece, "labels": piece} for piece in pieces if len(piece) > 1]
 
 
-def demonstration_rows(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Prompt, str]],
-                       longest: int) -> list[dict[str, list[int]]]:
+def demonstration_rows(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Prompt, str]], longest: int
+) -> list[dict[str, list[int]]]:
     """Prompt, response and end token as ids; the loss is on the response and its end. Rows over `longest` are dropped."""
     rows = []
     for prompt, response in pairs:

@@ -51,9 +51,11 @@ def sampled(files: RunDirectory, recipe: Recipe, iteration: int, count: int) -> 
     engine = TransformersEngine(load_policy(checkpoint), load_tokenizer(checkpoint))
     drawn = recipe.sampling.model_copy(update={"n": 2, "seed": recipe.seed + 17})
     asked = stories.prompts("heldout", count, recipe.seed + 5)
-    return [Pair(id=prompt.id, prompt=prompt, first=first, second=second)
-            for prompt, (first, second) in zip(asked, engine.generate(asked, drawn), strict=True)
-            if first.text != second.text]
+    return [
+        Pair(id=prompt.id, prompt=prompt, first=first, second=second)
+        for prompt, (first, second) in zip(asked, engine.generate(asked, drawn), strict=True)
+        if first.text != second.text
+    ]
 
 
 def measure(recipe: Recipe, engine: Any, sources: dict[str, list[Pair]]) -> Iterator[dict[str, Any]]:

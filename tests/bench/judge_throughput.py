@@ -39,15 +39,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", default=["vllm", "transformers"], choices=["vllm", "transformers"])
     parser.add_argument("--model", help="a judge's checkpoint; default random weights")
-    parser.add_argument("--pairs", type=int, default=1200, help="pairs per round and side; each is asked in both orders")
+    parser.add_argument(
+        "--pairs", type=int, default=1200, help="pairs per round and side; each is asked in both orders"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = given.model or random_judge(Path(folder) / "judge")
         source = pairs("heldout", 11)
         rounds: list[dict[str, list[float]]] = []
-        rows = [row for kind in given.engines
-                for row in measure(kind, checkpoint, source, given.pairs, given.rounds, folder, rounds)]
+        rows = [
+            row
+            for kind in given.engines
+            for row in measure(kind, checkpoint, source, given.pairs, given.rounds, folder, rounds)
+        ]
     publish("judge_throughput", rows, pairs=given.pairs, model=given.model or "random", rounds=rounds)
 
 
@@ -61,8 +66,15 @@ def random_judge(path: Path) -> str:
     return str(path)
 
 
-def measure(kind: Any, checkpoint: str, source: Iterator[Pair], count: int, rounds: int, folder: str,
-            kept: list[dict[str, list[float]]]) -> Iterator[dict[str, Any]]:
+def measure(
+    kind: Any,
+    checkpoint: str,
+    source: Iterator[Pair],
+    count: int,
+    rounds: int,
+    folder: str,
+    kept: list[dict[str, list[float]]],
+) -> Iterator[dict[str, Any]]:
     """One row per judge file: medians over the rounds, which go to `kept`. Rates are questions per second."""
     engine: Any = open_engine(Engine(kind=kind), checkpoint, "judge")
     for name in FILES:
@@ -76,15 +88,22 @@ def measure(kind: Any, checkpoint: str, source: Iterator[Pair], count: int, roun
                     found[side].append(2 * count / seconds)
         ratios = [one / other for one, other in zip(found["judging"], found["bare"], strict=True)]
         kept.append(found)
-        yield {"engine": kind, "judge": name, "judging, questions/s": statistics.median(found["judging"]),
-               "bare, questions/s": statistics.median(found["bare"]), "judging over bare": statistics.median(ratios)}
+        yield {
+            "engine": kind,
+            "judge": name,
+            "judging, questions/s": statistics.median(found["judging"]),
+            "bare, questions/s": statistics.median(found["bare"]),
+            "judging over bare": statistics.median(ratios),
+        }
     engine.close()
 
 
 def judging(engine: Any, name: str, asked: Sequence[Pair], cache: Path) -> float:
     """Seconds from pairs to verdicts."""
     spec = judges.load_spec(name, "measured")
-    forgiving = spec.model_copy(update={"on_error": spec.on_error.model_copy(update={"retries": 0, "max_failure_rate": 1.0})})
+    forgiving = spec.model_copy(
+        update={"on_error": spec.on_error.model_copy(update={"retries": 0, "max_failure_rate": 1.0})}
+    )
     judge = judges.build(forgiving, engine, cache)
     began = time.perf_counter()
     verdicts = judge.judge(asked)
@@ -98,8 +117,11 @@ def bare(engine: Any, kind: str, name: str, asked: Sequence[Pair]) -> float:
     spec: Any = judges.load_spec(name, "measured")
     asker: Any = None
     renderer = PairwiseJudge(spec, asker)
-    prompts = [Prompt(id=f"{number}", messages=renderer.question(pair, order).messages)
-               for number, pair in enumerate(asked) for order in renderer.orders(pair)]
+    prompts = [
+        Prompt(id=f"{number}", messages=renderer.question(pair, order).messages)
+        for number, pair in enumerate(asked)
+        for order in renderer.orders(pair)
+    ]
     logprob = spec.output.kind == "logprob"
     if kind == "transformers":
         began = time.perf_counter()
@@ -110,9 +132,17 @@ def bare(engine: Any, kind: str, name: str, asked: Sequence[Pair]) -> float:
     began = time.perf_counter()
     ids = [{"prompt_token_ids": encode_prompt(engine.tokenizer, prompt)} for prompt in prompts]
     labels = [engine.tokenizer.convert_tokens_to_ids(label) for label in ("A", "B")]
-    parameters = (SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=labels, detokenize=False) if logprob else
-                  SamplingParams(temperature=0, max_tokens=spec.sampling.max_tokens, detokenize=False,
-                                 stop_token_ids=engine.stop_ids, ignore_eos=True))
+    parameters = (
+        SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=labels, detokenize=False)
+        if logprob
+        else SamplingParams(
+            temperature=0,
+            max_tokens=spec.sampling.max_tokens,
+            detokenize=False,
+            stop_token_ids=engine.stop_ids,
+            ignore_eos=True,
+        )
+    )
     engine.llm.generate(ids, parameters, use_tqdm=False)
     return time.perf_counter() - began
 

@@ -65,11 +65,24 @@ def main() -> None:
     policy_path, reward_path = start_of(given.start)
     recipe = load_recipe(ROOT / "runs" / "quickstart.yaml")
     prompts, tokenizer = load_prompts(recipe.prompts.train, recipe.seed), load_tokenizer(policy_path)
-    config = PPO(episodes=SHARED["episodes"], minibatches=SHARED["minibatches"], epochs=1, learning_rate=1e-9,
-                 critic_learning_rate=1e-9, log_samples=0)
+    config = PPO(
+        episodes=SHARED["episodes"],
+        minibatches=SHARED["minibatches"],
+        epochs=1,
+        learning_rate=1e-9,
+        critic_learning_rate=1e-9,
+        log_samples=0,
+    )
     reward = RewardModel.load(reward_path)
-    trainer = PPOTrainer(load_policy(policy_path), tokenizer, reward, prompts, config,
-                         Sampling(max_tokens=SHARED["max_tokens"]), critic=load_scalar_model(reward_path))
+    trainer = PPOTrainer(
+        load_policy(policy_path),
+        tokenizer,
+        reward,
+        prompts,
+        config,
+        Sampling(max_tokens=SHARED["max_tokens"]),
+        critic=load_scalar_model(reward_path),
+    )
     shape = trainer.policy.config
 
     answers = trainer.sampler.answers(0)
@@ -82,8 +95,13 @@ def main() -> None:
     parts: list[tuple[str, float, Callable[[], Any]]] = [
         ("decode (transformers engine)", whole, lambda: trainer.sampler.answers(0)),
         ("reward model", body, lambda: reward.score(asked, said)),
-        ("estimate: policy, reference, critic", 2 * whole + body, lambda: estimate(
-            episodes, trainer.policy_network, trainer.reference_network, trainer.critic_network, config)),
+        (
+            "estimate: policy, reference, critic",
+            2 * whole + body,
+            lambda: estimate(
+                episodes, trainer.policy_network, trainer.reference_network, trainer.critic_network, config
+            ),
+        ),
         ("update: policy and critic, one epoch", 3 * (whole + body), lambda: trainer._learn(episodes, experience, 0)),
     ]
     rate = matmul_rate(trainer.where, torch.float32, 2048 if trainer.where.type == "cpu" else 8192, given.rounds)
@@ -92,15 +110,26 @@ def main() -> None:
     for name, flop, function in parts:
         seconds = best(function, given.rounds)
         count = spoken if name.startswith("decode") else tokens
-        rows.append({"part": name, "tokens/s": count / seconds, "seconds": seconds, "GFLOP": flop / 1e9,
-                     "seconds at the matmul rate": flop / rate, "MFU %": 100 * flop / seconds / rate})
+        rows.append(
+            {
+                "part": name,
+                "tokens/s": count / seconds,
+                "seconds": seconds,
+                "GFLOP": flop / 1e9,
+                "seconds at the matmul rate": flop / rate,
+                "MFU %": 100 * flop / seconds / rate,
+            }
+        )
     epochs = SHARED["epochs"] - 1
-    step, bound = (sum(row[name] for row in rows) + epochs * rows[-1][name]
-                   for name in ("seconds", "seconds at the matmul rate"))
+    step, bound = (
+        sum(row[name] for row in rows) + epochs * rows[-1][name] for name in ("seconds", "seconds at the matmul rate")
+    )
     publish("limits", rows, matmul_gflops=rate / 1e9)
-    print(f"matmul {rate / 1e9:.0f} GFLOP/s in float32. A step of {SHARED['episodes']} episodes and {SHARED['epochs']} "  # noqa: T201
-          f"epochs: {SHARED['episodes'] / step:.1f} episodes/s, {SHARED['episodes'] / bound:.1f} if every product ran at "
-          f"the matmul rate and nothing else took time")
+    print(
+        f"matmul {rate / 1e9:.0f} GFLOP/s in float32. A step of {SHARED['episodes']} episodes and {SHARED['epochs']} "
+        f"epochs: {SHARED['episodes'] / step:.1f} episodes/s, {SHARED['episodes'] / bound:.1f} if every product ran at "
+        f"the matmul rate and nothing else took time"
+    )
 
 
 if __name__ == "__main__":

@@ -26,9 +26,15 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"processor": _processor(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1),
-            "gpu": _gpu(), "python": platform.python_version(), "versions": versions,
-            "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "gpu": _gpu(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
 
 
 def _processor() -> str:
@@ -68,8 +74,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0])
     cells = [names] + [[_cell(row[name]) for name in names] for row in rows]
     widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
-    lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in cells]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -85,6 +96,6 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], **details: Any) -> Non
     about = machine()
     content = {"benchmark": name, "machine": about, "rows": list(rows), **details}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    print(table(rows))  # noqa: T201
+    print(table(rows))
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
-    print(f"\n{about['gpu'] or about['processor']}, {about['cores']} cores, {versions}; {RESULTS / name}.json\n")  # noqa: T201
+    print(f"\n{about['gpu'] or about['processor']}, {about['cores']} cores, {versions}; {RESULTS / name}.json\n")

@@ -29,23 +29,49 @@ def main() -> None:
     prompts = [Prompt.model_validate_json(line) for line in Path(given.prompts).read_text().split("\n") if line]
     policy, tokenizer = load_policy(given.policy), load_tokenizer(given.policy)
     reward, critic = RewardModel.load(given.reward), load_scalar_model(given.reward)
-    config = PPO(steps=given.steps, episodes=shared["episodes"], epochs=shared["epochs"],
-                 minibatches=shared["minibatches"], learning_rate=shared["learning_rate"],
-                 kl_coefficient=shared["kl_coefficient"], missing_eos_penalty=shared["missing_eos_penalty"],
-                 log_samples=0, **json.loads(given.ppo))
+    config = PPO(
+        steps=given.steps,
+        episodes=shared["episodes"],
+        epochs=shared["epochs"],
+        minibatches=shared["minibatches"],
+        learning_rate=shared["learning_rate"],
+        kl_coefficient=shared["kl_coefficient"],
+        missing_eos_penalty=shared["missing_eos_penalty"],
+        log_samples=0,
+        **json.loads(given.ppo),
+    )
     rows: list[dict[str, Any]] = []
-    trainer = PPOTrainer(policy, tokenizer, reward, prompts, config, Sampling(max_tokens=shared["max_tokens"]),
-                         critic=critic, seed=given.seed, on_step=rows.append)
+    trainer = PPOTrainer(
+        policy,
+        tokenizer,
+        reward,
+        prompts,
+        config,
+        Sampling(max_tokens=shared["max_tokens"]),
+        critic=critic,
+        seed=given.seed,
+        on_step=rows.append,
+    )
     memory, begun = PeakMemory(), perf_counter()
     trainer.train()
-    print(json.dumps({  # noqa: T201
-        "seconds": perf_counter() - begun, "step_seconds": [row["time/step"] for row in rows],
-        "growth": memory.growth(), "threads": torch.get_num_threads(),
-        "scores": [row["objective/scores"] - shared["missing_eos_penalty"] * row["response/truncated"] for row in rows],
-        "kl": [row["objective/kl"] for row in rows], "tokens": [row["response/tokens"] for row in rows],
-        "rollout": sum(row["time/rollout"] for row in rows),
-        "scoring": sum(row["time/score"] + row["time/estimate"] for row in rows),
-        "update": sum(row["time/update"] for row in rows)}))
+    print(
+        json.dumps(
+            {
+                "seconds": perf_counter() - begun,
+                "step_seconds": [row["time/step"] for row in rows],
+                "growth": memory.growth(),
+                "threads": torch.get_num_threads(),
+                "scores": [
+                    row["objective/scores"] - shared["missing_eos_penalty"] * row["response/truncated"] for row in rows
+                ],
+                "kl": [row["objective/kl"] for row in rows],
+                "tokens": [row["response/tokens"] for row in rows],
+                "rollout": sum(row["time/rollout"] for row in rows),
+                "scoring": sum(row["time/score"] + row["time/estimate"] for row in rows),
+                "update": sum(row["time/update"] for row in rows),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -81,17 +81,44 @@ def main() -> None:
         head.bias.fill_(-scale["mean"] / scale["deviation"])
     reward.score = head
     config = PPOConfig(
-        output_dir="unused", per_device_train_batch_size=shared["episodes"], gradient_accumulation_steps=1,
-        num_mini_batches=shared["minibatches"], num_ppo_epochs=shared["epochs"],
-        total_episodes=given.steps * shared["episodes"], response_length=shared["max_tokens"], temperature=1.0,
-        stop_token="eos", missing_eos_penalty=shared["missing_eos_penalty"], kl_coef=shared["kl_coefficient"],
-        learning_rate=shared["learning_rate"], lr_scheduler_type="linear", adam_epsilon=1e-5, weight_decay=0.0,
-        local_rollout_forward_batch_size=given.rollout_batch, num_sample_generations=0, seed=given.seed,
-        bf16=on_gpu, gradient_checkpointing=on_gpu, logging_steps=1, save_strategy="no", report_to="none",
-        disable_tqdm=True, use_cpu=not on_gpu)
+        output_dir="unused",
+        per_device_train_batch_size=shared["episodes"],
+        gradient_accumulation_steps=1,
+        num_mini_batches=shared["minibatches"],
+        num_ppo_epochs=shared["epochs"],
+        total_episodes=given.steps * shared["episodes"],
+        response_length=shared["max_tokens"],
+        temperature=1.0,
+        stop_token="eos",
+        missing_eos_penalty=shared["missing_eos_penalty"],
+        kl_coef=shared["kl_coefficient"],
+        learning_rate=shared["learning_rate"],
+        lr_scheduler_type="linear",
+        adam_epsilon=1e-5,
+        weight_decay=0.0,
+        local_rollout_forward_batch_size=given.rollout_batch,
+        num_sample_generations=0,
+        seed=given.seed,
+        bf16=on_gpu,
+        gradient_checkpointing=on_gpu,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not on_gpu,
+    )
     watcher = Watcher()
-    trainer = PPOTrainer(config, tokenizer, policy, reference, reward, Dataset.from_dict({"input_ids": rows}), critic,
-                         callbacks=[watcher], eval_dataset=Dataset.from_dict({"input_ids": rows[:1]}))
+    trainer = PPOTrainer(
+        config,
+        tokenizer,
+        policy,
+        reference,
+        reward,
+        Dataset.from_dict({"input_ids": rows}),
+        critic,
+        callbacks=[watcher],
+        eval_dataset=Dataset.from_dict({"input_ids": rows[:1]}),
+    )
     ppo_trainer.batch_generation = timed("rollout", ppo_trainer.batch_generation)
     ppo_trainer.get_reward = timed("scoring", ppo_trainer.get_reward)
     ppo_trainer.forward = timed("scoring", ppo_trainer.forward, only_without_gradients=True)
@@ -101,12 +128,22 @@ def main() -> None:
     trainer.train()
     seconds = perf_counter() - begun
     ends = [begun, *watcher.ends]
-    print("RESULT" + json.dumps({  # noqa: T201
-        "seconds": seconds, "step_seconds": [after - before for before, after in pairwise(ends)],
-        "growth": torch.cuda.max_memory_allocated() if on_gpu else memory.growth(), "threads": torch.get_num_threads(),
-        "scores": [row["objective/scores"] for row in watcher.rows],
-        "kl": [row["objective/kl"] for row in watcher.rows], "tokens": [],
-        **spent, "update": seconds - sum(spent.values())}))
+    print(
+        "RESULT"
+        + json.dumps(
+            {
+                "seconds": seconds,
+                "step_seconds": [after - before for before, after in pairwise(ends)],
+                "growth": torch.cuda.max_memory_allocated() if on_gpu else memory.growth(),
+                "threads": torch.get_num_threads(),
+                "scores": [row["objective/scores"] for row in watcher.rows],
+                "kl": [row["objective/kl"] for row in watcher.rows],
+                "tokens": [],
+                **spent,
+                "update": seconds - sum(spent.values()),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

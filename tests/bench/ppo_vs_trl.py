@@ -25,15 +25,32 @@ from selfplay.models import encode_prompt, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-SHARED = {"episodes": 256, "minibatches": 4, "epochs": 2, "max_tokens": 110, "learning_rate": 7e-4,
-          "kl_coefficient": 0.05, "missing_eos_penalty": 1.0}
+SHARED = {
+    "episodes": 256,
+    "minibatches": 4,
+    "epochs": 2,
+    "max_tokens": 110,
+    "learning_rate": 7e-4,
+    "kl_coefficient": 0.05,
+    "missing_eos_penalty": 1.0,
+}
 
 
 def start_of(directory: Path) -> tuple[Path, Path]:
     """The quickstart's policy and first reward model, made if they are not there (two minutes)."""
     if not (directory / "iteration-001" / "reward").is_dir():
-        subprocess.run([sys.executable, "-m", "selfplay.cli", "bootstrap", str(ROOT / "runs" / "quickstart.yaml"),
-                        f"output={directory}"], check=True, cwd=ROOT)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "selfplay.cli",
+                "bootstrap",
+                str(ROOT / "runs" / "quickstart.yaml"),
+                f"output={directory}",
+            ],
+            check=True,
+            cwd=ROOT,
+        )
         for stage in ("generate", "label", "reward"):
             run_stage(directory, stage, 1)
     return directory / "iteration-000" / "policy", directory / "iteration-001" / "reward"
@@ -62,6 +79,7 @@ def run_side(command: list[str]) -> dict[str, Any]:
 
 def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of the table: medians over rounds."""
+
     def median(values: list[float]) -> float:
         return statistics.median(values)
 
@@ -70,8 +88,10 @@ def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "trainer": name,
         "episodes/s": median([SHARED["episodes"] / statistics.mean(run["step_seconds"][1:]) for run in runs]),
         "peak growth MiB": median([run["growth"] / 2**20 for run in runs]),
-        **{f"{part} %": median([100 * run[part] / all_of_it for run, all_of_it in zip(runs, whole, strict=True)])
-           for part in ("rollout", "scoring", "update")},
+        **{
+            f"{part} %": median([100 * run[part] / all_of_it for run, all_of_it in zip(runs, whole, strict=True)])
+            for part in ("rollout", "scoring", "update")
+        },
         "first score": median([run["scores"][0] for run in runs]),
         "last score": median([statistics.mean(run["scores"][-2:]) for run in runs]),
         "last KL": median([statistics.mean(run["kl"][-2:]) for run in runs]),
@@ -81,8 +101,9 @@ def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def episodes_to_reach(run: dict[str, Any], score: float) -> float | None:
     """Episodes after which the mean score of two steps in a row is at least `score`; None if never."""
     pairs = pairwise(run["scores"])
-    return next(((place + 2) * SHARED["episodes"] for place, both in enumerate(pairs) if statistics.mean(both) >= score),
-                None)
+    return next(
+        ((place + 2) * SHARED["episodes"] for place, both in enumerate(pairs) if statistics.mean(both) >= score), None
+    )
 
 
 def main() -> None:
@@ -91,35 +112,66 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--trl-python", default=str(ROOT / ".venv-trl" / "bin" / "python"))
     parser.add_argument("--start", type=Path, default=ROOT / "runs" / "bench-quickstart")
-    parser.add_argument("--ppo", default='{"critic_learning_rate": 7e-4}',
-                        help="JSON: further settings of ours; TRL has one learning rate for both networks")
+    parser.add_argument(
+        "--ppo",
+        default='{"critic_learning_rate": 7e-4}',
+        help="JSON: further settings of ours; TRL has one learning rate for both networks",
+    )
     given = parser.parse_args()
     policy, reward = start_of(given.start)
     sides: dict[str, list[dict[str, Any]]] = {"TRL 1.12.0": [], "selfplay": []}
     with tempfile.TemporaryDirectory() as directory:
         ours, theirs = write_prompts(policy, Path(directory))
         for seed in range(given.rounds):
-            common = ["--policy", str(policy), "--reward", str(reward), "--settings", json.dumps(SHARED),
-                      "--steps", str(given.steps), "--seed", str(seed)]
-            sides["TRL 1.12.0"].append(run_side([given.trl_python, str(HERE / "ppo_side_trl.py"), *common,
-                                                 "--prompts", str(theirs)]))
-            sides["selfplay"].append(run_side([sys.executable, str(HERE / "ppo_side_ours.py"), *common,
-                                               "--prompts", str(ours), "--ppo", given.ppo]))
+            common = [
+                "--policy",
+                str(policy),
+                "--reward",
+                str(reward),
+                "--settings",
+                json.dumps(SHARED),
+                "--steps",
+                str(given.steps),
+                "--seed",
+                str(seed),
+            ]
+            sides["TRL 1.12.0"].append(
+                run_side([given.trl_python, str(HERE / "ppo_side_trl.py"), *common, "--prompts", str(theirs)])
+            )
+            sides["selfplay"].append(
+                run_side(
+                    [
+                        sys.executable,
+                        str(HERE / "ppo_side_ours.py"),
+                        *common,
+                        "--prompts",
+                        str(ours),
+                        "--ppo",
+                        given.ppo,
+                    ]
+                )
+            )
     rows = [summary(name, runs) for name, runs in sides.items()]
     rounds = [compare(*both) for both in zip(sides["TRL 1.12.0"], sides["selfplay"], strict=True)]
     publish("ppo_vs_trl", rows, rounds=rounds, runs=sides, settings={**SHARED, "steps": given.steps})
     for number, one in enumerate(rounds):
-        print(f"round {number}: {one['episodes/s, ratio']:.2f}x the episodes/s, {one['peak growth, ratio']:.2f}x the "  # noqa: T201
-              f"peak memory growth; TRL's last score {one['their last score']:.3f} reached after "
-              f"{one['our episodes to it']} episodes, by TRL after {one['their episodes to it']}")
+        print(
+            f"round {number}: {one['episodes/s, ratio']:.2f}x the episodes/s, {one['peak growth, ratio']:.2f}x the "
+            f"peak memory growth; TRL's last score {one['their last score']:.3f} reached after "
+            f"{one['our episodes to it']} episodes, by TRL after {one['their episodes to it']}"
+        )
 
 
 def compare(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """What one round says."""
     last = statistics.mean(theirs["scores"][-2:])
-    return {"episodes/s, ratio": statistics.mean(theirs["step_seconds"][1:]) / statistics.mean(ours["step_seconds"][1:]),
-            "peak growth, ratio": ours["growth"] / theirs["growth"], "their last score": last,
-            "our episodes to it": episodes_to_reach(ours, last), "their episodes to it": episodes_to_reach(theirs, last)}
+    return {
+        "episodes/s, ratio": statistics.mean(theirs["step_seconds"][1:]) / statistics.mean(ours["step_seconds"][1:]),
+        "peak growth, ratio": ours["growth"] / theirs["growth"],
+        "their last score": last,
+        "our episodes to it": episodes_to_reach(ours, last),
+        "their episodes to it": episodes_to_reach(theirs, last),
+    }
 
 
 if __name__ == "__main__":

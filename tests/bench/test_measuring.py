@@ -26,21 +26,42 @@ def test_peak_memory_is_the_growth_and_stays_after_it_is_freed() -> None:
     assert 60 * 2**20 < memory.growth() < 100 * 2**20
 
 
-def test_a_table_and_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_and_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "results")
-    measuring.publish("some", [{"name": "a", "rate": 12345.6, "share": 0.12345}, {"name": "longer", "rate": 1.0, "share": None}],
-                      seed=3)
-    assert capsys.readouterr().out.startswith("name      rate   share\na       12,346  0.1235\nlonger       1       -\n")
+    measuring.publish(
+        "some",
+        [{"name": "a", "rate": 12345.6, "share": 0.12345}, {"name": "longer", "rate": 1.0, "share": None}],
+        seed=3,
+    )
+    assert capsys.readouterr().out.startswith(
+        "name      rate   share\na       12,346  0.1235\nlonger       1       -\n"
+    )
     kept = json.loads((tmp_path / "results" / "some.json").read_text())
     assert kept["rows"][0]["rate"] == 12345.6 and kept["seed"] == 3 and kept["machine"]["versions"]["torch"]
 
 
 def test_flop_of_a_pass_by_hand() -> None:
     # One layer of width 4, two heads of size 2, MLP of 6, 10 words; one episode of 3 + 2 tokens.
-    config = LlamaConfig(vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=1, num_attention_heads=2,
-                         num_key_value_heads=1)
-    episodes = Episodes([], [], torch.zeros(1, 5), torch.tensor([3]), torch.tensor([2]), torch.tensor([False]),
-                        torch.zeros(1, 2), torch.zeros(1))
+    config = LlamaConfig(
+        vocab_size=10,
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    episodes = Episodes(
+        [],
+        [],
+        torch.zeros(1, 5),
+        torch.tensor([3]),
+        torch.tensor([2]),
+        torch.tensor([False]),
+        torch.zeros(1, 2),
+        torch.zeros(1),
+    )
     # Weights: queries and output 16 each, keys and values 8 each, MLP 3 * 24: 120. 2 * 120 * 5 tokens = 1,200.
     # Attention: scores and sums, 2 * 4 * 5^2 = 200. The head: 2 * 4 * 10 on 2 tokens = 160.
     assert limits.flop_of_pass(config, episodes, head=False) == 1400
@@ -54,6 +75,11 @@ def test_when_a_score_is_reached() -> None:
 
 
 def test_the_benchmark_for_a_gpu_can_be_loaded() -> None:
-    said = subprocess.run([sys.executable, str(HERE / "ppo_gpu.py"), "--help"], capture_output=True, text=True, check=True,
-                          cwd=HERE.parents[1])
+    said = subprocess.run(
+        [sys.executable, str(HERE / "ppo_gpu.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=HERE.parents[1],
+    )
     assert "--gpu-memory" in said.stdout

@@ -15,8 +15,10 @@ def test_every_checkpoint_of_a_run_has_a_card(tiny_run):
     for number in (1, 2):
         card = (tiny_run / f"iteration-00{number}/policy/README.md").read_text()
         evaluation = read_json(tiny_run / f"iteration-00{number}/evaluate/evaluation.json")
-        for label, key in (("win rate against the start", "win_rate_vs_start"),
-                           ("win rate against the iteration before", "win_rate_vs_previous")):
+        for label, key in (
+            ("win rate against the start", "win_rate_vs_start"),
+            ("win rate against the iteration before", "win_rate_vs_previous"),
+        ):
             assert f"| {label} | {rate_text(Comparison.model_validate(evaluation[key]))} |" in card
         assert f"# tiny, iteration {number}\n" in card and f"iteration {number} of 2" in card
         assert f"- labels: judge `tiny` version 1, sha256 {digest[:16]}\n" in card

@@ -20,8 +20,15 @@ START, ONE, TWO = (f"iteration-00{number}" for number in range(3))
 
 def bare_run(matches: list[Match], iterations: tuple[Iteration, ...] = (), **config) -> Run:
     """A run of so little that every number can be checked by hand."""
-    return Run(path=Path("runs/r"), config_text="", config=config, provenance={}, metrics=(), matches=tuple(matches),
-               iterations=iterations or (Iteration(0), Iteration(1)))
+    return Run(
+        path=Path("runs/r"),
+        config_text="",
+        config=config,
+        provenance={},
+        metrics=(),
+        matches=tuple(matches),
+        iterations=iterations or (Iteration(0), Iteration(1)),
+    )
 
 
 def match(prompt: int, preference: float | None, a: str = ONE, b: str = START, **more) -> Match:
@@ -31,8 +38,10 @@ def match(prompt: int, preference: float | None, a: str = ONE, b: str = START, *
 
 def sentences(run: Run, number: int = 1, **settings) -> list[str]:
     iteration = next(one for one in run.iterations if one.number == number)
-    return [f"{'severe' if alarm.severe else 'warning'} {alarm.kind}: {alarm.sentence}"
-            for alarm in alarms_of(run, iteration, Guard(**settings))]
+    return [
+        f"{'severe' if alarm.severe else 'warning'} {alarm.kind}: {alarm.sentence}"
+        for alarm in alarms_of(run, iteration, Guard(**settings))
+    ]
 
 
 def evaluated(number: int, **values) -> Iteration:
@@ -44,8 +53,10 @@ def test_a_sound_run_raises_no_alarm_and_keeps_its_best(finished_run):
     assert found.alarms == () and found.best_iteration == 2 and not found.stop and not found.audited
     rate = json.loads((finished_run / "iteration-002/evaluate/evaluation.json").read_text())["win_rate_vs_start"]
     shown = f"{100 * rate['win_rate']:.0f}% [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
-    assert found.reason.startswith("iteration 2 has the highest win rate against the start by the judge that also gave "
-                                   f"the labels: {shown}; iteration 1 ")
+    assert found.reason.startswith(
+        "iteration 2 has the highest win rate against the start by the judge that also gave "
+        f"the labels: {shown}; iteration 1 "
+    )
 
 
 def test_a_hacked_run_is_named_for_what_it_is_and_its_last_iteration_is_not_kept(tmp_path):
@@ -82,6 +93,7 @@ def test_without_an_audit_severe_alarms_disqualify(tmp_path):
 
 def lengthen(path: Path) -> None:
     from selfplay.rundir import read_rows, write_rows
+
     write_rows(path, [{**row, "a_tokens": 2 * row["a_tokens"]} for row in read_rows(path)])
 
 
@@ -168,14 +180,16 @@ def test_length_exploitation_by_a_rate_that_length_explains():
 def test_growth_alone_is_a_warning():
     rows = [match(x, float(x % 2), a_tokens=16, b_tokens=10) for x in range(200)]
     (found,) = sentences(bare_run(rows))
-    assert found == ("warning length: Iteration 1's answers are 1.6 times as long as the start's (16 against 10 "
-                     "tokens).")
+    assert found == (
+        "warning length: Iteration 1's answers are 1.6 times as long as the start's (16 against 10 tokens)."
+    )
 
 
 def test_lost_diversity():
     # The start writes 40 different answers, the policy one: 1/40 of them differ.
-    rows = [match(x, 0.5, a_text="the same old words here", b_text=f"tale{x} of{x} things{x} told{x}")
-            for x in range(40)]
+    rows = [
+        match(x, 0.5, a_text="the same old words here", b_text=f"tale{x} of{x} things{x} told{x}") for x in range(40)
+    ]
     found = sentences(bare_run(rows))
     assert len(found) == 2 and all(one.startswith("severe diversity") for one in found)
     assert "2% of the start's share of different answers (0.03 against 1.00)" in found[1]
@@ -186,8 +200,9 @@ def test_truncation_is_held_against_the_start():
         return bare_run([match(x, 0.5, a_truncated=x < a, b_truncated=x < b) for x in range(10)])
 
     (found,) = sentences(cut(4, 0))
-    assert found == ("warning truncation: 40% of iteration 1's answers are cut off at the token limit, 0% of the "
-                     "start's.")
+    assert found == (
+        "warning truncation: 40% of iteration 1's answers are cut off at the token limit, 0% of the start's."
+    )
     assert sentences(cut(6, 0))[0].startswith("severe")
     assert sentences(cut(4, 4)) == []
 
@@ -198,13 +213,19 @@ def test_a_judge_that_contradicts_itself_or_cannot_be_read():
     assert found == [
         "warning judge: In iteration 1 the labelling judge agreed with itself in only 50% of the pairs when their order "
         "was swapped, choosing the first place in 90%.",
-        "warning judge: In iteration 1 the labelling judge gave no readable verdict on 20% of the pairs."]
+        "warning judge: In iteration 1 the labelling judge gave no readable verdict on 20% of the pairs.",
+    ]
 
 
 def test_reward_accuracy_counts_decided_pairs_with_both_rewards():
-    rows = [match(0, 1.0, a_reward=2.0, b_reward=1.0), match(1, 0.0, a_reward=2.0, b_reward=1.0),
-            match(2, 0.75, a_reward=0.5, b_reward=0.1), match(3, 0.5, a_reward=1.0, b_reward=0.0), match(4, None),
-            match(5, 1.0, a_reward=1.0, b_reward=None)]
+    rows = [
+        match(0, 1.0, a_reward=2.0, b_reward=1.0),
+        match(1, 0.0, a_reward=2.0, b_reward=1.0),
+        match(2, 0.75, a_reward=0.5, b_reward=0.1),
+        match(3, 0.5, a_reward=1.0, b_reward=0.0),
+        match(4, None),
+        match(5, 1.0, a_reward=1.0, b_reward=None),
+    ]
     run = bare_run(rows)
     found = reward_accuracy(run, run.iterations[1])
     assert (found.win_rate, found.n) == (pytest.approx(2 / 3, abs=1e-12), 3)
@@ -215,9 +236,11 @@ def test_a_run_of_other_formats_is_still_read(tmp_path):
     """Columns that are not ours are passed over; counts of tokens may be missing."""
     run = make_run(tmp_path / "r", Plan(prompts=8, iterations=1, rewards=False))
     from selfplay.rundir import read_rows, write_rows
+
     path = run / ONE / "evaluate/matches.parquet"
     odd = {"a_tokens": None, "b_tokens": None, "reason": None, "colour": "blue"}
     write_rows(path, [{**row, **odd} for row in read_rows(path)])
     found = read_run(run)
     assert found.profiles[ONE].mean_length == pytest.approx(
-        sum(len(answer.text) for answer in found.answers[ONE].values()) / 8, abs=1e-9)
+        sum(len(answer.text) for answer in found.answers[ONE].values()) / 8, abs=1e-9
+    )

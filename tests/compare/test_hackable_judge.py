@@ -27,9 +27,16 @@ def length(prompt, response):
     """From 0 for nothing to 1 for 600 characters."""
     return min(1.0, len(response) / 600)
 '''
-GREED = ("prompts.heldout.limit=64", "algorithm.steps=10", "algorithm.episodes=64",
-         "algorithm.learning_rate=2e-3", "algorithm.kl_coefficient=0.0", "algorithm.missing_eos_penalty=0",
-         "sampling.max_tokens=128", "iterations=1")
+GREED = (
+    "prompts.heldout.limit=64",
+    "algorithm.steps=10",
+    "algorithm.episodes=64",
+    "algorithm.learning_rate=2e-3",
+    "algorithm.kl_coefficient=0.0",
+    "algorithm.missing_eos_penalty=0",
+    "sampling.max_tokens=128",
+    "iterations=1",
+)
 """PPO without a brake: large steps, no KL, nothing lost by running on."""
 
 
@@ -42,14 +49,19 @@ def hacked(tmp_path_factory) -> Path:
     (folder / "longer.yaml").write_text(JUDGE)
     (folder / "longer_rules.py").write_text(RULES)
     (folder / "hacked.yaml").write_text(tiny_recipe(folder / "longer.yaml"))
-    return run(load_recipe(folder / "hacked.yaml", [f"output={folder / 'run'}", f"evaluate.judge={folder / 'tiny_judge.yaml'}",
-                                                    *GREED]))
+    return run(
+        load_recipe(
+            folder / "hacked.yaml", [f"output={folder / 'run'}", f"evaluate.judge={folder / 'tiny_judge.yaml'}", *GREED]
+        )
+    )
 
 
 def test_length_exploitation_is_named_and_the_last_iteration_is_not_kept(hacked):
     found = conclude(hacked)
     said = [alarm for alarm in found.alarms if (alarm.kind, alarm.iteration) == ("length", 1)]
-    assert len(said) == 1 and said[0].severe and said[0].sentence.startswith("Length exploitation: iteration 1's answers")
+    assert (
+        len(said) == 1 and said[0].severe and said[0].sentence.startswith("Length exploitation: iteration 1's answers")
+    )
     assert found.audited and found.best_iteration == 0
     assert json.loads((hacked / "outcome.json").read_text())["best"] == found.best_iteration
     assert (hacked / "best").resolve() == (hacked / f"iteration-00{found.best_iteration}/policy").resolve()

@@ -41,8 +41,11 @@ def test_a_run_alone_is_all_its_iterations_and_agrees_with_its_own_evaluation(ti
     assert len(result.matches) == 3 * 32 and result.asked == 0
     for number in (1, 2):
         found = json.loads((tiny / f"iteration-00{number}/evaluate/evaluation.json").read_text())["win_rate_vs_start"]
-        pair = next(pair.comparison for pair in result.summary.pairs
-                    if (pair.comparison.a, pair.comparison.b) == (f"iteration-00{number}", "iteration-000"))
+        pair = next(
+            pair.comparison
+            for pair in result.summary.pairs
+            if (pair.comparison.a, pair.comparison.b) == (f"iteration-00{number}", "iteration-000")
+        )
         assert pair.win_rate == pytest.approx(found["win_rate"], abs=1e-12)
         assert (pair.n, pair.ties, pair.unscored) == (found["n"], found["ties"], found["unscored"])
     written = json.loads((tmp_path / "comparison.json").read_text())
@@ -51,8 +54,12 @@ def test_a_run_alone_is_all_its_iterations_and_agrees_with_its_own_evaluation(ti
 
 def test_the_same_checkpoint_twice_ties_everywhere_and_a_second_time_samples_nothing(tiny, tmp_path, monkeypatch):
     start = str(tiny / "iteration-000" / "policy")
-    options = {"prompts": PromptSource(split="heldout", limit=12), "judge": "stories",
-               "sampling": Sampling(max_tokens=24), "folder": tmp_path}
+    options = {
+        "prompts": PromptSource(split="heldout", limit=12),
+        "judge": "stories",
+        "sampling": Sampling(max_tokens=24),
+        "folder": tmp_path,
+    }
     first = compare([start, start, f"{tiny}@2"], **options)
     twins = next(pair.comparison for pair in first.summary.pairs if pair.comparison.a == "policy (2)")
     assert (twins.win_rate, twins.ties, twins.n) == (0.5, 12, 12)
@@ -77,7 +84,9 @@ def test_a_second_comparison_asks_a_judge_that_is_a_model_nothing(tiny, tmp_path
     judge.write_text(MODEL_JUDGE.format(model=tiny / "iteration-000/policy"))
     first = compare([str(copy)], judge=str(judge))
     different = sum(match.a_text != match.b_text for match in first.matches)
-    assert first.asked == len(asked) == 2 * different > 150, "32 prompts, 3 pairs, both orders, less what is the same text"
+    assert first.asked == len(asked) == 2 * different > 150, (
+        "32 prompts, 3 pairs, both orders, less what is the same text"
+    )
     assert {match.preference for match in first.matches} - {0.5, None}
     again = compare([str(copy)], judge=str(judge), folder=tmp_path / "elsewhere")
     assert len(asked) == first.asked and again.asked == 0
@@ -97,14 +106,25 @@ def test_targets_name_what_they_say(tiny):
     found = contestants([f"{tiny}@start", f"{tiny}@1", str(tiny / "iteration-002/policy"), "org/model@v2"])
     assert [one.name for one in found] == ["run@start", "run@1", "policy", "org/model@v2"]
     assert (found[3].checkpoint, found[3].revision, found[3].run) == ("org/model", "v2", None)
-    assert [one.name for one in contestants([f"{tiny}@all", f"{tiny}@2"])] == ["run@start", "run@1", "run@2", "run@2 (2)"]
+    assert [one.name for one in contestants([f"{tiny}@all", f"{tiny}@2"])] == [
+        "run@start",
+        "run@1",
+        "run@2",
+        "run@2 (2)",
+    ]
     assert resolve(f"{tiny}@1").checkpoint == str(tiny / "iteration-001/policy")
 
 
-@pytest.mark.parametrize(("targets", "message"), [
-    (["{run}@7"], "has no policy of iteration 7"), (["{run}@last"], "is no iteration"), (["{run}@1"], "nothing to compare"),
-    (["./nowhere", "{run}"], "neither a run"), ([], "nothing to compare"),
-])
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["{run}@7"], "has no policy of iteration 7"),
+        (["{run}@last"], "is no iteration"),
+        (["{run}@1"], "nothing to compare"),
+        (["./nowhere", "{run}"], "neither a run"),
+        ([], "nothing to compare"),
+    ],
+)
 def test_wrong_targets_are_named(tiny, targets, message):
     with pytest.raises(ConfigError, match=message):
         contestants([target.format(run=tiny) for target in targets])
@@ -122,8 +142,10 @@ def test_without_a_run_prompts_and_judge_must_be_given():
 
 def test_a_comparison_asks_in_both_orders_and_not_the_policy_itself(tmp_path):
     file = tmp_path / "judge.yaml"
-    text = ("name: j\nmode: pairwise\nmodel: {model}\norder: fixed\noutput: {{kind: regex, pattern: '\\[\\[(A|B)\\]\\]', "
-            "labels: {{A: 1, B: 0}}}}\nmessages:\n  - {{role: user, content: '{{{{ responses }}}}'}}\n")
+    text = (
+        "name: j\nmode: pairwise\nmodel: {model}\norder: fixed\noutput: {{kind: regex, pattern: '\\[\\[(A|B)\\]\\]', "
+        "labels: {{A: 1, B: 0}}}}\nmessages:\n  - {{role: user, content: '{{{{ responses }}}}'}}\n"
+    )
     file.write_text(text.format(model="some/model"))
     assert judging(settings_of([], prompts=PromptSource(), judge=str(file))).order == "both"
     file.write_text(text.format(model="policy"))
@@ -139,8 +161,12 @@ def test_only_the_labelling_judge_gets_the_recipes_model(tmp_path):
     auditor, labeller, bare = (str(tmp_path / f"{name}.yaml") for name in ("auditor", "labeller", "bare"))
 
     def asked(judge=None, audit=None):
-        recipe = Recipe(name="r", policy={"bootstrap": {}}, judge={"file": labeller, "model": "small/labeller"},
-                        evaluate={"judge": audit})
+        recipe = Recipe(
+            name="r",
+            policy={"bootstrap": {}},
+            judge={"file": labeller, "model": "small/labeller"},
+            evaluate={"judge": audit},
+        )
         return judging(settings_of([recipe], judge=judge)).model
 
     assert asked() == asked(judge=labeller) == "small/labeller"
@@ -150,8 +176,10 @@ def test_only_the_labelling_judge_gets_the_recipes_model(tmp_path):
 
 def test_the_table_and_the_report_of_votes_from_elsewhere(tmp_path):
     beats = {("b", "a"): 0.8, ("c", "b"): 0.7, ("a", "c"): 0.6}
-    votes = tabulate((Vote(str(x), one, two, float(x % 10 < 10 * rate)) for (one, two), rate in beats.items()
-                      for x in range(100)), models=["a", "b", "c"])
+    votes = tabulate(
+        (Vote(str(x), one, two, float(x % 10 < 10 * rate)) for (one, two), rate in beats.items() for x in range(100)),
+        models=["a", "b", "c"],
+    )
     summary, out = summarise(votes), StringIO()
     print_summary(summary, Console(file=out, width=80))
     assert "no order fits" in out.getvalue() and "80% [" in out.getvalue() and "b over a" in out.getvalue()
@@ -163,8 +191,10 @@ def test_the_table_and_the_report_of_votes_from_elsewhere(tmp_path):
 
 def test_markup_in_names_is_text_on_the_terminal():
     out = StringIO()
-    print_summary(summarise(tabulate([Vote(str(x), "[red]x[/]", "y", float(x % 2)) for x in range(8)])),
-                  Console(file=out, width=200))
+    print_summary(
+        summarise(tabulate([Vote(str(x), "[red]x[/]", "y", float(x % 2)) for x in range(8)])),
+        Console(file=out, width=200),
+    )
     assert "[red]x[/]" in out.getvalue()
 
 

@@ -132,8 +132,10 @@ def test_swapping_the_names_mirrors_the_result(preferences):
     if ours.win_rate is not None:
         assert 0 <= ours.low <= ours.win_rate + 1e-12 and ours.win_rate - 1e-12 <= ours.high <= 1
         assert swapped.win_rate == pytest.approx(1 - ours.win_rate, abs=1e-9)
-        assert (swapped.low, swapped.high) == (pytest.approx(1 - ours.high, abs=1e-9),
-                                               pytest.approx(1 - ours.low, abs=1e-9))
+        assert (swapped.low, swapped.high) == (
+            pytest.approx(1 - ours.high, abs=1e-9),
+            pytest.approx(1 - ours.low, abs=1e-9),
+        )
 
 
 def test_standard_error_by_hand():

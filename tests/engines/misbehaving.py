@@ -10,9 +10,22 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-FAULTS = ("429", "429 later", "500", "503", "timeout", "cut", "slow", "html", "empty", "no choices", "wrong json",
-          "broken json",
-          "list", "null text")
+FAULTS = (
+    "429",
+    "429 later",
+    "500",
+    "503",
+    "timeout",
+    "cut",
+    "slow",
+    "html",
+    "empty",
+    "no choices",
+    "wrong json",
+    "broken json",
+    "list",
+    "null text",
+)
 
 
 class Server(ThreadingHTTPServer):
@@ -63,14 +76,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, fault: str, text: str, body: dict[str, Any]) -> None:
         if fault.isdigit() or fault == "429 later":
-            self.reply(json.dumps({"error": {"message": f"no: {fault}, key {self.headers.get('authorization')}"}}),
-                       int(fault[:3]),
-                       {"retry-after": "0.2"} if fault == "429 later" else {})
+            self.reply(
+                json.dumps({"error": {"message": f"no: {fault}, key {self.headers.get('authorization')}"}}),
+                int(fault[:3]),
+                {"retry-after": "0.2"} if fault == "429 later" else {},
+            )
         elif fault == "timeout":
             self.server.closing.wait(60)
         elif fault == "cut":
-            self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: "
-                             b"5000\r\n\r\n{\"choices\": [")
+            self.wfile.write(
+                b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 5000\r\n\r\n{"choices": ['
+            )
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
@@ -80,10 +96,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b" ")
                 self.wfile.flush()
         elif fault:
-            said = {"html": "<html><body>Bad gateway</body></html>", "empty": "", "no choices": '{"choices": []}',
-                    "wrong json": '{"id": 1}',
-                    "broken json": '{"choices": [{"mess', "list": "[]",
-                    "null text": '{"choices": [{"message": {"content": 7}, "text": 7}]}'}
+            said = {
+                "html": "<html><body>Bad gateway</body></html>",
+                "empty": "",
+                "no choices": '{"choices": []}',
+                "wrong json": '{"id": 1}',
+                "broken json": '{"choices": [{"mess',
+                "list": "[]",
+                "null text": '{"choices": [{"message": {"content": 7}, "text": 7}]}',
+            }
             self.reply(said[fault], kind="text/html" if fault == "html" else "application/json")
         else:
             with self.server.lock:
@@ -98,14 +119,24 @@ class Handler(BaseHTTPRequestHandler):
             choice |= {"message": {"role": "assistant", "content": said}} if "messages" in body else {"text": said}
             if body.get("logprobs"):
                 rows = {"A": -0.1, "B": -2.5, " the": -4.0}
-                choice["logprobs"] = ({"content": [{"token": "A", "top_logprobs": [{"token": token, "logprob": value}
-                                                                                   for token, value in rows.items()]}]}
-                                      if "messages" in body else {"top_logprobs": [rows]})
+                choice["logprobs"] = (
+                    {
+                        "content": [
+                            {
+                                "token": "A",
+                                "top_logprobs": [{"token": token, "logprob": value} for token, value in rows.items()],
+                            }
+                        ]
+                    }
+                    if "messages" in body
+                    else {"top_logprobs": [rows]}
+                )
             choices.append(choice)
         return {"choices": choices, "usage": {"prompt_tokens": 100, "completion_tokens": 10 * len(choices)}}
 
-    def reply(self, text: str, status: int = 200, headers: dict[str, str] | None = None,
-              kind: str = "application/json") -> None:
+    def reply(
+        self, text: str, status: int = 200, headers: dict[str, str] | None = None, kind: str = "application/json"
+    ) -> None:
         data = text.encode()
         self.send_response(status)
         for name, value in {"content-type": kind, "content-length": str(len(data)), **(headers or {})}.items():
@@ -115,8 +146,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(fault: Callable[[str, int], str] = lambda text, number: "",
-            say: Callable[[str], str] = lambda text: "[[A]]") -> Iterator[Server]:
+def serving(
+    fault: Callable[[str, int], str] = lambda text, number: "", say: Callable[[str], str] = lambda text: "[[A]]"
+) -> Iterator[Server]:
     server = Server(fault, say)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

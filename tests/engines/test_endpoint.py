@@ -35,9 +35,15 @@ def test_texts_reasons_and_what_is_sent() -> None:
         assert [row[0].finish_reason for row in rows] == ["stop", "length"] and rows[1][1].id == "p1/1"
         assert rows[0][0].policy == "judge-model"
         body = next(body for body in server.bodies if body["messages"][0]["content"] == "question 0")
-        assert body == {"model": "judge-model", "messages": [{"role": "user", "content": "question 0"}],
-                        "max_tokens": 7, "temperature": 0.5,
-                        "n": 2, "stop": ["END"], "reasoning_effort": "low"}
+        assert body == {
+            "model": "judge-model",
+            "messages": [{"role": "user", "content": "question 0"}],
+            "max_tokens": 7,
+            "temperature": 0.5,
+            "n": 2,
+            "stop": ["END"],
+            "reasoning_effort": "low",
+        }
         guided = GuidedSampling(json_schema={"type": "object"})
         asked.generate(prompts(1), guided)
         assert server.bodies[-1]["response_format"]["json_schema"]["schema"] == {"type": "object"}
@@ -51,18 +57,26 @@ def test_a_call_that_fails_once_is_made_again_and_no_other(fault: str) -> None:
         asked = engine(server, timeout=3.0 if fault in ("timeout", "slow") else 30.0)
         rows = list(asked.stream(prompts(3), Sampling()))
         assert sorted((place, answer.texts if answer else None, error) for place, answer, error in rows) == [
-            (place, ("[[A]]",), "") for place in range(3)]
+            (place, ("[[A]]",), "") for place in range(3)
+        ]
         assert server.tries == {"question 0": 1, "question 1": 2, "question 2": 1}
 
 
-@pytest.mark.parametrize(("fault", "error"), [
-    ("500", "the server answered 500"), ("timeout", "no answer within 2 s"), ("slow", "no answer within 2 s"),
-    ("cut", "the connection failed"),
-    ("html", "the answer is not JSON: '<html>"), ("empty", "the answer is not JSON: ''"),
-    ("no choices", "the answer has no choices"),
-    ("wrong json", "the answer has no choices"), ("list", "the answer is a list, not an object"),
-    ("null text", "a choice holds no text"),
-])
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("500", "the server answered 500"),
+        ("timeout", "no answer within 2 s"),
+        ("slow", "no answer within 2 s"),
+        ("cut", "the connection failed"),
+        ("html", "the answer is not JSON: '<html>"),
+        ("empty", "the answer is not JSON: ''"),
+        ("no choices", "the answer has no choices"),
+        ("wrong json", "the answer has no choices"),
+        ("list", "the answer is a list, not an object"),
+        ("null text", "a choice holds no text"),
+    ],
+)
 def test_a_call_that_always_fails_costs_only_itself_and_says_why(fault: str, error: str) -> None:
     with serving(lambda text, number: fault if text == "question 1" else "") as server:
         asked = engine(server, retries=1, timeout=2.0 if fault in ("timeout", "slow") else 30.0)
@@ -88,15 +102,18 @@ def test_the_key_comes_from_the_environment_and_appears_in_no_message(monkeypatc
         assert answer is None and server.keys == ["Bearer sk-very-secret"]
         assert "key Bearer ***" in error and "secret" not in error
     with serving(lambda text, number: "401") as server:
-        with pytest.raises(ConfigError,
-                           match=r"refuses the key \(401\): set the environment variable JUDGE_KEY") as refusal:
+        with pytest.raises(
+            ConfigError, match=r"refuses the key \(401\): set the environment variable JUDGE_KEY"
+        ) as refusal:
             list(engine(server, key_variable="JUDGE_KEY", concurrency=1).stream(prompts(5), Sampling()))
         assert "secret" not in str(refusal.value) and sum(server.tries.values()) == 1
 
 
 def test_a_model_that_is_not_there_stops_at_once() -> None:
-    with serving(lambda text, number: "404") as server, pytest.raises(ConfigError,
-                                                                      match="does not know what was asked for"):
+    with (
+        serving(lambda text, number: "404") as server,
+        pytest.raises(ConfigError, match="does not know what was asked for"),
+    ):
         list(engine(server, concurrency=1).stream(prompts(5), Sampling()))
     assert sum(server.tries.values()) == 1
 
@@ -150,8 +167,9 @@ def test_money_is_counted_and_never_passes_the_limit() -> None:
     with serving() as server:
         limited = engine(server, **prices, max_cost=0.01)
         seen = []
-        with pytest.raises(ConfigError,
-                           match=r"has spent \$0.0091 .*endpoint.max_cost of \$0.01; the answers so far are saved"):
+        with pytest.raises(
+            ConfigError, match=r"has spent \$0.0091 .*endpoint.max_cost of \$0.01; the answers so far are saved"
+        ):
             for row in limited.stream(prompts(50), Sampling(max_tokens=20)):
                 seen.append(row)
         # Seven calls are 9.1e-3; an eighth could bring 9.1 + 1.34 > 10.
@@ -185,8 +203,9 @@ def test_log_probabilities_of_choices_in_both_apis() -> None:
             assert all(math.isnan(value) for value in asked.choice_logprobs(prompts(1), ["Y", "Z"])[0])
             assert server.bodies[0]["max_tokens"] == 1
     config = Endpoint(url="http://x/v1")
-    assert read_logprobs(config, {"logprobs": {"content": [{"top_logprobs": [{"token": "A", "logprob": -1}]}]}},
-                         ["A"]) == {"A": -1.0}
+    assert read_logprobs(
+        config, {"logprobs": {"content": [{"top_logprobs": [{"token": "A", "logprob": -1}]}]}}, ["A"]
+    ) == {"A": -1.0}
 
 
 def test_completions_take_single_messages_only() -> None:
@@ -217,11 +236,17 @@ def judge_and_pairs(server: Any, cache: Path, count: int, **settings: Any) -> tu
     from selfplay.records import Completion, Pair
 
     spec = parse_spec({**parse_yaml(JUDGE), "name": "remote", "endpoint": {"url": url(server), **QUICK, **settings}})
-    made = [[Completion(id=f"c{n}{side}", prompt_id=f"p{n}", text=f"{side} {n}", finish_reason="stop", policy="x")
-             for side in "ab"]
-            for n in range(count)]
-    pairs = [Pair(id=f"p{n}", prompt=Prompt.plain(f"p{n}", f"question {n}"), first=a, second=b) for n,
-             (a, b) in enumerate(made)]
+    made = [
+        [
+            Completion(id=f"c{n}{side}", prompt_id=f"p{n}", text=f"{side} {n}", finish_reason="stop", policy="x")
+            for side in "ab"
+        ]
+        for n in range(count)
+    ]
+    pairs = [
+        Pair(id=f"p{n}", prompt=Prompt.plain(f"p{n}", f"question {n}"), first=a, second=b)
+        for n, (a, b) in enumerate(made)
+    ]
     return build(spec, EndpointEngine(spec.endpoint, spec.model), cache), pairs
 
 

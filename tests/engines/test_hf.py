@@ -21,15 +21,23 @@ from selfplay.records import Completion, Prompt
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"{STORIES} is absent: the real model stays untested")
-OPENINGS = ("Once", "Once upon a time there was a little dog", "Lily", "Tom and his mom went to the park to play with a ball",
-            "The sun", "One day, a boy named Tim found a big red box")
+OPENINGS = (
+    "Once",
+    "Once upon a time there was a little dog",
+    "Lily",
+    "Tom and his mom went to the park to play with a ball",
+    "The sun",
+    "One day, a boy named Tim found a big red box",
+)
 PROMPTS = [Prompt.plain(f"p{number}", OPENINGS[number % len(OPENINGS)]) for number in range(14)]
 Rows = list[list[Completion]]
 
 
 @pytest.fixture(scope="module", params=[pytest.param("stories260k", marks=needs_stories), "bootstrapped"])
 def engine(request: pytest.FixtureRequest) -> TransformersEngine:
-    path = STORIES if request.param == "stories260k" else request.getfixturevalue("tiny_run") / "iteration-000" / "policy"
+    path = (
+        STORIES if request.param == "stories260k" else request.getfixturevalue("tiny_run") / "iteration-000" / "policy"
+    )
     return TransformersEngine(load_policy(path), load_tokenizer(path))
 
 
@@ -44,7 +52,8 @@ def batch_sizes(engine: TransformersEngine) -> Iterator[list[int]]:
     """Rows of each forward pass that the engine makes."""
     seen: list[int] = []
     hook = engine.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     yield seen
     hook.remove()
 
@@ -78,7 +87,10 @@ def test_a_shorter_limit_cuts_and_changes_nothing_before(engine: TransformersEng
 
 def test_the_seed_decides(engine: TransformersEngine) -> None:
     sampling = Sampling(max_tokens=24, n=2, seed=5)
-    same, other = engine.generate(PROMPTS[:6], sampling), engine.generate(PROMPTS[:6], sampling.model_copy(update={"seed": 6}))
+    same, other = (
+        engine.generate(PROMPTS[:6], sampling),
+        engine.generate(PROMPTS[:6], sampling.model_copy(update={"seed": 6})),
+    )
     assert tokens(same) == tokens(engine.generate(PROMPTS[:6], sampling))
     assert not set(tokens(same).values()) & set(tokens(other).values())
     assert len(set(tokens(same).values())) == 12, "completions of one prompt differ"
@@ -93,9 +105,14 @@ def test_greedy_is_what_transformers_itself_generates(engine: TransformersEngine
     ours = engine.generate(PROMPTS[:6], Sampling(temperature=0, max_tokens=40))
     for prompt, [completion] in zip(PROMPTS[:6], ours, strict=True):
         ids = torch.tensor([encode_prompt(engine.tokenizer, prompt)])
-        theirs = engine.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40,
-                                       pad_token_id=engine.tokenizer.pad_token_id)
-        assert list(completion.token_ids) == theirs[0, ids.shape[1]:].tolist()
+        theirs = engine.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=40,
+            pad_token_id=engine.tokenizer.pad_token_id,
+        )
+        assert list(completion.token_ids) == theirs[0, ids.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
@@ -120,7 +137,9 @@ def test_finished_rows_leave_the_batch(engine: TransformersEngine, batch_sizes: 
     for step, size in enumerate(batch_sizes):
         going = 42 - sum(length <= step for length in ended)
         assert going <= size < going + max(LEAST_ROWS_TO_DROP, math.ceil(size / 8) + LEAST_ROWS_TO_DROP)
-    assert len(batch_sizes) == max(len(one.token_ids) for row in rows for one in row), "no pass after the last row ended"
+    assert len(batch_sizes) == max(len(one.token_ids) for row in rows for one in row), (
+        "no pass after the last row ended"
+    )
 
 
 def test_rows_that_stay_are_untouched_by_those_that_leave(engine: TransformersEngine) -> None:
@@ -148,7 +167,9 @@ def test_a_stop_string_ends_the_text_where_it_begins(engine: TransformersEngine)
     string = free.text[11:18]
     [[cut]] = engine.generate(PROMPTS[1:2], sampling.model_copy(update={"stop": ("never there", string)}))
     assert cut.finish_reason == "stop" and cut.text == free.text[: free.text.index(string)]
-    decoded = [engine.tokenizer.decode(cut.token_ids[:end], skip_special_tokens=True) for end in (len(cut.token_ids) - 1, None)]
+    decoded = [
+        engine.tokenizer.decode(cut.token_ids[:end], skip_special_tokens=True) for end in (len(cut.token_ids) - 1, None)
+    ]
     assert string not in decoded[0] and string in decoded[1], "it ends with the token that completes the string"
     assert len(cut.logprobs or ()) == len(cut.token_ids)
 
@@ -165,8 +186,11 @@ def test_a_prompt_without_room_is_refused(engine: TransformersEngine) -> None:
     limit = engine.model.config.max_position_embeddings
     ids = len(encode_prompt(engine.tokenizer, PROMPTS[0]))
     engine.generate(PROMPTS[:1], Sampling(max_tokens=limit - ids, stop=("e", "a", "i", "o", " ")))
-    with pytest.raises(ConfigError, match=f"'p0' has {ids} tokens, and with sampling.max_tokens {limit - ids + 1} that is more "
-                                          f"than the model's context of {limit}"):
+    with pytest.raises(
+        ConfigError,
+        match=f"'p0' has {ids} tokens, and with sampling.max_tokens {limit - ids + 1} that is more "
+        f"than the model's context of {limit}",
+    ):
         engine.generate(PROMPTS[:1], Sampling(max_tokens=limit - ids + 1))
 
 
@@ -216,7 +240,9 @@ def brute_force(logits: Sequence[float], temperature: float, top_k: int, top_p: 
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (1, 1.0), (5, 1.0), (99, 1.0), (0, 0.3), (0, 0.9), (7, 0.6), (2, 0.99)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (1, 1.0), (5, 1.0), (99, 1.0), (0, 0.3), (0, 0.9), (7, 0.6), (2, 0.99)]
+)
 def test_cutting_the_tail_against_brute_force(temperature: float, top_k: int, top_p: float) -> None:
     logits = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) * 2
     found = filtered_logprobs(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p)).double().exp()
@@ -231,7 +257,9 @@ def test_the_likeliest_token_always_stays() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
     assert filtered_logprobs(logits, Sampling(top_p=0.1)).exp().tolist() == [[1.0, 0.0, 0.0]]
     # 0.5 alone does not reach 0.6; with 0.3 it does. 0.5 / 0.8 = 0.625, 0.3 / 0.8 = 0.375.
-    assert filtered_logprobs(logits, Sampling(top_p=0.6)).exp().tolist() == [pytest.approx([0.625, 0.375, 0.0], abs=1e-6)]
+    assert filtered_logprobs(logits, Sampling(top_p=0.6)).exp().tolist() == [
+        pytest.approx([0.625, 0.375, 0.0], abs=1e-6)
+    ]
 
 
 @pytest.mark.parametrize(("uniform", "token"), [(0.0, 0), (0.19, 0), (0.21, 1), (0.69, 1), (0.71, 3), (0.9999999, 3)])
@@ -250,7 +278,9 @@ def test_random_numbers_belong_to_seed_prompt_and_index() -> None:
     names = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a0", 0), (10, "a", 0), (1, "0a", 0)]
     streams = [uniforms(*name, 500) for name in names]
     for place, stream in enumerate(streams):
-        assert numpy.array_equal(uniforms(*names[place], 20), stream[:20]), "a longer stream begins with the shorter one"
+        assert numpy.array_equal(uniforms(*names[place], 20), stream[:20]), (
+            "a longer stream begins with the shorter one"
+        )
         assert ((stream >= 0) & (stream < 1)).all()
         # The mean of 500 uniforms deviates by sqrt(1 / 12 / 500) = 0.0129; four deviations are 0.052.
         assert abs(stream.mean() - 0.5) < 0.052
@@ -266,8 +296,10 @@ def test_samples_follow_the_models_distribution(tiny: TransformersEngine) -> Non
     expected = (torch.softmax(logits, -1) * count).numpy()
     observed = numpy.bincount([one.token_ids[0] for one in rows[0]], minlength=len(expected))
     common = expected >= 20
-    cells = [*((observed[common] - expected[common]) ** 2 / expected[common]),
-             (observed[~common].sum() - expected[~common].sum()) ** 2 / expected[~common].sum()]
+    cells = [
+        *((observed[common] - expected[common]) ** 2 / expected[common]),
+        (observed[~common].sum() - expected[~common].sum()) ** 2 / expected[~common].sum(),
+    ]
     freedom = len(cells) - 1
     # Mean `freedom`, deviation sqrt(2 freedom): five deviations are passed by chance less than once in 10,000.
     assert freedom > 5 and sum(cells) < freedom + 5 * math.sqrt(2 * freedom)

@@ -27,8 +27,10 @@ from selfplay.models import decode, encode_prompt, load_tokenizer, save
 from selfplay.records import Completion, Prompt
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
-TEXT = ("once upon a time a fox lived near the lake and the fox had a kite . one day a bell rang and the fox ran home "
-        "to see who it was . { } [ ] : , \" \\ name age true false 0 1 2 3 4 5 6 7 8 9 ")
+TEXT = (
+    "once upon a time a fox lived near the lake and the fox had a kite . one day a bell rang and the fox ran home "
+    'to see who it was . { } [ ] : , " \\ name age true false 0 1 2 3 4 5 6 7 8 9 '
+)
 PROMPTS = [Prompt.plain("short", "the fox"), Prompt.plain("long", "once upon a time a fox had a kite " * 30)]
 """The long one, 300 tokens, fills whole blocks of vLLM's cache (128 each), which a later request would find there."""
 
@@ -37,9 +39,21 @@ def llama(tied: bool, seed: int, deviation: float = 0.15) -> PreTrainedModel:
     """A random Llama of the shape of stories260k; its weights are large, so that its distributions are sharp."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=32, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=tied,
-        initializer_range=deviation, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        initializer_range=deviation,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -47,8 +61,13 @@ def write_checkpoint(directory: Path, model: PreTrainedModel) -> Path:
     """The model with a byte-level tokenizer of 512 entries."""
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator([TEXT] * 20, vocab_size=512, special_tokens=["<pad>", "<s>", "</s>"])
-    save(model, PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<pad>", bos_token="<s>",
-                                        eos_token="</s>"), directory)
+    save(
+        model,
+        PreTrainedTokenizerFast(
+            tokenizer_object=trained._tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        ),
+        directory,
+    )
     return directory
 
 
@@ -151,7 +170,8 @@ def test_greedy_completions_are_those_of_the_transformers_engine(untied: VllmEng
     sampling = Sampling(temperature=0, max_tokens=30)
     ours, theirs = untied.generate(PROMPTS, sampling), peer.generate(PROMPTS, sampling)
     assert [row.model_dump(exclude={"logprobs"}) for rows in ours for row in rows] == [
-        row.model_dump(exclude={"logprobs"}) for rows in theirs for row in rows]
+        row.model_dump(exclude={"logprobs"}) for rows in theirs for row in rows
+    ]
 
 
 def test_choice_logprobs_are_those_of_the_transformers_engine(untied: VllmEngine) -> None:
@@ -200,8 +220,12 @@ def test_stop_tokens_and_stop_strings_end_a_completion(untied: VllmEngine) -> No
 
 
 def test_a_json_schema_guides_the_decoding(untied: VllmEngine) -> None:
-    schema = {"type": "object", "properties": {"age": {"enum": [1, 2]}}, "required": ["age"],
-              "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"age": {"enum": [1, 2]}},
+        "required": ["age"],
+        "additionalProperties": False,
+    }
     rows = flat(untied.generate(PROMPTS, GuidedSampling(max_tokens=40, n=4, json_schema=schema)))
     assert all(json.loads(row.text) in ({"age": 1}, {"age": 2}) and row.finish_reason == "stop" for row in rows)
 

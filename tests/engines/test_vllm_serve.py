@@ -34,16 +34,42 @@ def server() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
-                   "VLLM_NO_USAGE_STATS": "1"}
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
     process = subprocess.Popen(  # what `vllm serve` runs; the command itself looks for a package named vllm
-        [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(STORIES), "--served-model-name",
-         "stories",
-         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "256", "--max-num-seqs",
-         "8",
-         "--enforce-eager",
-         "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'],
-        env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(STORIES),
+            "--served-model-name",
+            "stories",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--dtype",
+            "float32",
+            "--max-model-len",
+            "256",
+            "--max-num-seqs",
+            "8",
+            "--enforce-eager",
+            "--structured-outputs-config",
+            '{"backend": "xgrammar", "disable_any_whitespace": true}',
+        ],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_until_well(address, process)
@@ -86,10 +112,19 @@ def test_a_served_model_says_what_it_says_here(server: str) -> None:
     assert [len(row) for row in many] == [3, 3]
 
     choices = likeliest(here, prompts[0])
-    assert there.choice_logprobs(prompts[:1], choices)[0] == pytest.approx(here.choice_logprobs(prompts[:1],
-                                                                                                choices)[0], abs=1e-3)
-    guided = GuidedSampling(temperature=0.0, max_tokens=40, json_schema={
-        "type": "object", "properties": {"v": {"enum": ["A", "B"]}}, "required": ["v"], "additionalProperties": False})
+    assert there.choice_logprobs(prompts[:1], choices)[0] == pytest.approx(
+        here.choice_logprobs(prompts[:1], choices)[0], abs=1e-3
+    )
+    guided = GuidedSampling(
+        temperature=0.0,
+        max_tokens=40,
+        json_schema={
+            "type": "object",
+            "properties": {"v": {"enum": ["A", "B"]}},
+            "required": ["v"],
+            "additionalProperties": False,
+        },
+    )
     assert json.loads(there.generate(prompts[:1], guided)[0][0].text)["v"] in ("A", "B")
     there.close()
 
@@ -108,14 +143,25 @@ def likeliest(engine: TransformersEngine, prompt: Prompt) -> list[str]:
 
 
 def test_a_judge_file_asks_the_served_model(server: str, tmp_path: Path) -> None:
-    spec = parse_spec({
-        "name": "served", "mode": "pairwise", "model": "stories", "endpoint": {"url": server, "api": "completions"},
-        "sampling": {"max_tokens": 40}, "untrusted": {"fence": "none"},
-        "messages": [{"role": "user",
-                      "content": "{{ prompt }} A: {{ responses[0] }} B: {{ responses[1] }}. The best is"}],
-        "output": {"kind": "json", "labels": {"A": 1.0, "B": 0.0}}, "on_error": {"max_failure_rate": 1.0}})
-    made = [Completion(id=text, prompt_id="p", text=text, finish_reason="stop", policy="x")
-            for text in ("The end.", "Tim ran.")]
+    spec = parse_spec(
+        {
+            "name": "served",
+            "mode": "pairwise",
+            "model": "stories",
+            "endpoint": {"url": server, "api": "completions"},
+            "sampling": {"max_tokens": 40},
+            "untrusted": {"fence": "none"},
+            "messages": [
+                {"role": "user", "content": "{{ prompt }} A: {{ responses[0] }} B: {{ responses[1] }}. The best is"}
+            ],
+            "output": {"kind": "json", "labels": {"A": 1.0, "B": 0.0}},
+            "on_error": {"max_failure_rate": 1.0},
+        }
+    )
+    made = [
+        Completion(id=text, prompt_id="p", text=text, finish_reason="stop", policy="x")
+        for text in ("The end.", "Tim ran.")
+    ]
     pair = Pair(id="p", prompt=Prompt.plain("p", "Tell a story."), first=made[0], second=made[1])
     engine = EndpointEngine(spec.endpoint, spec.model)
     first = build(spec, engine, tmp_path / "cache.sqlite").judge([pair])

@@ -17,8 +17,12 @@ def completion(text: str, id: str = "c", prompt_id: str = "p") -> Completion:
 
 
 def pair(first: str, second: str, prompt: str = "Say hello.", id: str = "p", **meta: Any) -> Pair:
-    return Pair(id=id, prompt=Prompt.plain(id, prompt, **meta), first=completion(first, f"{id}/0", id),
-                second=completion(second, f"{id}/1", id))
+    return Pair(
+        id=id,
+        prompt=Prompt.plain(id, prompt, **meta),
+        first=completion(first, f"{id}/0", id),
+        second=completion(second, f"{id}/1", id),
+    )
 
 
 def numbered(pairs: Sequence[tuple[str, str]], **meta: Any) -> list[Pair]:
@@ -26,8 +30,13 @@ def numbered(pairs: Sequence[tuple[str, str]], **meta: Any) -> list[Pair]:
 
 
 def verdict(preference: float | None, order: Any = "none", id: str = "p", error: str = "") -> Verdict:
-    return Verdict(pair_id=id, judge="test", order=order, preference=preference, error=error
-                   or ("unreadable" if preference is None else ""))
+    return Verdict(
+        pair_id=id,
+        judge="test",
+        order=order,
+        preference=preference,
+        error=error or ("unreadable" if preference is None else ""),
+    )
 
 
 def spec(yaml: str, folder: Path = Path()) -> Any:
@@ -44,9 +53,12 @@ class Scripted:
     `say(text)` is called with the last message's content; `chances(text)` gives label -> probability for log-probs.
     """
 
-    def __init__(self, say: Callable[[str], str] = lambda text: "",
-                 chances: Callable[[str], dict[str, float]] | None = None,
-                 finish_reason: Any = "stop") -> None:
+    def __init__(
+        self,
+        say: Callable[[str], str] = lambda text: "",
+        chances: Callable[[str], dict[str, float]] | None = None,
+        finish_reason: Any = "stop",
+    ) -> None:
         self.say, self.chances, self.finish_reason = say, chances, finish_reason
         self.prompts: list[Prompt] = []
         self.samplings: list[Sampling] = []
@@ -54,9 +66,19 @@ class Scripted:
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         self.prompts += prompts
         self.samplings += [sampling] * len(prompts)
-        return [[Completion(id=f"{prompt.id}/{index}", prompt_id=prompt.id, text=self.say(prompt.text),
-                            policy="scripted",
-                            finish_reason=self.finish_reason) for index in range(sampling.n)] for prompt in prompts]
+        return [
+            [
+                Completion(
+                    id=f"{prompt.id}/{index}",
+                    prompt_id=prompt.id,
+                    text=self.say(prompt.text),
+                    policy="scripted",
+                    finish_reason=self.finish_reason,
+                )
+                for index in range(sampling.n)
+            ]
+            for prompt in prompts
+        ]
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
         assert self.chances is not None

@@ -30,21 +30,28 @@ def test_both_orders_are_asked_and_speak_of_the_original_position() -> None:
     engine = Scripted(prefers_longer)
     rows = build(spec(HEAD), engine).judge(numbered([("long answer", "short"), ("x", "yes indeed")]))
     assert [(row.pair_id, row.order, row.preference, row.reason, row.raw) for row in rows] == [
-        ("p0", "forward", 1.0, "I looked.", "I looked. [[A]]"), ("p0", "reversed", 1.0, "I looked.", "I looked. [[B]]"),
-        ("p1", "forward", 0.0, "I looked.", "I looked. [[B]]"), ("p1", "reversed", 0.0, "I looked.", "I looked. [[A]]")]
-    assert [fenced(prompt.text)[1:] for prompt in engine.prompts[:2]] == [["long answer", "short"],
-                                                                          ["short", "long answer"]]
+        ("p0", "forward", 1.0, "I looked.", "I looked. [[A]]"),
+        ("p0", "reversed", 1.0, "I looked.", "I looked. [[B]]"),
+        ("p1", "forward", 0.0, "I looked.", "I looked. [[B]]"),
+        ("p1", "reversed", 0.0, "I looked.", "I looked. [[A]]"),
+    ]
+    assert [fenced(prompt.text)[1:] for prompt in engine.prompts[:2]] == [
+        ["long answer", "short"],
+        ["short", "long answer"],
+    ]
 
 
 def test_one_order_drawn_per_pair_is_fair_and_repeatable() -> None:
     pairs = numbered([(f"first {number}", f"second {number}") for number in range(200)])
     orders = [row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer)).judge(pairs)]
     assert orders == [row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer)).judge(pairs)]
-    assert orders != [row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer),
-                                                 seed=1).judge(pairs)]
+    assert orders != [
+        row.order for row in build(spec(HEAD + "order: random"), Scripted(prefers_longer), seed=1).judge(pairs)
+    ]
     assert 70 <= orders.count("reversed") <= 130  # 100 +- 4 deviations of sqrt(200)/2 = 7.1
-    assert {row.order for row in build(spec(HEAD + "order: fixed"),
-                                       Scripted(prefers_longer)).judge(pairs)} == {"forward"}
+    assert {row.order for row in build(spec(HEAD + "order: fixed"), Scripted(prefers_longer)).judge(pairs)} == {
+        "forward"
+    }
 
 
 def test_the_cache_answers_the_second_time_and_across_processes_files(tmp_path: Path) -> None:
@@ -55,16 +62,25 @@ def test_the_cache_answers_the_second_time_and_across_processes_files(tmp_path: 
     assert silent.calls == 0
 
 
-@pytest.mark.parametrize("change", ["model: other-model", "revision: v2", "sampling: {max_tokens: 7}",
-                                    "sampling: {seed: 3}",
-                                    "messages: [{role: user, content: 'New: {{ prompt }} {{ responses }}'}]"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model: other-model",
+        "revision: v2",
+        "sampling: {max_tokens: 7}",
+        "sampling: {seed: 3}",
+        "messages: [{role: user, content: 'New: {{ prompt }} {{ responses }}'}]",
+    ],
+)
 def test_whatever_the_answer_depends_on_is_in_the_key(tmp_path: Path, change: str) -> None:
     path = tmp_path / "cache.sqlite"
     build(spec(ONE_ORDER), Scripted(prefers_longer), path).judge([pair("a", "bb")])
     engine = Scripted(lambda text: "[[A]]")
-    build(spec(ONE_ORDER.replace("model: some-model", "") + change if change.startswith("model") else _with(change)),
-          engine,
-          path).judge([pair("a", "bb")])
+    build(
+        spec(ONE_ORDER.replace("model: some-model", "") + change if change.startswith("model") else _with(change)),
+        engine,
+        path,
+    ).judge([pair("a", "bb")])
     assert engine.calls == 1
 
 
@@ -105,18 +121,28 @@ def test_a_retry_has_another_seed_and_some_temperature() -> None:
 def test_a_repair_shows_the_judge_what_it_said() -> None:
     says = iter(["I like the first.", "[[A]]"])
     engine = Scripted(lambda text: next(says))
-    repairing = spec(LENIENT.replace("max_failure_rate: 1", "max_failure_rate: 1, repair: 'End with [[A]] or [[B]].'")
-                     + "order: fixed")
+    repairing = spec(
+        LENIENT.replace("max_failure_rate: 1", "max_failure_rate: 1, repair: 'End with [[A]] or [[B]].'")
+        + "order: fixed"
+    )
     assert build(repairing, engine).judge([pair("a", "b")])[0].preference == 1.0
     assert [(message.role, message.content) for message in engine.prompts[1].messages[1:]] == [
-        ("assistant", "I like the first."), ("user", "End with [[A]] or [[B]].")]
+        ("assistant", "I like the first."),
+        ("user", "End with [[A]] or [[B]]."),
+    ]
     assert engine.samplings[1].temperature == 0.0
 
 
-@pytest.mark.parametrize(("said", "reason", "error"), [
-    ("", "stop", "empty answer"), ("  \n", "stop", "empty answer"), ("[[A]]", "length", "answer cut off at max_tokens"),
-    ("[[C]]", "stop", "no verdict found"), ("I cannot judge this.", "stop", "no verdict found"),
-])
+@pytest.mark.parametrize(
+    ("said", "reason", "error"),
+    [
+        ("", "stop", "empty answer"),
+        ("  \n", "stop", "empty answer"),
+        ("[[A]]", "length", "answer cut off at max_tokens"),
+        ("[[C]]", "stop", "no verdict found"),
+        ("I cannot judge this.", "stop", "no verdict found"),
+    ],
+)
 def test_what_cannot_be_read_is_unscored_with_the_raw_text_kept(said: str, reason: Any, error: str) -> None:
     [row] = build(spec(ONE_ORDER), Scripted(lambda text: said, finish_reason=reason)).judge([pair("a", "b")])
     assert (row.preference, row.error, row.raw) == (None, error, said)
@@ -125,8 +151,9 @@ def test_what_cannot_be_read_is_unscored_with_the_raw_text_kept(said: str, reaso
 def test_above_the_failure_rate_the_stage_stops_with_what_the_judge_said() -> None:
     engine = Scripted(lambda text: "[[A]]" if "fine" in text else "As an AI, I have no preferences.")
     pairs = numbered([("fine", "x")] * 7 + [("odd", "y")])
-    with pytest.raises(JudgeStopped,
-                       match=r"no verdict on 2 of 16 .*max_failure_rate is 0.1.*no verdict found: 'As an AI"):
+    with pytest.raises(
+        JudgeStopped, match=r"no verdict on 2 of 16 .*max_failure_rate is 0.1.*no verdict found: 'As an AI"
+    ):
         build(spec(HEAD), engine).judge(pairs)
     assert build(spec(HEAD), engine).judge(pairs[:5])[0].preference == 1.0
 
@@ -172,7 +199,9 @@ def test_a_prompt_the_engine_refuses_costs_no_other_its_verdict() -> None:
     assert rows[1].error == "prompt is longer than the context"
 
 
-def test_what_a_model_says_is_kept_under_the_name_of_its_weights_and_what_the_policy_says_under_no_other(tmp_path: Path) -> None:
+def test_what_a_model_says_is_kept_under_the_name_of_its_weights_and_what_the_policy_says_under_no_other(
+    tmp_path: Path,
+) -> None:
     path, pairs = tmp_path / "cache.sqlite", [pair("a", "bb")]
     for model, unnamed in (("policy", 1), ("some-model", 0)):
         own = spec(ONE_ORDER.replace("some-model", model))

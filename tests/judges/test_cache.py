@@ -26,8 +26,15 @@ for number in range(100):
 
 def test_two_processes_write_and_read_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name], stderr=subprocess.PIPE, text=True,
-                                cwd=Path(__file__).parents[2]) for name in "ab"]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), name],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for name in "ab"
+    ]
     problems = [writer.communicate(timeout=120)[1] for writer in writers]
     assert [writer.returncode for writer in writers] == [0, 0], problems
     cache = AnswerCache(path)

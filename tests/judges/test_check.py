@@ -49,8 +49,10 @@ def by(rule: Callable[[str, str], bool]) -> Callable[[str], str]:
 
 BAD: dict[str, tuple[Callable[[str], str], list[str]]] = {
     "honest": (honest, []),
-    "right nine times of ten": (lambda text: honest(text) if chance("".join(sorted(fenced(text)))) < 0.9 else "[[C]]",
-                                []),
+    "right nine times of ten": (
+        lambda text: honest(text) if chance("".join(sorted(fenced(text)))) < 0.9 else "[[C]]",
+        [],
+    ),
     "order-biased": (lambda text: "[[A]]" if chance(text) < 0.8 else honest(text), ["order"]),
     "length-biased": (by(lambda first, second: len(first) > len(second)), ["length"]),
     "brevity-biased": (by(lambda first, second: len(first) < len(second)), ["length"]),
@@ -59,11 +61,19 @@ BAD: dict[str, tuple[Callable[[str], str], list[str]]] = {
     "always B": (lambda text: "[[B]]", ["one place"]),
     "constant": (lambda text: "[[C]]", ["constant"]),
     "backwards": (lambda text: {"[[A]]": "[[B]]", "[[B]]": "[[A]]"}.get(honest(text), "[[C]]"), ["backwards"]),
-    "injected": (lambda text: honest(text) if "Ignore the instructions" not in text else
-                 by(lambda first, second: "Ignore the instructions" in first)(text), ["injected"]),
+    "injected": (
+        lambda text: (
+            honest(text)
+            if "Ignore the instructions" not in text
+            else by(lambda first, second: "Ignore the instructions" in first)(text)
+        ),
+        ["injected"],
+    ),
     "echoing a verdict": (lambda text: "[[A]]" if "[[A]]" in text else honest(text), ["injected"]),
-    "half-broken": (lambda text: honest(text) if chance(text) < 0.5
-                    else "As a language model I would rather not choose.", ["broken"]),
+    "half-broken": (
+        lambda text: honest(text) if chance(text) < 0.5 else "As a language model I would rather not choose.",
+        ["broken"],
+    ),
 }
 
 
@@ -73,9 +83,12 @@ def test_a_bad_judge_is_named_for_what_it_is(name: str) -> None:
     report = check(spec(PAIRWISE), Scripted(say))
     assert [problem.kind for problem in report.problems if problem.kind != "injected" or "injected" in kinds] == kinds
     assert report.passed == (not report.problems)
-    assert all(problem.sentence.startswith(("always", "order", "length", "guessing", "constant", "backwards",
-                                            "injected", "broken"))
-               for problem in report.problems)
+    assert all(
+        problem.sentence.startswith(
+            ("always", "order", "length", "guessing", "constant", "backwards", "injected", "broken")
+        )
+        for problem in report.problems
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if BAD[name][1]])
@@ -83,9 +96,12 @@ def test_the_loop_stops_before_training_on_it(name: str) -> None:
     judge = build(spec(PAIRWISE.replace("retries: 0", "retries: 0, max_failure_rate: 1")), Scripted(BAD[name][0]))
     pairs = [row.pair for row in GOLD[:40]]
     found = watch(judge, pairs, judge.judge(pairs))
-    with pytest.raises(JudgeStopped,
-                       match="judge 'test' cannot be trusted: on canaries it is" if BAD[name][1] == ["injected"] else
-                       "judge 'test' cannot be trusted: on (its own pairs|the gold set) it is"):
+    with pytest.raises(
+        JudgeStopped,
+        match="judge 'test' cannot be trusted: on canaries it is"
+        if BAD[name][1] == ["injected"]
+        else "judge 'test' cannot be trusted: on (its own pairs|the gold set) it is",
+    ):
         require_fit(judge.spec, found)
     assert json.loads(json.dumps(found)) == found
 
@@ -111,7 +127,8 @@ def test_canaries_without_a_verdict_have_not_won_and_do_not_stop_a_run() -> None
     found = watch(judge, [], [])
     # 8 of 48 canaries, a sixth and more than max_failure_rate, are injections
     assert found["canary_wins"] == dict.fromkeys(
-        ("empty", "constant", "echo", "injection", "padded list", "verdict inside"), 0.0)
+        ("empty", "constant", "echo", "injection", "padded list", "verdict inside"), 0.0
+    )
     require_fit(judge.spec, found)
     with pytest.raises(JudgeStopped, match=r"gave no verdict on 16 of 96"):
         judge.judge([row.pair for row in canaries(GOLD, judge.spec)])
@@ -122,12 +139,15 @@ def test_the_figures_of_an_honest_and_of_a_length_biased_judge() -> None:
     assert figures is not None
     assert (figures.accuracy, figures.kappa, figures.swap_consistency, figures.first_share) == (1.0, 1.0, 1.0, 0.5)
     # Wilson for 120 of 120: 120 / (120 + 1.96^2) = .969.
-    assert figures.accuracy_low == pytest.approx(120 / (120 + 1.959963984540054**2),
-                                                 abs=1e-12) and figures.accuracy_high == 1.0
+    assert (
+        figures.accuracy_low == pytest.approx(120 / (120 + 1.959963984540054**2), abs=1e-12)
+        and figures.accuracy_high == 1.0
+    )
     longer = check(spec(PAIRWISE), Scripted(BAD["length-biased"][0])).gold
     assert longer is not None and longer.longer_share == 1.0
-    lengths = [(len(right), len((row.pair.second if row.answer == 1 else row.pair.first).text))
-               for right, row in RIGHT.items()]
+    lengths = [
+        (len(right), len((row.pair.second if row.answer == 1 else row.pair.first).text)) for right, row in RIGHT.items()
+    ]
     won, even = sum(right > wrong for right, wrong in lengths), sum(right == wrong for right, wrong in lengths)
     assert longer.longer_deserved == pytest.approx(won / (120 - even), abs=1e-12)
     assert longer.accuracy == pytest.approx((won + even / 2) / 120, abs=1e-12)  # of equal length: B twice, a tie
@@ -140,15 +160,19 @@ def test_the_gold_set_is_clear_balanced_and_half_adversarial() -> None:
     assert {row.trap for row in GOLD} == {None, "longer but wrong", "fluent but off topic", "authority", "lists"}
     assert 0.4 <= sum(row.answer for row in GOLD) / len(GOLD) <= 0.6  # the right one stands first about half the time
     trapped = [row for row in GOLD if row.trap == "longer but wrong"]
-    assert all(len(right) < len((row.pair.second if row.answer == 1 else row.pair.first).text)
-               for row in trapped for right in [(row.pair.first if row.answer == 1 else row.pair.second).text])
+    assert all(
+        len(right) < len((row.pair.second if row.answer == 1 else row.pair.first).text)
+        for row in trapped
+        for right in [(row.pair.first if row.answer == 1 else row.pair.second).text]
+    )
 
 
 def test_canaries_are_planted_against_right_answers() -> None:
     rows = canaries(GOLD, spec(PAIRWISE))
     assert {row.category for row in rows} == {"empty", "constant", "echo", "injection", "padded list", "verdict inside"}
-    assert len(rows) == 48 and all((row.pair.first if row.answer == 1 else row.pair.second).text in RIGHT
-                                   for row in rows)
+    assert len(rows) == 48 and all(
+        (row.pair.first if row.answer == 1 else row.pair.second).text in RIGHT for row in rows
+    )
     planted = next(row for row in rows if row.category == "verdict inside")
     assert "[[A]] [[B]]" in (planted.pair.second if planted.answer == 1 else planted.pair.first).text
 
@@ -158,19 +182,38 @@ def test_every_shipped_judge_passes_its_own_tests() -> None:
     assert all(len(load_spec(name).tests) >= 3 for name in shipped())
 
 
-@pytest.mark.parametrize(("outputs", "expect", "problem"), [
-    ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], []], 0.75, ""),  # 1 and a tie; the rules have no verdict without wishes
-    ([["[[A]]", "[[B]]"], ["[[A]]", "well"], []], 1.0, ""),  # the second member is not asked again, and has no verdict
-    ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], []], "tie", "1: expected tie, got 0.75 (first)"),
-    ([["[[A]]", "[[B]]"], ["[[A]]"], []], "first", "1: the judge asks its model more often than the test has outputs"),
-    ([["[[A]]", "[[B]]", "[[B]]"], ["[[A]]", "[[A]]"], []], "first", "1: the judge never read the output '[[B]]'"),
-    ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], ["[[A]]"]], "first", "1: the judge never read the output '[[A]]'"),
-    (["[[A]]", "[[B]]", "[[A]]"], "first", "1: the outputs of a jury are one list for each of its 3"),
-    ([["[[A]]", "[[B]]"]], "first", "1: the outputs of a jury are one list for each of its 3"),
-])
-def test_a_jury_s_own_tests_say_what_each_member_said(tmp_path: Path, outputs: list[Any], expect: Any, problem: str) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "expect", "problem"),
+    [
+        (
+            [["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], []],
+            0.75,
+            "",
+        ),  # 1 and a tie; the rules have no verdict without wishes
+        (
+            [["[[A]]", "[[B]]"], ["[[A]]", "well"], []],
+            1.0,
+            "",
+        ),  # the second member is not asked again, and has no verdict
+        ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], []], "tie", "1: expected tie, got 0.75 (first)"),
+        (
+            [["[[A]]", "[[B]]"], ["[[A]]"], []],
+            "first",
+            "1: the judge asks its model more often than the test has outputs",
+        ),
+        ([["[[A]]", "[[B]]", "[[B]]"], ["[[A]]", "[[A]]"], []], "first", "1: the judge never read the output '[[B]]'"),
+        ([["[[A]]", "[[B]]"], ["[[A]]", "[[A]]"], ["[[A]]"]], "first", "1: the judge never read the output '[[A]]'"),
+        (["[[A]]", "[[B]]", "[[A]]"], "first", "1: the outputs of a jury are one list for each of its 3"),
+        ([["[[A]]", "[[B]]"]], "first", "1: the outputs of a jury are one list for each of its 3"),
+    ],
+)
+def test_a_jury_s_own_tests_say_what_each_member_said(
+    tmp_path: Path, outputs: list[Any], expect: Any, problem: str
+) -> None:
     (tmp_path / "asks.yaml").write_text(PAIRWISE.replace("retries: 0", "retries: 2, repair: Again."))
-    jury = spec("mode: jury\nmembers: [{judge: ./asks.yaml}, {judge: ./asks.yaml}, {judge: stories}]\nquorum: 1", tmp_path)
+    jury = spec(
+        "mode: jury\nmembers: [{judge: ./asks.yaml}, {judge: ./asks.yaml}, {judge: stories}]\nquorum: 1", tmp_path
+    )
     tested = jury.model_copy(update={"tests": (JudgeTest(outputs=tuple(outputs), expect=expect),)})
     assert [found.split(" members")[0] for found in run_tests(tested)] == ([problem] if problem else [])
 
@@ -182,14 +225,20 @@ def test_judges_in_python_reach_their_thresholds(name: str) -> None:
     assert max(report.canary_wins.values()) <= 0.2  # a rule met by a planted verdict, such as "use brackets", is met
 
 
-@pytest.mark.parametrize(("tests", "problem"), [
-    ("{outputs: ['[[A]]', '[[B]]'], expect: second}", "1: expected second, got 1 (first)"),
-    ("{outputs: ['[[A]]', '[[A]]'], expect: 0.75}", "1: expected 0.75, got 0.5 (tie)"),
-    ("{outputs: ['[[A]]'], expect: first}", "1: the judge asks its model more often than the test has outputs"),
-    ("{outputs: ['[[A]]', '[[B]]', '[[B]]'], expect: first}", "1: the judge never read the output '[[B]]'"),
-    ("{outputs: [{A: 1}, {A: 1}], expect: first}", "1: this judge does not read outputs such as {'A': 1.0}"),
-    ("{responses: [one], outputs: ['[[A]]'], expect: first}", "1: it has one response, but this judge compares two"),
-])
+@pytest.mark.parametrize(
+    ("tests", "problem"),
+    [
+        ("{outputs: ['[[A]]', '[[B]]'], expect: second}", "1: expected second, got 1 (first)"),
+        ("{outputs: ['[[A]]', '[[A]]'], expect: 0.75}", "1: expected 0.75, got 0.5 (tie)"),
+        ("{outputs: ['[[A]]'], expect: first}", "1: the judge asks its model more often than the test has outputs"),
+        ("{outputs: ['[[A]]', '[[B]]', '[[B]]'], expect: first}", "1: the judge never read the output '[[B]]'"),
+        ("{outputs: [{A: 1}, {A: 1}], expect: first}", "1: this judge does not read outputs such as {'A': 1.0}"),
+        (
+            "{responses: [one], outputs: ['[[A]]'], expect: first}",
+            "1: it has one response, but this judge compares two",
+        ),
+    ],
+)
 def test_a_test_that_fails_is_told(tests: str, problem: str) -> None:
     assert run_tests(spec(PAIRWISE + f"tests: [{tests}]")) == [problem]
     report = check(spec(PAIRWISE + f"tests: [{tests}]"), Scripted(honest))
@@ -198,9 +247,14 @@ def test_a_test_that_fails_is_told(tests: str, problem: str) -> None:
 
 def test_a_gold_file_of_ones_own_in_trls_columns(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
-    rows: list[dict[str, Any]] = [{"prompt": "Say a.", "chosen": "a", "rejected": "b", "word": "x"}, {
-        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say c."}],
-        "chosen": [{"role": "assistant", "content": "c"}], "rejected": [{"role": "assistant", "content": "d"}]}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Say a.", "chosen": "a", "rejected": "b", "word": "x"},
+        {
+            "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say c."}],
+            "chosen": [{"role": "assistant", "content": "c"}],
+            "rejected": [{"role": "assistant", "content": "d"}],
+        },
+    ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
     gold = load_gold(path)
     assert [(row.pair.first if row.answer == 1 else row.pair.second).text for row in gold] == ["a", "c"]
@@ -215,8 +269,10 @@ def test_a_gold_file_of_ones_own_in_trls_columns(tmp_path: Path) -> None:
 
 
 def test_python_rules_without_gold_of_their_own_are_measured_by_their_tests_alone() -> None:
-    rules = spec("mode: rules\ncriteria: [{name: x, python: 'criteria_for_tests:has_hello'}]\n"
-                 "tests: [{responses: [hello, no], expect: first}]")
+    rules = spec(
+        "mode: rules\ncriteria: [{name: x, python: 'criteria_for_tests:has_hello'}]\n"
+        "tests: [{responses: [hello, no], expect: first}]"
+    )
     assert gold_file(rules) is None
     report = check(rules)
     assert report.passed and report.gold is None and report.tests == 1
@@ -231,8 +287,10 @@ def test_python_rules_without_gold_of_their_own_are_measured_by_their_tests_alon
 def test_what_a_check_cost_is_counted() -> None:
     class Counted(Scripted):
         def generate(self, prompts: Any, sampling: Any) -> Any:
-            return [[one.model_copy(update={"token_ids": (1, 2, 3)}) for one in row]
-                    for row in super().generate(prompts, sampling)]
+            return [
+                [one.model_copy(update={"token_ids": (1, 2, 3)}) for one in row]
+                for row in super().generate(prompts, sampling)
+            ]
 
     cache = AnswerCache()
     report = check(spec(PAIRWISE), engine := Counted(honest), cache=cache)

@@ -18,21 +18,37 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:frequency", {"keyword": "war", "frequency": 2, "relation": "at least"}, "War and warm.", "War."),
     ("keywords:frequency", {"keyword": "war", "frequency": 2, "relation": "less than"}, "War.", "War, war."),
     ("keywords:letter_frequency", {"letter": "!", "let_frequency": 2, "let_relation": "at least"}, "Oh! No!", "Oh!"),
-    ("keywords:letter_frequency", {"letter": "t", "let_frequency": 1, "let_relation": "less than"}, "Oh no.",
-     "The end."),
+    (
+        "keywords:letter_frequency",
+        {"letter": "t", "let_frequency": 1, "let_relation": "less than"},
+        "Oh no.",
+        "The end.",
+    ),
     ("language:response_language", {"language": "de"}, "Das ist nicht der Hund von mir.", "This is not the dog."),
     ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "One two three", "One two"),
-    ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}, "One. Two!",
-     "It costs 1.50 in all."),
+    (
+        "length_constraints:number_sentences",
+        {"num_sentences": 2, "relation": "at least"},
+        "One. Two!",
+        "It costs 1.50 in all.",
+    ),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n***\ntwo", "one\n\ntwo"),
-    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "then"},
-     "First, this.\n\nThen that.", "First, this.\n\nLater that."),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "then"},
+        "First, this.\n\nThen that.",
+        "First, this.\n\nLater that.",
+    ),
     ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[name] of [town]", "[name]"),
     ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Yours.\nP.S. More.", "P.S. is all I say."),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "So:\n* one\n- two", "* one\n* two\n* three"),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*one* and **two**", "*one* and **"),
-    ("detectable_format:multiple_sections", {"section_spliter": "SECTION", "num_sections": 2},
-     "SECTION 1\nx\nSECTION 2\ny", "SECTION 1\nx"),
+    (
+        "detectable_format:multiple_sections",
+        {"section_spliter": "SECTION", "num_sections": 2},
+        "SECTION 1\nx\nSECTION 2\ny",
+        "SECTION 1\nx",
+    ),
     ("detectable_format:title", {}, "<<On kites>>\nText", "<< >>\nText"),
     ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
     ("detectable_format:constrained_response", {}, "My answer is maybe.", "My answer is perhaps."),
@@ -40,8 +56,12 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("combination:two_responses", {}, "one\n******\ntwo", "one\n******\none"),
     ("change_case:english_capital", {}, "THIS IS LOUD.", "THIS Is LOUD."),
     ("change_case:english_lowercase", {}, "this is quiet.", "This is quiet."),
-    ("change_case:capital_word_frequency", {"capital_relation": "at least", "capital_frequency": 2}, "NASA and ESA",
-     "NASA"),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_relation": "at least", "capital_frequency": 2},
+        "NASA and ESA",
+        "NASA",
+    ),
     ("punctuation:no_comma", {}, "One and two.", "One, two."),
     ("startend:end_checker", {"end_phrase": "Goodbye."}, "So long. goodbye.", "Goodbye. So long."),
     ("startend:quotation", {}, '"So it is."', '"So" it is.'),
@@ -59,9 +79,12 @@ def test_the_cases_cover_all_constraints() -> None:
 
 
 def test_the_score_is_the_share_of_constraints_met() -> None:
-    prompt = Prompt.plain("p", "?", instruction_id_list=["punctuation:no_comma", "startend:end_checker",
-                                                         "change_case:english_lowercase"],
-                          kwargs=[{}, {"end_phrase": "bye"}, {}])
+    prompt = Prompt.plain(
+        "p",
+        "?",
+        instruction_id_list=["punctuation:no_comma", "startend:end_checker", "change_case:english_lowercase"],
+        kwargs=[{}, {"end_phrase": "bye"}, {}],
+    )
     assert followed(prompt, "that is it, bye") == pytest.approx(2 / 3, abs=1e-12)
     assert followed(prompt, " ") == 0.0  # nothing said meets nothing, even "no comma"
     with pytest.raises(ValueError, match="the constraint 'no:such' is not known"):
@@ -78,14 +101,16 @@ def test_every_row_of_ifeval_can_be_checked() -> None:
     assert len(rows) == 541
     for row in rows:
         kwargs = [{key: value for key, value in given.items() if value is not None} for given in row["kwargs"]]
-        prompt = Prompt.plain(str(row["key"]), row["prompt"], instruction_id_list=row["instruction_id_list"],
-                              kwargs=kwargs)
+        prompt = Prompt.plain(
+            str(row["key"]), row["prompt"], instruction_id_list=row["instruction_id_list"], kwargs=kwargs
+        )
         assert 0 <= followed(prompt, "This is, in short, my answer.") <= 1
         assert set(row["instruction_id_list"]) <= set(CHECKS)
 
 
 SAMPLES = {
-    "en": "The dog is in the house with you.", "de": "Der Hund ist nicht auf dem Dach und das ist gut.",
+    "en": "The dog is in the house with you.",
+    "de": "Der Hund ist nicht auf dem Dach und das ist gut.",
     "fr": "Le chien est dans la maison et il ne dort pas.",
     "es": "El perro es de la casa y los niños juegan con una pelota.",
     "it": "Il cane non è nella casa, ma gli amici sono con lui per giocare.",
@@ -94,16 +119,23 @@ SAMPLES = {
     "vi": "Con chó này là của một người và nó không được ở trong nhà.",
     "sw": "Mbwa ni mkubwa na watu wa kijiji wana furaha sana kwa sababu hii.",
     "ru": "Это не дом, но я был в городе, и он как новый.",
-    "bg": "Това е къща и ще се види, че са тук от вчера.", "ar": "هذا هو البيت في المدينة من هذه السنة.",
+    "bg": "Това е къща и ще се види, че са тук от вчера.",
+    "ar": "هذا هو البيت في المدينة من هذه السنة.",
     "fa": "این کتاب را که در خانه است به من بده.",
-    "ur": "یہ کتاب میں نے پڑھی ہے اور یہ اچھی ہے۔", "hi": "यह किताब बहुत अच्छी है और मैं इसे पढ़ता हूँ।",
+    "ur": "یہ کتاب میں نے پڑھی ہے اور یہ اچھی ہے۔",
+    "hi": "यह किताब बहुत अच्छी है और मैं इसे पढ़ता हूँ।",
     "mr": "हे पुस्तक चांगले आहे आणि ते घरी आहेत.",
-    "ne": "यो किताब राम्रो छ र म पनि पढ्न चाहन्छु।", "ko": "이 책은 아주 좋습니다.", "ja": "この本はとても良いです。",
+    "ne": "यो किताब राम्रो छ र म पनि पढ्न चाहन्छु।",
+    "ko": "이 책은 아주 좋습니다.",
+    "ja": "この本はとても良いです。",
     "zh": "这本书很好。",
     "th": "หนังสือเล่มนี้ดีมาก",
-    "bn": "এই বইটি খুব ভালো।", "pa": "ਇਹ ਕਿਤਾਬ ਬਹੁਤ ਚੰਗੀ ਹੈ।", "gu": "આ પુસ્તક ખૂબ સારું છે.",
+    "bn": "এই বইটি খুব ভালো।",
+    "pa": "ਇਹ ਕਿਤਾਬ ਬਹੁਤ ਚੰਗੀ ਹੈ।",
+    "gu": "આ પુસ્તક ખૂબ સારું છે.",
     "ta": "இந்த புத்தகம் நன்றாக உள்ளது.",
-    "te": "ఈ పుస్తకం చాలా బాగుంది.", "kn": "ಈ ಪುಸ್ತಕ ಚೆನ್ನಾಗಿದೆ.",
+    "te": "ఈ పుస్తకం చాలా బాగుంది.",
+    "kn": "ಈ ಪುಸ್ತಕ ಚೆನ್ನಾಗಿದೆ.",
 }
 
 

@@ -38,8 +38,12 @@ def test_pointwise_scores_are_mapped_to_the_unit_interval_and_compared() -> None
 
 
 def test_a_score_from_log_probabilities_is_the_expectation() -> None:
-    by_logprob = spec(SCORE.replace("kind: regex, pattern: '\\[\\[(\\d+(?:\\.\\d+)?)\\]\\]', range: [1, 5]",
-                                    "kind: logprob, labels: {'1': 0, '2': 0.5, '3': 1}"))
+    by_logprob = spec(
+        SCORE.replace(
+            "kind: regex, pattern: '\\[\\[(\\d+(?:\\.\\d+)?)\\]\\]', range: [1, 5]",
+            "kind: logprob, labels: {'1': 0, '2': 0.5, '3': 1}",
+        )
+    )
     judge = build(by_logprob, Scripted(chances=lambda text: {"1": 0.1, "2": 0.1, "3": 0.3}))
     # Of the mass .5 on labels: (0 * .1 + .5 * .1 + 1 * .3) / .5 = .7.
     assert judge.score([Prompt.plain("p", "?")], [completion("x")]) == pytest.approx([0.7], abs=1e-12)
@@ -54,15 +58,20 @@ output: {kind: logprob, labels: {A: 1, B: 0}, tokens: {A: [A, " A"], B: [B, " B"
 order: fixed
 on_error: {max_failure_rate: 1}
 """)
-    [row] = build(logprob, Scripted(chances=lambda text: {"A": 0.2, " A": 0.1, "B": 0.1, " B": 0.0})).judge([pair("a",
-                                                                                                                  "b")])
+    [row] = build(logprob, Scripted(chances=lambda text: {"A": 0.2, " A": 0.1, "B": 0.1, " B": 0.0})).judge(
+        [pair("a", "b")]
+    )
     assert row.preference == pytest.approx(0.75, abs=1e-12)
     assert row.reason == "P(A) = 0.750"
-    assert json.loads(row.raw) == {"A": pytest.approx(math.log(0.2), abs=1e-6),
-                                   " A": pytest.approx(math.log(0.1), abs=1e-6),
-                                   "B": pytest.approx(math.log(0.1), abs=1e-6), " B": -math.inf}
-    [row] = build(logprob, Scripted(chances=lambda text: {"A": 0.1, " A": 0.05, "B": 0.04, " B": 0.0})).judge([pair("a",
-                                                                                                                    "b")])
+    assert json.loads(row.raw) == {
+        "A": pytest.approx(math.log(0.2), abs=1e-6),
+        " A": pytest.approx(math.log(0.1), abs=1e-6),
+        "B": pytest.approx(math.log(0.1), abs=1e-6),
+        " B": -math.inf,
+    }
+    [row] = build(logprob, Scripted(chances=lambda text: {"A": 0.1, " A": 0.05, "B": 0.04, " B": 0.0})).judge(
+        [pair("a", "b")]
+    )
     assert (row.preference, row.error) == (None, "the labels together have probability 0.19, below 0.2")
 
 
@@ -132,9 +141,10 @@ def by_length(text: str) -> str:
 def test_a_ranking_gives_every_pair_its_verdict_in_both_orders() -> None:
     engine = Scripted(by_length)
     texts = {"long": "aaaa", "middle": "bb", "other": "cc", "short": "d"}
-    pairs = [pair(texts[first], texts[second], id=f"{first}-{second}").model_copy(
-        update={"prompt": Prompt.plain("p", "?")}) for first, second in
-        [("long", "short"), ("short", "middle"), ("middle", "other"), ("other", "long")]]
+    pairs = [
+        pair(texts[first], texts[second], id=f"{first}-{second}").model_copy(update={"prompt": Prompt.plain("p", "?")})
+        for first, second in [("long", "short"), ("short", "middle"), ("middle", "other"), ("other", "long")]
+    ]
     rows = build(spec(LISTWISE), engine).judge(pairs)
     assert engine.calls == 2  # one list, two orders
     assert settle(rows) == {"long-short": 1.0, "short-middle": 0.0, "middle-other": 0.5, "other-long": 0.0}
@@ -155,8 +165,9 @@ def test_ranks_by_hand() -> None:
 
 
 def write_member(folder: Path, name: str, criterion: str) -> None:
-    (folder / f"{name}.yaml").write_text("mode: rules\ncriteria: "
-                                         f"[{{name: x, python: 'criteria_for_tests:{criterion}'}}]\n")
+    (folder / f"{name}.yaml").write_text(
+        f"mode: rules\ncriteria: [{{name: x, python: 'criteria_for_tests:{criterion}'}}]\n"
+    )
 
 
 @pytest.fixture
@@ -164,8 +175,9 @@ def jury(tmp_path: Path) -> Path:
     for name, criterion in (("hello", "has_hello"), ("vowels", "vowels"), ("asked", "asked_for")):
         write_member(tmp_path, name, criterion)
     path = tmp_path / "jury.yaml"
-    path.write_text("mode: jury\nmembers: [{judge: ./hello.yaml}, {judge: ./vowels.yaml, weight: 2}, {judge: "
-                    "./asked.yaml}]\n")
+    path.write_text(
+        "mode: jury\nmembers: [{judge: ./hello.yaml}, {judge: ./vowels.yaml, weight: 2}, {judge: ./asked.yaml}]\n"
+    )
     return path
 
 
@@ -179,8 +191,9 @@ def test_a_jury_weighs_its_members_and_reports_how_each_voted(jury: Path) -> Non
     # Of the three pairs of members two name different winners.
     assert disagreement([row]) == pytest.approx(2 / 3, abs=1e-12)
     # Scores: hello 1, vowels 4/10 (e, o, i, e) with weight 2, asked 1: (1 + .8 + 1) / 4 = .7.
-    assert judge.score([Prompt.plain("p", "?", word="kite")], [completion("hello kite")]) == pytest.approx([0.7],
-                                                                                                           abs=1e-12)
+    assert judge.score([Prompt.plain("p", "?", word="kite")], [completion("hello kite")]) == pytest.approx(
+        [0.7], abs=1e-12
+    )
 
 
 def test_a_jury_without_its_quorum_gives_no_verdict(jury: Path) -> None:
@@ -223,13 +236,14 @@ def test_a_model_for_a_jury_is_that_of_the_members_that_name_none(tmp_path: Path
     for name, text in (("one", unnamed), ("two", SCORE)):
         (tmp_path / f"{name}.yaml").write_text(text)
     write_member(tmp_path, "rules", "has_hello")
-    (tmp_path / "jury.yaml").write_text("mode: jury\nmembers: [{judge: ./one.yaml}, {judge: ./two.yaml}, {judge: "
-                                        "./rules.yaml}]\n")
+    (tmp_path / "jury.yaml").write_text(
+        "mode: jury\nmembers: [{judge: ./one.yaml}, {judge: ./two.yaml}, {judge: ./rules.yaml}]\n"
+    )
     parts = load_spec(tmp_path / "jury.yaml", model="given").parts[1:]
     assert [getattr(part, "model", None) for part in parts] == ["given", "m", None]
 
 
-OWN = '''
+OWN = """
 from selfplay.records import Verdict
 
 class Shorter:
@@ -247,7 +261,7 @@ class Forgetful:
 
 class Silent:
     pass
-'''
+"""
 
 
 def test_a_class_of_ones_own_outside_the_repository(tmp_path: Path) -> None:
@@ -260,11 +274,15 @@ def test_a_class_of_ones_own_outside_the_repository(tmp_path: Path) -> None:
     assert direct.judge([pair("a", "bb")])[0].preference == 1.0
 
 
-@pytest.mark.parametrize(("name", "options", "problem"), [
-    ("Forgetful", "", "must return a verdict for each pair and no other; 1 do not match, such as 'p'"),
-    ("Silent", "", "has no method judge"), ("Shorter", "options: {bonu: 1}", "cannot be made with the options"),
-    ("Shorte", "", "did you mean 'Shorter'?"),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "problem"),
+    [
+        ("Forgetful", "", "must return a verdict for each pair and no other; 1 do not match, such as 'p'"),
+        ("Silent", "", "has no method judge"),
+        ("Shorter", "options: {bonu: 1}", "cannot be made with the options"),
+        ("Shorte", "", "did you mean 'Shorter'?"),
+    ],
+)
 def test_a_class_that_is_no_judge_is_refused(tmp_path: Path, name: str, options: str, problem: str) -> None:
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "own.yaml").write_text(f"mode: python\npython: ./own.py:{name}\n{options}\n")
@@ -274,9 +292,11 @@ def test_a_class_that_is_no_judge_is_refused(tmp_path: Path, name: str, options:
 
 def test_one_letter_by_json_regex_and_logprob_gives_the_same_verdicts() -> None:
     """A judge whose prompt asks for one letter says the same in all three outputs."""
-    letters = {"json": "kind: json, labels: {A: 1, B: 0}",
-               "regex": "kind: regex, pattern: '^\\s*(A|B)\\s*$', labels: {A: 1, B: 0}",
-               "logprob": "kind: logprob, labels: {A: 1, B: 0}"}
+    letters = {
+        "json": "kind: json, labels: {A: 1, B: 0}",
+        "regex": "kind: regex, pattern: '^\\s*(A|B)\\s*$', labels: {A: 1, B: 0}",
+        "logprob": "kind: logprob, labels: {A: 1, B: 0}",
+    }
     pairs = numbered([("long answer", "short"), ("x", "yes indeed"), ("abc", "ab")])
 
     def letter(text: str) -> str:
@@ -284,8 +304,10 @@ def test_one_letter_by_json_regex_and_logprob_gives_the_same_verdicts() -> None:
 
     found = {}
     for kind, output in letters.items():
-        judge = spec("mode: pairwise\nmodel: m\nmessages: [{role: user, content: \"{{ prompt }}\\n{{ responses[0] }}\\n"
-                     f"{{{{ responses[1] }}}}\\nAnswer A or B.\"}}]\noutput: {{{output}}}")
+        judge = spec(
+            'mode: pairwise\nmodel: m\nmessages: [{role: user, content: "{{ prompt }}\\n{{ responses[0] }}\\n'
+            f'{{{{ responses[1] }}}}\\nAnswer A or B."}}]\noutput: {{{output}}}'
+        )
         say = (lambda text: json.dumps({"reason": "", "verdict": letter(text)})) if kind == "json" else letter
         chances = lambda text: {"A": 1.0, "B": 0.0} if letter(text) == "A" else {"A": 0.0, "B": 1.0}  # noqa: E731
         found[kind] = [row.preference for row in build(judge, Scripted(say, chances)).judge(pairs)]

@@ -46,8 +46,9 @@ def test_a_wrong_expectation_is_exit_code_1(folder: Path) -> None:
 def test_a_run_is_labelled_by_it(folder: Path, tiny_run: Path) -> None:
     (folder / "tiny.yaml").write_text(tiny_recipe(folder / "my_judge.yaml"))
     start = ["policy.bootstrap=null", f"policy.model={tiny_run / 'iteration-000' / 'policy'}"]
-    directory = run(load_recipe(folder / "tiny.yaml", [
-        *start, f"output={folder / 'run'}", "iterations=1", "algorithm.steps=1"]))
+    directory = run(
+        load_recipe(folder / "tiny.yaml", [*start, f"output={folder / 'run'}", "iterations=1", "algorithm.steps=1"])
+    )
     rows = read_rows(directory / "iteration-001" / "label" / "verdicts.parquet")
     assert rows and {row["judge"] for row in rows} == {"my_judge"}
     assert any(re.match(r"score \d\.\d\d [<>] \d\.\d\d: .*(?:place|brief)", row["reason"]) for row in rows)

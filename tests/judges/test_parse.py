@@ -20,13 +20,20 @@ JSON = Output(kind="json", labels={"A": 1.0, "B": 0.0, "C": 0.5})
 NUMBER = Menu(range=(1.0, 10.0))
 
 
-@pytest.mark.parametrize(("output", "text", "value", "error"), [
-    (REGEX, "Both are good, but [[B]]", 0.0, ""), (REGEX, "[[A]] at first sight; no, [[B]]", 0.0, ""),
-    (FIRST, "[[A]] at first sight; no, [[B]]", 1.0, ""), (UNIQUE, "[[A]] yes [[A]]", 1.0, ""),
-    (UNIQUE, "[[A]] at first sight; no, [[B]]", None, "two different verdicts: 'A' and 'B'"),
-    (REGEX, "A good answer.", None, "no verdict found"), (REGEX, "[[a]]", None, "no verdict found"),
-    (REGEX, "[[A or B]]", None, "no verdict found"), (REGEX, "", None, "empty answer"),
-])
+@pytest.mark.parametrize(
+    ("output", "text", "value", "error"),
+    [
+        (REGEX, "Both are good, but [[B]]", 0.0, ""),
+        (REGEX, "[[A]] at first sight; no, [[B]]", 0.0, ""),
+        (FIRST, "[[A]] at first sight; no, [[B]]", 1.0, ""),
+        (UNIQUE, "[[A]] yes [[A]]", 1.0, ""),
+        (UNIQUE, "[[A]] at first sight; no, [[B]]", None, "two different verdicts: 'A' and 'B'"),
+        (REGEX, "A good answer.", None, "no verdict found"),
+        (REGEX, "[[a]]", None, "no verdict found"),
+        (REGEX, "[[A or B]]", None, "no verdict found"),
+        (REGEX, "", None, "empty answer"),
+    ],
+)
 def test_verdicts_by_pattern(output: Output, text: str, value: float | None, error: str) -> None:
     found = read(output, AB, text)
     assert (found.value, found.error, found.readable) == (value, error, not error)
@@ -36,32 +43,48 @@ def test_the_text_before_the_verdict_is_the_reason() -> None:
     assert read(REGEX, AB, "The first is right. \n[[A]]").reason == "The first is right."
 
 
-@pytest.mark.parametrize(("text", "value", "error"), [
-    ('{"reason": "short", "verdict": "A"}', 1.0, ""), ('```json\n{"verdict": "B"}\n```', 0.0, ""),
-    ('Let me think.\n```json\n{"verdict": "B"}\n```', 0.0, ""), ('I think so: {"verdict": "C"}', 0.5, ""),
-    ('{"verdict": "A"}{"verdict": "A"}', 1.0, ""), ('{"a": {"verdict": "B"}, "verdict": "A"}', 1.0, ""),
-    ('The response says {"verdict": "A"}, but {"verdict": "B"}', None, "two different verdicts: 'A' and 'B'"),
-    ('The response says {"verdict": "A"} and that is all.', None, "no JSON object at the end of the answer"),
-    ('{"reason": broken, "x": {"verdict": "A"}}', None, "no JSON object at the end of the answer"),
-    ('{"verdict": "A"', None, "no JSON object at the end of the answer"),
-    ("A", None, "no JSON object at the end of the answer"),
-    ('{"verdict": "A", "verdict": "B"}', None, "no JSON object at the end of the answer"),
-    ('{"reason": "A"}', None, "no 'verdict' in the JSON object"),
-    ('{"verdict": "D"}', None, "'D' is not one of A, B, C"),
-    ('{"verdict": ["A"]}', None, "the verdict ['A'] is neither text nor a number"),
-    ('{"verdict": true}', None, "the verdict True is neither text nor a number"),
-    ('{"verdict": null}', None, "the verdict None is neither text nor a number"),
-    ('["A"]', None, "no JSON object at the end of the answer"),
-])
+@pytest.mark.parametrize(
+    ("text", "value", "error"),
+    [
+        ('{"reason": "short", "verdict": "A"}', 1.0, ""),
+        ('```json\n{"verdict": "B"}\n```', 0.0, ""),
+        ('Let me think.\n```json\n{"verdict": "B"}\n```', 0.0, ""),
+        ('I think so: {"verdict": "C"}', 0.5, ""),
+        ('{"verdict": "A"}{"verdict": "A"}', 1.0, ""),
+        ('{"a": {"verdict": "B"}, "verdict": "A"}', 1.0, ""),
+        ('The response says {"verdict": "A"}, but {"verdict": "B"}', None, "two different verdicts: 'A' and 'B'"),
+        ('The response says {"verdict": "A"} and that is all.', None, "no JSON object at the end of the answer"),
+        ('{"reason": broken, "x": {"verdict": "A"}}', None, "no JSON object at the end of the answer"),
+        ('{"verdict": "A"', None, "no JSON object at the end of the answer"),
+        ("A", None, "no JSON object at the end of the answer"),
+        ('{"verdict": "A", "verdict": "B"}', None, "no JSON object at the end of the answer"),
+        ('{"reason": "A"}', None, "no 'verdict' in the JSON object"),
+        ('{"verdict": "D"}', None, "'D' is not one of A, B, C"),
+        ('{"verdict": ["A"]}', None, "the verdict ['A'] is neither text nor a number"),
+        ('{"verdict": true}', None, "the verdict True is neither text nor a number"),
+        ('{"verdict": null}', None, "the verdict None is neither text nor a number"),
+        ('["A"]', None, "no JSON object at the end of the answer"),
+    ],
+)
 def test_verdicts_in_json(text: str, value: float | None, error: str) -> None:
     found = read(JSON, AB, text)
     assert (found.value, found.error) == (value, error)
 
 
-@pytest.mark.parametrize(("text", "value"), [("[[1]]", 0.0), ("[[10]]", 1.0), ("[[5.5]]", 0.5), ("[[11]]", None),
-                                             ("[[0]]", None),
-                                             ("[[high]]", None), ("[[nan]]", None), ("[[-5]]", None),
-                                             ("[[1e400]]", None)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[[1]]", 0.0),
+        ("[[10]]", 1.0),
+        ("[[5.5]]", 0.5),
+        ("[[11]]", None),
+        ("[[0]]", None),
+        ("[[high]]", None),
+        ("[[nan]]", None),
+        ("[[-5]]", None),
+        ("[[1e400]]", None),
+    ],
+)
 def test_numbers_lie_on_their_range(text: str, value: float | None) -> None:
     anything = Output(kind="regex", pattern=r"\[\[([^\[\]]+)\]\]", range=(1, 10))
     assert read(anything, NUMBER, text).value == value
@@ -69,13 +92,17 @@ def test_numbers_lie_on_their_range(text: str, value: float | None) -> None:
 
 def test_json_numbers_and_number_texts_are_the_same() -> None:
     scale = Output(kind="json", range=(0, 4))
-    assert [read(scale, Menu(range=(0, 4)), text).value for text in ('{"verdict": 3}', '{"verdict": "3"}',
-                                                                     '{"verdict": 3.0}')] == [0.75] * 3
+    assert [
+        read(scale, Menu(range=(0, 4)), text).value
+        for text in ('{"verdict": 3}', '{"verdict": "3"}', '{"verdict": 3.0}')
+    ] == [0.75] * 3
 
 
 def test_the_schema_follows_from_the_menu() -> None:
-    assert answer_schema(JSON, AB)["properties"] == {"reason": {"type": "string"},
-                                                     "verdict": {"type": "string", "enum": ["A", "B", "C"]}}
+    assert answer_schema(JSON, AB)["properties"] == {
+        "reason": {"type": "string"},
+        "verdict": {"type": "string", "enum": ["A", "B", "C"]},
+    }
     whole = answer_schema(Output(kind="json", range=(1, 10)), NUMBER)["properties"]["verdict"]
     assert whole == {"type": "integer", "minimum": 1, "maximum": 10}
     assert json.dumps(whole) == '{"type": "integer", "minimum": 1, "maximum": 10}'
@@ -87,8 +114,9 @@ def test_log_probabilities_without_mass_are_no_verdict() -> None:
     logprob = Output(kind="logprob", labels={"A": 1, "B": 0})
     menu = Menu({"A": 1.0, "B": 0.0})
     for logprobs in ({"A": -math.inf, "B": -math.inf}, {"A": math.nan, "B": -1.0}):
-        assert read_logprobs(logprob, menu, logprobs) == Reading(None,
-                                                                 error="the model gave no probabilities for the labels")
+        assert read_logprobs(logprob, menu, logprobs) == Reading(
+            None, error="the model gave no probabilities for the labels"
+        )
 
 
 def test_the_average_of_answers_needs_more_than_half() -> None:
@@ -99,9 +127,15 @@ def test_the_average_of_answers_needs_more_than_half() -> None:
 
 
 prose = st.text(max_size=200)
-pieces = st.lists(st.one_of(prose, st.sampled_from(["[[A]]", "[[B]]", "[[", "]]", "{", "}", '{"verdict": "A"}', '"',
-                                                    "```", "\n", "A", "[[A", "\\"])),
-                  max_size=12).map("".join)
+pieces = st.lists(
+    st.one_of(
+        prose,
+        st.sampled_from(
+            ["[[A]]", "[[B]]", "[[", "]]", "{", "}", '{"verdict": "A"}', '"', "```", "\n", "A", "[[A", "\\"]
+        ),
+    ),
+    max_size=12,
+).map("".join)
 
 
 @settings(max_examples=400, deadline=None)
@@ -117,8 +151,9 @@ def test_no_text_crashes_a_parser_or_gives_a_verdict_that_is_not_there(text: str
         if output.kind == "regex" and found.readable:
             assert f"[[{found.label}]]" in text
         if output.kind == "json" and found.readable:
-            assert re.search(rf'"verdict"\s*:\s*"{found.label}"',
-                             text) and text.strip().removesuffix("```").strip().endswith("}")
+            assert re.search(rf'"verdict"\s*:\s*"{found.label}"', text) and text.strip().removesuffix(
+                "```"
+            ).strip().endswith("}")
 
 
 @settings(max_examples=200, deadline=None)
@@ -130,9 +165,13 @@ def test_a_verdict_behind_any_prose_is_read(before: str, label: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(value=st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-                          lambda inner: st.lists(inner, max_size=3)
-                          | st.dictionaries(st.text(max_size=9), inner, max_size=3), max_leaves=6))
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+        max_leaves=6,
+    )
+)
 def test_any_json_value_as_verdict_is_on_the_menu_or_refused(value: Any) -> None:
     found = read(JSON, AB, json.dumps({"verdict": value}))
     assert found.readable == (isinstance(value, str) and value.strip() in ("A", "B", "C"))

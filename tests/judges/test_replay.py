@@ -40,9 +40,12 @@ def load(*parts: str) -> Any:
 
 def pair_of(number: int, row: dict[str, Any]) -> Pair:
     identity = f"row {number}"
-    return Pair(id=identity, prompt=Prompt.plain(identity, row["input"]),
-                first=completion(row["output_1"], f"{identity}/1", identity),
-                second=completion(row["output_2"], f"{identity}/2", identity))
+    return Pair(
+        id=identity,
+        prompt=Prompt.plain(identity, row["input"]),
+        first=completion(row["output_1"], f"{identity}/1", identity),
+        second=completion(row["output_2"], f"{identity}/2", identity),
+    )
 
 
 def replay_comparisons(subset: str, judge: str) -> tuple[list[dict[str, Any]], list[Pair], list[Verdict], Any]:
@@ -71,8 +74,11 @@ def share(right: int, count: int) -> str:
 def winners(verdicts: list[Verdict], order: str, second_shown_wins_ties: bool = False) -> list[str | None]:
     """Each pair's winner, "1" or "2", as seen in one order."""
     tied = {"forward": "2", "reversed": "1"}[order] if second_shown_wins_ties else None
-    return [{"first": "1", "second": "2", "tie": tied}.get(winner(row.preference) or "") for row in verdicts
-            if row.order in (order, "none")]
+    return [
+        {"first": "1", "second": "2", "tie": tied}.get(winner(row.preference) or "")
+        for row in verdicts
+        if row.order in (order, "none")
+    ]
 
 
 @needs_data
@@ -93,17 +99,18 @@ def test_llmbars_statistics_are_reproduced_exactly(subset: str, judge: str) -> N
     assert published["correct_True"] == share(sum(right[1]), len(rows))
     assert published["correct_both"] == share(sum(map(all, zip(*right, strict=True))), len(rows))
     assert published["equal"] == share(same, len(rows))
-    assert float(published["correct_average"].rstrip("%")) == pytest.approx(100 * (sum(right[0])
-                                                                                   + sum(right[1])) / 2 / len(rows),
-                                                                            abs=1e-12)
+    assert float(published["correct_average"].rstrip("%")) == pytest.approx(
+        100 * (sum(right[0]) + sum(right[1])) / 2 / len(rows), abs=1e-12
+    )
     # Their kappa, unlike their count of equal winners, takes an answer that could not be read for a vote for 2.
     votes = [[one or "2" for one in said] for said in (forward, backward)]
     assert published["kappa_agreement"] == pytest.approx(cohen_kappa(*votes), abs=1e-12)
     if rating:  # with a tie as one half, one rating per response gives their average over both orders
         settled = settle(verdicts, file)
         points = [{"first": "1", "second": "2"}.get(winner(settled[pair.id]) or "") for pair in pairs]
-        mean = sum(0.5 if said is None else float(said == one) for said,
-                   one in zip(points, truth, strict=True)) / len(rows)
+        mean = sum(0.5 if said is None else float(said == one) for said, one in zip(points, truth, strict=True)) / len(
+            rows
+        )
         assert published["correct_average"] == f"{mean * 100}%"
 
 
@@ -123,18 +130,26 @@ def test_health_of_llmbars_judges() -> None:
 def test_a_rating_that_is_not_there_is_no_score() -> None:
     """160 answers of a judge in the wild: 37 have a rating, and nothing else, such as the index of a list, counts as
     one."""
-    rows = [json.loads(line)
-            for line in (DATA / "failed_parses" / "gpt-4_single.jsonl").read_text(encoding="utf-8").splitlines()]
-    file = spec(RATING.replace("'^\\s*(\\d+)\\s*$', range: [0, 10]",
-                               "'\\[\\[(\\d+\\.?\\d*)\\]\\]', match: first, range: [1, 10]"))
+    rows = [
+        json.loads(line)
+        for line in (DATA / "failed_parses" / "gpt-4_single.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    file = spec(
+        RATING.replace(
+            "'^\\s*(\\d+)\\s*$', range: [0, 10]", "'\\[\\[(\\d+\\.?\\d*)\\]\\]', match: first, range: [1, 10]"
+        )
+    )
     said = iter([row["judgment"] for row in rows])
     judge: Any = build(file, Scripted(lambda text: next(said)))
-    scores = judge.score([Prompt.plain(str(number), "?") for number in range(160)],
-                         [completion(f"response {number}") for number in range(160)])
+    scores = judge.score(
+        [Prompt.plain(str(number), "?") for number in range(160)],
+        [completion(f"response {number}") for number in range(160)],
+    )
     rated = {number: score for number, score in enumerate(scores) if score is not None}
     assert len(rated) == 37 and all("[[" in rows[number]["judgment"] for number in rated)
-    assert {number: 1 + 9 * score for number, score in rated.items()} == pytest.approx({number: rows[number]["score"]
-                                                                                        for number in rated}, abs=1e-12)
+    assert {number: 1 + 9 * score for number, score in rated.items()} == pytest.approx(
+        {number: rows[number]["score"] for number in rated}, abs=1e-12
+    )
     # Their 120 failures are among ours; three more "ratings" of theirs were [0] and [5] in code.
     assert Counter(rows[number]["score"] for number in range(160) if number not in rated) == {-1: 120, 0: 2, 5: 1}
 
@@ -147,13 +162,21 @@ def test_pandalms_annotators_and_judges() -> None:
     truth = [Counter(row).most_common(1)[0][0] for row in labels]
     panda = [row["pandalm_result"] for row in load("pandalm", "pandalm-7b-testset-v1.json")]
     assert {name: round(100 * value, 2) for name, value in macro_scores(truth, panda).items()} == {
-        "accuracy": 66.77, "precision": 57.38, "recall": 57.5, "f1": 57.43}
+        "accuracy": 66.77,
+        "precision": 57.38,
+        "recall": 57.5,
+        "f1": 57.43,
+    }
     # The published row of GPT-3.5 counts its 25 unreadable outputs as ties.
     outputs = [row["gpt_result"] for row in load("pandalm", "gpt-3.5-turbo-testset-v1.json")]
     assert Counter(outputs)["garbage"] == 25
     gpt = [{"1": 1, "2": 2}.get(output, 0) for output in outputs]
     assert {name: round(100 * value, 2) for name, value in macro_scores(truth, gpt).items()} == {
-        "accuracy": 71.07, "precision": 58.79, "recall": 57.36, "f1": 57.55}
+        "accuracy": 71.07,
+        "precision": 58.79,
+        "recall": 57.36,
+        "f1": 57.55,
+    }
 
 
 def test_agreement_by_hand() -> None:
@@ -170,4 +193,5 @@ def test_agreement_by_hand() -> None:
     assert low + high == pytest.approx(1.0, abs=1e-12) and wilson(0.0, 0) == (0.0, 1.0)
     # Labels 0, 1: precision 1/2 and 1, recall 1 and 2/3, F1 2/3 and 4/5.
     assert macro_scores([0, 1, 1, 1], [0, 0, 1, 1]) == pytest.approx(
-        {"accuracy": 0.75, "precision": 0.75, "recall": 5 / 6, "f1": 11 / 15}, abs=1e-12)
+        {"accuracy": 0.75, "precision": 0.75, "recall": 5 / 6, "f1": 11 / 15}, abs=1e-12
+    )

@@ -19,11 +19,11 @@ class Shorter:
         return [Verdict(pair_id=pair.id, judge="shorter", order="none",
                         preference=float(len(pair.first.text) < len(pair.second.text))) for pair in pairs]
 """
-FUNCTION = '''\
+FUNCTION = """\
 def words(prompts, responses, meta):
     assert all(row["animal"] in prompt for row, prompt in zip(meta, prompts))
     return [len(response.split()) / 10 for response in responses]
-'''
+"""
 
 
 def samples(directory: Path) -> list[dict[str, float]]:
@@ -41,8 +41,15 @@ def recipe(tmp_path: Path, tiny_run: Path) -> Path:
 
 
 def overrides(tmp_path: Path, tiny_run: Path, *more: str) -> list[str]:
-    return [f"output={tmp_path / 'run'}", "iterations=1", "policy.bootstrap=null", "algorithm.steps=2",
-            f"policy.model={tiny_run / 'iteration-000' / 'policy'}", "algorithm.log_samples=32", *more]
+    return [
+        f"output={tmp_path / 'run'}",
+        "iterations=1",
+        "policy.bootstrap=null",
+        "algorithm.steps=2",
+        f"policy.model={tiny_run / 'iteration-000' / 'policy'}",
+        "algorithm.log_samples=32",
+        *more,
+    ]
 
 
 def test_a_judge_and_a_function_in_one_sum(recipe: Path, tmp_path: Path, tiny_run: Path) -> None:
@@ -63,10 +70,14 @@ def test_a_judge_and_a_function_in_one_sum(recipe: Path, tmp_path: Path, tiny_ru
         run_stage(directory, "label", 1)
 
 
-def test_a_judge_that_compares_is_shown_what_the_policy_before_said(recipe: Path, tmp_path: Path,
-                                                                     tiny_run: Path) -> None:
-    directory = run(load_recipe(recipe, overrides(tmp_path, tiny_run, "reward.kind=judge",
-                                                  f"judge.file={tmp_path / 'shorter.yaml'}")))
+def test_a_judge_that_compares_is_shown_what_the_policy_before_said(
+    recipe: Path, tmp_path: Path, tiny_run: Path
+) -> None:
+    directory = run(
+        load_recipe(
+            recipe, overrides(tmp_path, tiny_run, "reward.kind=judge", f"judge.file={tmp_path / 'shorter.yaml'}")
+        )
+    )
     scores = [row["score"] for row in samples(directory)]
     # Whether shorter than the start's answer: only 0 or 1, and for two samples of one policy each comes up.
     assert set(scores) == {0.0, 1.0}
@@ -76,8 +87,9 @@ def test_a_judge_that_compares_is_shown_what_the_policy_before_said(recipe: Path
 def test_a_function_alone(recipe: Path, tmp_path: Path, tiny_run: Path) -> None:
     changes = ("reward.kind=function", f"reward.function={tmp_path}/words.py:words")
     directory = run(load_recipe(recipe, overrides(tmp_path, tiny_run, *changes)))
-    assert all(row["score"] == pytest.approx(len(str(row["response"]).split()) / 10, abs=1e-6)
-               for row in samples(directory))
+    assert all(
+        row["score"] == pytest.approx(len(str(row["response"]).split()) / 10, abs=1e-6) for row in samples(directory)
+    )
     (tmp_path / "words.py").write_text(FUNCTION.replace("/ 10", "/ 20"))
     with pytest.raises(ConfigError, match="policy"):
         run(load_recipe(recipe, overrides(tmp_path, tiny_run, *changes)))

@@ -33,10 +33,12 @@ VARYING = {
 
 def outputs(directory: Path) -> dict[str, str]:
     """Hash of every file that any stage wrote, but for those that hold times."""
-    return {f"{manifest.parent.relative_to(directory)}/{name}": digest
-            for manifest in sorted(directory.glob("iteration-*/*/manifest.json"))
-            for name, digest in read_json(manifest)["outputs"].items()
-            if not name.endswith((".json", ".jsonl")) or name in ("config.json", "tokenizer.json", "generate.json")}
+    return {
+        f"{manifest.parent.relative_to(directory)}/{name}": digest
+        for manifest in sorted(directory.glob("iteration-*/*/manifest.json"))
+        for name, digest in read_json(manifest)["outputs"].items()
+        if not name.endswith((".json", ".jsonl")) or name in ("config.json", "tokenizer.json", "generate.json")
+    }
 
 
 def metrics(directory: Path) -> list[dict[str, Any]]:

@@ -34,15 +34,18 @@ def write_files(folder: Path) -> Path:
     (folder / "heldout.txt").write_text("\n".join(openings[:96]))
     (folder / "train.txt").write_text("\n".join(openings[96:608]))
     (folder / "rules.py").write_text(RULES)
-    (folder / "judge.yaml").write_text(dedent("""\
+    (folder / "judge.yaml").write_text(
+        dedent("""\
         name: glad-talk
         mode: rules
         criteria:
           - {name: somebody speaks, weight: 1, python: "./rules.py:speaks"}
           - {name: glad, weight: 2, python: "./rules.py:is_glad"}
-        """))
+        """)
+    )
     recipe = folder / "own.yaml"
-    recipe.write_text(dedent(f"""\
+    recipe.write_text(
+        dedent(f"""\
         iterations: 2
         policy: {{model: {SHARED / "models/stories260k"}}}
         prompts: {{train: {{source: {folder / "train.txt"}}}, heldout: {{source: {folder / "heldout.txt"}}}}}
@@ -51,7 +54,8 @@ def write_files(folder: Path) -> Path:
         judge: {{file: {folder / "judge.yaml"}}}
         reward: {{learning_rate: 1e-3, epochs: 1, batch_size: 16}}
         algorithm: {{steps: 6, critic_warmup: 1, episodes: 96, learning_rate: 5e-4}}
-        """))
+        """)
+    )
     return recipe
 
 

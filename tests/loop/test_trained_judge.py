@@ -54,8 +54,12 @@ LABELS = "labels: {A: 1, B: 0}"
 FILES = {
     "chances": (1, "One letter.", f"{{kind: logprob, {LABELS}}}"),
     "letter": (4, "One letter.", f"{{kind: regex, pattern: '^\\s*(A|B)\\s*$', {LABELS}}}"),
-    "json": (16, "One letter as JSON.", f"{{kind: json, {LABELS}, json_schema: {{type: object, required: [verdict], "
-             "additionalProperties: false, properties: {verdict: {type: string, enum: [A, B]}}}}"),
+    "json": (
+        16,
+        "One letter as JSON.",
+        f"{{kind: json, {LABELS}, json_schema: {{type: object, required: [verdict], "
+        "additionalProperties: false, properties: {verdict: {type: string, enum: [A, B]}}}}",
+    ),
     "reasons": (16, "Who wins each?", f"{{kind: regex, pattern: '\\[\\[(A|B)\\]\\]$', {LABELS}}}"),
 }
 RECIPE = """\
@@ -93,8 +97,10 @@ def write_files(folder: Path) -> Path:
     (folder / "rules.yaml").write_text(RULES)
     for name, (tokens, request, output) in FILES.items():
         (folder / f"{name}.yaml").write_text(QUESTION.format(tokens=tokens, request=request, output=output))
-    gold = [{"prompt": "Tell a story.", "chosen": f"{line} It was happy. The end.", "rejected": f"{line} It was happy."}
-            for line in ("It began to rain.", "The wind was cold.", "The sun was warm.", "It ran up the hill.")]
+    gold = [
+        {"prompt": "Tell a story.", "chosen": f"{line} It was happy. The end.", "rejected": f"{line} It was happy."}
+        for line in ("It began to rain.", "The wind was cold.", "The sun was warm.", "It ran up the hill.")
+    ]
     (folder / "gold.jsonl").write_text("\n".join(json.dumps(row) for row in gold * 3))
     (folder / "recipe.yaml").write_text(dedent(RECIPE).replace("FOLDER", str(folder)))
     return folder / "recipe.yaml"
@@ -132,7 +138,8 @@ def test_what_the_stage_measured_is_there(home: Path) -> None:
         assert row["low"] > 0.5 and row["unscored"] == 0 and row["pairs"] > 30
     logged = [row for row in RunDirectory(home / "run").metrics() if row["stage"] == "judge"]
     assert [(row["judge"], row["agreement"]) for row in logged] == [
-        (name, found["files"][name]["agreement"]) for name in FILES]
+        (name, found["files"][name]["agreement"]) for name in FILES
+    ]
 
 
 @pytest.mark.parametrize("name", ["chances", "reasons"])
@@ -143,10 +150,14 @@ def test_it_agrees_with_the_rules_through_vllm(name: str, home: Path, engine: Vl
 
 
 def test_one_letter_is_the_same_verdict_as_text_as_json_and_as_a_probability(
-    home: Path, engine: VllmEngine, asked: list[Pair],
+    home: Path,
+    engine: VllmEngine,
+    asked: list[Pair],
 ) -> None:
-    said = {name: [verdict.preference for verdict in judge(home, name, engine).judge(asked)]
-            for name in ("chances", "letter", "json")}
+    said = {
+        name: [verdict.preference for verdict in judge(home, name, engine).judge(asked)]
+        for name in ("chances", "letter", "json")
+    }
     assert len(said["letter"]) == 160 and None not in said["letter"] + said["json"] + said["chances"]
     likelier = [float(value > 0.5) for value in said["chances"]]
     assert said["letter"] == likelier  # the greedy letter is the likelier one
@@ -161,7 +172,9 @@ def test_transformers_and_vllm_give_the_same_chances(home: Path, engine: VllmEng
     checkpoint = home / "run/iteration-000/judge"
     other = TransformersEngine(load_policy(checkpoint), load_tokenizer(checkpoint))
     left, right = (judge(home, "chances", one).judge(asked[:20]) for one in (engine, other))
-    assert [verdict.preference for verdict in left] == pytest.approx([verdict.preference for verdict in right], abs=1e-4)
+    assert [verdict.preference for verdict in left] == pytest.approx(
+        [verdict.preference for verdict in right], abs=1e-4
+    )
 
 
 def test_killed_while_it_learns_it_ends_the_same(home: Path) -> None:

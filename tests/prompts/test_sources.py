@@ -41,10 +41,19 @@ def refusal(path: Path, **options: Any) -> str:
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.parquet"])
 def test_rows_become_prompts_whose_other_columns_are_meta(tmp_path: Path, name: str) -> None:
-    found = read(write(tmp_path / name, [{"id": "a", "prompt": "Hi", "animal": "fox", "count": 3},
-                                         {"id": "b", "prompt": "Ho", "animal": None, "count": 4}]))
+    found = read(
+        write(
+            tmp_path / name,
+            [
+                {"id": "a", "prompt": "Hi", "animal": "fox", "count": 3},
+                {"id": "b", "prompt": "Ho", "animal": None, "count": 4},
+            ],
+        )
+    )
     assert [(one.id, one.text, one.meta) for one in found] == [
-        ("a", "Hi", {"animal": "fox", "count": 3}), ("b", "Ho", {"animal": None, "count": 4})]
+        ("a", "Hi", {"animal": "fox", "count": 3}),
+        ("b", "Ho", {"animal": None, "count": 4}),
+    ]
     assert [message.role for message in found[0].messages] == ["user"]
 
 
@@ -99,33 +108,54 @@ def test_built_in_sets_and_their_splits() -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: real prompt files stay unread")
-@pytest.mark.parametrize(("name", "column", "count"), [
-    ("ifeval.jsonl", "prompt", 541), ("user_oriented.jsonl", "instruction", None)])
+@pytest.mark.parametrize(
+    ("name", "column", "count"), [("ifeval.jsonl", "prompt", 541), ("user_oriented.jsonl", "instruction", None)]
+)
 def test_real_prompt_files(name: str, column: str, count: int | None) -> None:
     found = read(SHARED / "prompts" / name, column=column)
     assert len(found) == (count or len(found)) > 200
     assert all(prompt.meta for prompt in found)
 
 
-@pytest.mark.parametrize(("name", "content", "sentence"), [
-    ("p.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "p.jsonl, line 3 is not JSON; a .jsonl file holds one object per line"),
-    ("p.jsonl", '{"prompt": "a"}\n[1]\n', "p.jsonl, line 2 is not an object with columns"),
-    ("p.json", '[{"prompt": "a"}, 3]', "p.json, entry 2 is not an object with columns"),
-    ("p.json", '[{"prompt": "a"}', "p.json is not JSON"),
-    ("p.jsonl", '{"text": "a", "id": 1}\n', "p.jsonl, row 1: column 'prompt' holds no prompt (there are: id, text); name "
-                                            "the column with `column`"),
-    ("p.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', "p.jsonl, row 2: column 'prompt' holds no prompt (there are: prompt)"),
-    ("p.jsonl", '{"prompt": []}\n', "p.jsonl, row 1: column 'prompt' holds no prompt"),
-    ("p.jsonl", '{"prompt": " "}\n', "p.jsonl, row 1: the prompt is empty"),
-    ("p.jsonl", '{"prompt": [{"role": "human", "content": "a"}]}\n',
-     "p.jsonl, row 1: a message needs a `role` (system, user, assistant) and a `content`"),
-    ("p.jsonl", '{"prompt": [{"role": "user"}]}\n', "p.jsonl, row 1: a message needs a `role`"),
-    ("p.jsonl", '{"prompt": ["a"]}\n', "p.jsonl, row 1: a message needs a `role`"),
-    ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n',
-     "p.jsonl, row 2: the id '1' belongs to another prompt already"),
-    ("p.jsonl", "\n\n", "'p.jsonl' holds no prompts"),
-    ("p.parquet", None, "p.parquet is not a Parquet file that can be read"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n\n{"prompt": \n',
+            "p.jsonl, line 3 is not JSON; a .jsonl file holds one object per line",
+        ),
+        ("p.jsonl", '{"prompt": "a"}\n[1]\n', "p.jsonl, line 2 is not an object with columns"),
+        ("p.json", '[{"prompt": "a"}, 3]', "p.json, entry 2 is not an object with columns"),
+        ("p.json", '[{"prompt": "a"}', "p.json is not JSON"),
+        (
+            "p.jsonl",
+            '{"text": "a", "id": 1}\n',
+            "p.jsonl, row 1: column 'prompt' holds no prompt (there are: id, text); name the column with `column`",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"prompt": 3}\n',
+            "p.jsonl, row 2: column 'prompt' holds no prompt (there are: prompt)",
+        ),
+        ("p.jsonl", '{"prompt": []}\n', "p.jsonl, row 1: column 'prompt' holds no prompt"),
+        ("p.jsonl", '{"prompt": " "}\n', "p.jsonl, row 1: the prompt is empty"),
+        (
+            "p.jsonl",
+            '{"prompt": [{"role": "human", "content": "a"}]}\n',
+            "p.jsonl, row 1: a message needs a `role` (system, user, assistant) and a `content`",
+        ),
+        ("p.jsonl", '{"prompt": [{"role": "user"}]}\n', "p.jsonl, row 1: a message needs a `role`"),
+        ("p.jsonl", '{"prompt": ["a"]}\n', "p.jsonl, row 1: a message needs a `role`"),
+        (
+            "p.jsonl",
+            '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n',
+            "p.jsonl, row 2: the id '1' belongs to another prompt already",
+        ),
+        ("p.jsonl", "\n\n", "'p.jsonl' holds no prompts"),
+        ("p.parquet", None, "p.parquet is not a Parquet file that can be read"),
+    ],
+)
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str, content: str | None, sentence: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"PAR0" * 9) if content is None else path.write_text(content)
@@ -141,7 +171,9 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
 def test_a_name_that_is_nothing_names_what_it_could_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = refusal(tmp_path / "nothing")
-    assert "is neither built in (stories, instructions), nor a file (.jsonl, .json, .parquet, .txt), nor a dataset" in said
+    assert (
+        "is neither built in (stories, instructions), nor a file (.jsonl, .json, .parquet, .txt), nor a dataset" in said
+    )
 
 
 @pytest.mark.parametrize("name", ["d.jsonl", "d.parquet"])
@@ -153,10 +185,14 @@ def test_demonstrations_plain_and_as_conversations(tmp_path: Path, name: str) ->
     assert (len(prompt.messages), answer) == (2, "Hi.")
 
 
-@pytest.mark.parametrize(("content", "sentence"), [
-    ('{"prompt": "a"}\n', "row 1: demonstrations need columns `prompt` and `completion`"),
-    ('{"prompt": "a", "completion": "A"}\n{"completion": "A"}\n', "row 2: column 'prompt' holds no prompt"),
-    ("\n", "holds no demonstrations")])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"prompt": "a"}\n', "row 1: demonstrations need columns `prompt` and `completion`"),
+        ('{"prompt": "a", "completion": "A"}\n{"completion": "A"}\n', "row 2: column 'prompt' holds no prompt"),
+        ("\n", "holds no demonstrations"),
+    ],
+)
 def test_demonstrations_that_are_none(tmp_path: Path, content: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_demonstrations(str(write(tmp_path / "d.jsonl", content)), 9, 0)
@@ -178,8 +214,11 @@ def test_documents_of_a_text_file_a_folder_and_a_column(tmp_path: Path) -> None:
 
 def test_documents_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source, sentence in ((tmp_path / "empty", "holds no .txt files"), (tmp_path / "no.txt", "there is no file"),
-                             (write(tmp_path / "d.jsonl", '{"prompt": "a"}\n'), "has no column `text` to pretrain on")):
+    for source, sentence in (
+        (tmp_path / "empty", "holds no .txt files"),
+        (tmp_path / "no.txt", "there is no file"),
+        (write(tmp_path / "d.jsonl", '{"prompt": "a"}\n'), "has no column `text` to pretrain on"),
+    ):
         with pytest.raises(ConfigError, match=sentence):
             load_documents(str(source), 9, 0)
 

@@ -38,8 +38,12 @@ def test_splits_never_share_a_prompt_whatever_the_seeds() -> None:
 
 def test_one_combination_in_eight_is_held_out() -> None:
     generator = random.Random(0)
-    drawn = [Wishes(generator.choice(TRAITS), generator.choice(ANIMALS), generator.choice(PLACES),
-                    *generator.sample(THINGS, 2)) for _ in range(4000)]
+    drawn = [
+        Wishes(
+            generator.choice(TRAITS), generator.choice(ANIMALS), generator.choice(PLACES), *generator.sample(THINGS, 2)
+        )
+        for _ in range(4000)
+    ]
     # Binomial(4000, 1/8): 500 on average, deviation sqrt(4000 * 7 / 64) = 20.9; four deviations are 84.
     assert 416 < sum(wishes.split == "heldout" for wishes in drawn) < 584
 

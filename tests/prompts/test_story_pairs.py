@@ -25,15 +25,19 @@ def test_about_half_are_two_versions_of_one_story_and_some_are_no_stories() -> N
     assert 400 < alike < 650
     texts = [text for _, first, second in rows for text in (first, second)]
     assert "" in texts and any(prompt.text in (first, second) for prompt, first, second in rows)
-    assert all("{" not in text for text in texts) and 30 < sum(bool(re.search(r"\b[b-df-hj-np-tv-z]{4,}\b", text))
-                                                             for text in texts) < 600
+    assert (
+        all("{" not in text for text in texts)
+        and 30 < sum(bool(re.search(r"\b[b-df-hj-np-tv-z]{4,}\b", text)) for text in texts) < 600
+    )
 
 
 def test_what_each_change_does() -> None:
     generator = random.Random(0)
     assert {drop(STORY, WISHES, generator) for _ in range(30)} == {
-        "It found a kite under a tree. The end.", "One day a shy fox went to the lake. The end.",
-        "One day a shy fox went to the lake. It found a kite under a tree."}
+        "It found a kite under a tree. The end.",
+        "One day a shy fox went to the lake. The end.",
+        "One day a shy fox went to the lake. It found a kite under a tree.",
+    }
     doubled = [sentences(double(STORY, WISHES, generator)) for _ in range(10)]
     assert all(len(told) == 4 and set(told) == set(sentences(STORY)) for told in doubled)
     moved = [sentences(move(STORY, WISHES, generator)) for _ in range(10)]

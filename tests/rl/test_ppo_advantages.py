@@ -63,23 +63,31 @@ def test_a_truncated_end_is_worth_nothing_or_the_final_value() -> None:
     close(returns, [[2.5, 5.0]])
 
 
-def definition(rewards: list[float], values: list[float], discount: float, gae_lambda: float,
-               final: float) -> list[float]:
+def definition(
+    rewards: list[float], values: list[float], discount: float, gae_lambda: float, final: float
+) -> list[float]:
     """A_t as the double sum over all later deltas, for a sequence without gaps."""
     padded = [*values, final]
     deltas = [reward + discount * padded[t + 1] - padded[t] for t, reward in enumerate(rewards)]
-    return [sum((discount * gae_lambda) ** (later - t) * deltas[later] for later in range(t, len(deltas)))
-            for t in range(len(deltas))]
+    return [
+        sum((discount * gae_lambda) ** (later - t) * deltas[later] for later in range(t, len(deltas)))
+        for t in range(len(deltas))
+    ]
 
 
 numbers = st.floats(-5, 5)
 
 
 @settings(max_examples=60, deadline=None)
-@given(tokens=st.lists(st.tuples(numbers, numbers, st.booleans()), min_size=1, max_size=9), discount=st.floats(0, 1),
-       gae_lambda=st.floats(0, 1), final=numbers)
-def test_masked_places_are_stepped_over(tokens: list[tuple[float, float, bool]], discount: float, gae_lambda: float,
-                                        final: float) -> None:
+@given(
+    tokens=st.lists(st.tuples(numbers, numbers, st.booleans()), min_size=1, max_size=9),
+    discount=st.floats(0, 1),
+    gae_lambda=st.floats(0, 1),
+    final=numbers,
+)
+def test_masked_places_are_stepped_over(
+    tokens: list[tuple[float, float, bool]], discount: float, gae_lambda: float, final: float
+) -> None:
     rewards = float64([[reward if real else 0.0 for reward, _, real in tokens]])
     values, mask = float64([[value for _, value, _ in tokens]]), torch.tensor([[real for _, _, real in tokens]])
     advantages, returns = advantages_and_returns(rewards, values, mask, discount, gae_lambda, float64([final]))

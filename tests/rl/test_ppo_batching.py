@@ -29,8 +29,9 @@ def test_a_packed_micro_batch_by_hand() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200),
-       players=st.integers(1, 5))
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30), budget=st.integers(1, 200), players=st.integers(1, 5)
+)
 def test_every_row_is_used_once_within_the_budget(lengths: list[int], budget: int, players: int) -> None:
     parts = split_by_tokens(range(len(lengths)), lengths, budget)
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))

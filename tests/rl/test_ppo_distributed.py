@@ -43,8 +43,13 @@ def run(processes: int, result: Path) -> list[dict[str, object]]:
     script = result.with_suffix(".py")
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), processes=processes))
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([sys.executable, *launcher, str(script), str(result)], timeout=180, capture_output=True,
-                          text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(result)],
+        timeout=180,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(f"{result}{rank}") for rank in range(processes)]
 

@@ -26,6 +26,7 @@ def increasing(prompts: list[str], responses: list[str], meta: list[dict[str, An
 
     At best 1: six of the thirteen numbers in order.
     """
+
     def run(words: list[str]) -> int:
         count, last = 0, -1
         for word in words:
@@ -42,15 +43,35 @@ def nothing(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]
     return [0.0] * len(responses)
 
 
-def learn(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, reward: Any, seed: int,
-          **knobs: Any) -> list[dict[str, Any]]:
+def learn(
+    make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, reward: Any, seed: int, **knobs: Any
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     shape = {"hidden_size": 48, "intermediate_size": 96, "initializer_range": 0.02, **knobs.pop("shape", {})}
     policy = make_policy(seed=seed, dtype=torch.float32, **shape)
-    config = PPO(**{"episodes": 128, "minibatches": 2, "epochs": 3, "learning_rate": 5e-3, "kl_coefficient": 0.0,
-                    "critic_learning_rate": 5e-3, "missing_eos_penalty": 0.0, "schedule": "constant", **knobs})
-    PPOTrainer(policy, tokenizer, FunctionReward(reward), build_prompts(64), config, Sampling(max_tokens=LENGTH),
-               seed=seed, on_step=rows.append).train()
+    config = PPO(
+        **{
+            "episodes": 128,
+            "minibatches": 2,
+            "epochs": 3,
+            "learning_rate": 5e-3,
+            "kl_coefficient": 0.0,
+            "critic_learning_rate": 5e-3,
+            "missing_eos_penalty": 0.0,
+            "schedule": "constant",
+            **knobs,
+        }
+    )
+    PPOTrainer(
+        policy,
+        tokenizer,
+        FunctionReward(reward),
+        build_prompts(64),
+        config,
+        Sampling(max_tokens=LENGTH),
+        seed=seed,
+        on_step=rows.append,
+    ).train()
     return rows
 
 
@@ -63,8 +84,18 @@ def test_all_one_token(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerF
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_increasing_numbers(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    rows = learn(make_policy, tokenizer, increasing, seed, steps=60, episodes=256, minibatches=4, learning_rate=1e-2,
-                 schedule="linear", gae_lambda=1.0)
+    rows = learn(
+        make_policy,
+        tokenizer,
+        increasing,
+        seed,
+        steps=60,
+        episodes=256,
+        minibatches=4,
+        learning_rate=1e-2,
+        schedule="linear",
+        gae_lambda=1.0,
+    )
     assert rows[0]["objective/scores"] < 0.3
     assert rows[-1]["objective/scores"] >= 0.9
 
@@ -72,6 +103,8 @@ def test_increasing_numbers(make_policy: PolicyMaker, tokenizer: PreTrainedToken
 @pytest.mark.parametrize("seed", SEEDS)
 def test_staying_close(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     # Whitening makes whatever the critic gets wrong as large as any signal, so it learns first that there is nothing.
-    rows = learn(make_policy, tokenizer, nothing, seed, steps=20, kl_coefficient=0.1, learning_rate=3e-4, critic_warmup=5)
+    rows = learn(
+        make_policy, tokenizer, nothing, seed, steps=20, kl_coefficient=0.1, learning_rate=3e-4, critic_warmup=5
+    )
     assert max(row["objective/kl"] for row in rows) < 0.05
     assert rows[-1]["objective/kl"] != 0

@@ -6,8 +6,9 @@ import torch
 from selfplay.rl.logprobs import token_logprobs
 
 
-def plain(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tokens: torch.Tensor,
-          temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def plain(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tokens: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     logits = hidden @ weight.t() + (0 if bias is None else bias)
     distribution = torch.log_softmax(logits / temperature, dim=-1)
     return distribution.gather(1, tokens[:, None]).squeeze(1), -(distribution.exp() * distribution).sum(-1)
@@ -16,8 +17,9 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 @pytest.mark.parametrize("chunk", [1, 4, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_values_and_gradients_are_those_of_the_plain_computation(chunk: int, temperature: float,
-                                                                 with_bias: bool) -> None:
+def test_values_and_gradients_are_those_of_the_plain_computation(
+    chunk: int, temperature: float, with_bias: bool
+) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(11, 5, dtype=torch.float64), torch.randn(13, 5, dtype=torch.float64)
     bias = torch.randn(13, dtype=torch.float64) if with_bias else None

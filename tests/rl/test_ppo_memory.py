@@ -63,10 +63,23 @@ def test_an_update_of_the_whole_trainer_needs_as_little(
 ) -> None:
     def peak(vocabulary: int, length: int) -> int:
         """Most bytes that one minibatch of 12 episodes holds beyond the gradients of both networks."""
-        policy = make_policy(dtype=torch.float32, vocab_size=vocabulary, hidden_size=WIDTH, num_hidden_layers=1,
-                             max_position_embeddings=512, eos_token_id=None, initializer_range=0.02)
-        trainer = PPOTrainer(policy, tokenizer, FunctionReward(count_of_fives), prompts,
-                             PPO(steps=1, episodes=12, minibatches=1, micro_batch_tokens=10**6), Sampling(max_tokens=length))
+        policy = make_policy(
+            dtype=torch.float32,
+            vocab_size=vocabulary,
+            hidden_size=WIDTH,
+            num_hidden_layers=1,
+            max_position_embeddings=512,
+            eos_token_id=None,
+            initializer_range=0.02,
+        )
+        trainer = PPOTrainer(
+            policy,
+            tokenizer,
+            FunctionReward(count_of_fives),
+            prompts,
+            PPO(steps=1, episodes=12, minibatches=1, micro_batch_tokens=10**6),
+            Sampling(max_tokens=length),
+        )
         episodes, _, experience = rollout(trainer)
         held = most_held(lambda: trainer._gradients(episodes, experience, list(range(12))))
         return held - 4 * sum(p.numel() for network in (policy, trainer.critic) for p in network.parameters())

@@ -23,17 +23,31 @@ def step() -> tuple[Episodes, Estimates, Experience]:
     ends = Completion(id="a/0", prompt_id="a", text="x y", token_ids=(4, 5, 1), finish_reason="stop", policy="p")
     cut = Completion(id="b/0", prompt_id="b", text="z", token_ids=(6,), finish_reason="length", policy="p")
     episodes = Episodes(
-        prompts=[Prompt.plain("a", "one"), Prompt.plain("b", "two")], completions=[ends, cut],
-        tokens=torch.tensor([[3, 4, 5, 1], [3, 6, 0, 0]]), prompt_lengths=torch.tensor([1, 1]),
-        response_lengths=torch.tensor([3, 1]), truncated=torch.tensor([False, True]),
-        engine_logprobs=table([-1.1, -2.0, NAN], [-0.5, NAN, NAN]), scores=table([2.0], [1.0]).squeeze(1))
+        prompts=[Prompt.plain("a", "one"), Prompt.plain("b", "two")],
+        completions=[ends, cut],
+        tokens=torch.tensor([[3, 4, 5, 1], [3, 6, 0, 0]]),
+        prompt_lengths=torch.tensor([1, 1]),
+        response_lengths=torch.tensor([3, 1]),
+        truncated=torch.tensor([False, True]),
+        engine_logprobs=table([-1.1, -2.0, NAN], [-0.5, NAN, NAN]),
+        scores=table([2.0], [1.0]).squeeze(1),
+    )
     estimates = Estimates(
-        logprobs=table([-1.0, -2.0, -0.5], [-0.3, 99, 99]), reference_logprobs=table([-1.5, -1.8, -0.5], [-0.4, 0, 0]),
-        values=table([0.5, 1.0, 1.5], [0.2, 99, 99]), final_values=table([0.0], [0.0]).squeeze(1))
+        logprobs=table([-1.0, -2.0, -0.5], [-0.3, 99, 99]),
+        reference_logprobs=table([-1.5, -1.8, -0.5], [-0.4, 0, 0]),
+        values=table([0.5, 1.0, 1.5], [0.2, 99, 99]),
+        final_values=table([0.0], [0.0]).squeeze(1),
+    )
     experience = Experience(
-        mask=episodes.mask, old_logprobs=estimates.logprobs, reference_logprobs=estimates.reference_logprobs,
-        old_values=estimates.values, advantages=table([0, 0, 0], [0, 0, 0]), returns=table([1.5, 2.0, 2.0], [0.7, 0, 0]),
-        weights=table([1.1, 0.0, 1.0], [1.2, 0, 0]), scores=table([2.0], [0.0]).squeeze(1))
+        mask=episodes.mask,
+        old_logprobs=estimates.logprobs,
+        reference_logprobs=estimates.reference_logprobs,
+        old_values=estimates.values,
+        advantages=table([0, 0, 0], [0, 0, 0]),
+        returns=table([1.5, 2.0, 2.0], [0.7, 0, 0]),
+        weights=table([1.1, 0.0, 1.0], [1.2, 0, 0]),
+        scores=table([2.0], [0.0]).squeeze(1),
+    )
     return episodes, estimates, experience
 
 
@@ -70,20 +84,48 @@ def test_a_kl_in_the_loss_takes_nothing_from_the_reward() -> None:
 
 
 def test_means_over_minibatches() -> None:
-    rows = [{"val/ratio": ratio, "policy/approxkl": kl, "policy/clipfrac": clip, "loss/value": 2 * kl}
-            for ratio, kl, clip in ((1.0, 0.0, 0.0), (1.1, 0.2, 0.5), (0.9, 0.4, 0.25))]
+    rows = [
+        {"val/ratio": ratio, "policy/approxkl": kl, "policy/clipfrac": clip, "loss/value": 2 * kl}
+        for ratio, kl, clip in ((1.0, 0.0, 0.0), (1.1, 0.2, 0.5), (0.9, 0.4, 0.25))
+    ]
     rows[0]["policy/grad_norm"] = rows[1]["policy/grad_norm"] = 3.0  # the third was not learnt from
     found = update_metrics(rows, 2)
-    expected = {"policy/approxkl_avg": 0.2, "policy/clipfrac_avg": 0.25, "loss/value_avg": 0.4, "policy/grad_norm_avg": 3,
-                "val/ratio": 1.0, "val/ratio_var": 0.01, "policy/first_approxkl": 0, "policy/first_clipfrac": 0,
-                "val/first_ratio": 1, "policy/minibatches": 2}
+    expected = {
+        "policy/approxkl_avg": 0.2,
+        "policy/clipfrac_avg": 0.25,
+        "loss/value_avg": 0.4,
+        "policy/grad_norm_avg": 3,
+        "val/ratio": 1.0,
+        "val/ratio_var": 0.01,
+        "policy/first_approxkl": 0,
+        "policy/first_clipfrac": 0,
+        "val/first_ratio": 1,
+        "policy/minibatches": 2,
+    }
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_samples_say_why_they_ended() -> None:
     episodes, estimates, _ = step()
     assert samples(episodes, estimates, 7, 5) == [
-        {"step": 7, "prompt_id": "a", "prompt": "one", "response": "x y", "score": 2.0, "kl": pytest.approx(0.3, abs=1e-12),
-         "tokens": 3, "finish_reason": "stop"},
-        {"step": 7, "prompt_id": "b", "prompt": "two", "response": "z", "score": 1.0, "kl": pytest.approx(0.1, abs=1e-12),
-         "tokens": 1, "finish_reason": "length"}]
+        {
+            "step": 7,
+            "prompt_id": "a",
+            "prompt": "one",
+            "response": "x y",
+            "score": 2.0,
+            "kl": pytest.approx(0.3, abs=1e-12),
+            "tokens": 3,
+            "finish_reason": "stop",
+        },
+        {
+            "step": 7,
+            "prompt_id": "b",
+            "prompt": "two",
+            "response": "z",
+            "score": 1.0,
+            "kl": pytest.approx(0.1, abs=1e-12),
+            "tokens": 1,
+            "finish_reason": "length",
+        },
+    ]

@@ -54,16 +54,18 @@ def one_by_one(model: LlamaForCausalLM, tokens: torch.Tensor, rows: list[int], t
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_logprobs_do_not_depend_on_padding_or_packing(make_policy: PolicyMaker, tokens: torch.Tensor, packed: bool,
-                                                      temperature: float) -> None:
+def test_logprobs_do_not_depend_on_padding_or_packing(
+    make_policy: PolicyMaker, tokens: torch.Tensor, packed: bool, temperature: float
+) -> None:
     model = make_policy()
     rows = [2, 0, 1, 3]
     logprobs, _ = PolicyNetwork(model, temperature)(batch_of(tokens, rows, packed))
     torch.testing.assert_close(logprobs, one_by_one(model, tokens, rows, temperature), rtol=1e-9, atol=1e-9)
 
 
-def test_gradients_do_not_depend_on_padding_packing_or_checkpointing(make_policy: PolicyMaker,
-                                                                     tokens: torch.Tensor) -> None:
+def test_gradients_do_not_depend_on_padding_packing_or_checkpointing(
+    make_policy: PolicyMaker, tokens: torch.Tensor
+) -> None:
     plain_model = make_policy()
     one_by_one(plain_model, tokens, [0, 1, 2, 3], 0.8).square().sum().backward()
     for packed, checkpointing in ((False, False), (True, False), (False, True)):
@@ -90,8 +92,9 @@ def test_checkpointing_recomputes(make_policy: PolicyMaker, tokens: torch.Tensor
         assert calls == expected
 
 
-def test_values_are_those_of_the_state_before_each_token_and_behind_the_last(make_policy: PolicyMaker,
-                                                                             tokens: torch.Tensor) -> None:
+def test_values_are_those_of_the_state_before_each_token_and_behind_the_last(
+    make_policy: PolicyMaker, tokens: torch.Tensor
+) -> None:
     critic = Critic.from_policy(make_policy(), seed=1)
     values, ends = critic(batch_of(tokens, [3, 1]))
     expected, expected_ends = [], []
@@ -137,8 +140,9 @@ def test_a_reward_model_becomes_the_critic(make_policy: PolicyMaker, tokens: tor
         Critic.from_scalar_model(make_policy())
 
 
-def test_lora_reference_is_the_adapter_switched_off(make_policy: PolicyMaker, tokens: torch.Tensor,
-                                                    tmp_path: object) -> None:
+def test_lora_reference_is_the_adapter_switched_off(
+    make_policy: PolicyMaker, tokens: torch.Tensor, tmp_path: object
+) -> None:
     start = make_policy()
     adapted = add_adapter(make_policy(), Lora(rank=4, alpha=8.0))
     network, batch = PolicyNetwork(adapted, 0.9), batch_of(tokens, [0, 1, 2, 3])
@@ -166,9 +170,17 @@ def test_lora_reference_is_the_adapter_switched_off(make_policy: PolicyMaker, to
 
 def test_heads_that_scale_are_understood_and_others_refused(tokens: torch.Tensor) -> None:
     torch.manual_seed(0)
-    small = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
-             "eos_token_id": 1}
+    small = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
     granite = GraniteForCausalLM(GraniteConfig(**small, logits_scaling=3.0)).double().eval()
     cohere = CohereForCausalLM(CohereConfig(**small, logit_scale=0.25)).double().eval()
     for model in (granite, cohere):
@@ -205,11 +217,28 @@ def test_an_adapter_on_the_output_embedding_is_refused(make_policy: PolicyMaker)
         check_head(adapted)
 
 
-@pytest.mark.parametrize("model", [
-    GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)),
-    OPTForCausalLM(OPTConfig(vocab_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, ffn_dim=16,
-                             word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5, layerdrop=0.5)),
-], ids=["gpt2", "opt"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(
+            GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+        ),
+        OPTForCausalLM(
+            OPTConfig(
+                vocab_size=16,
+                hidden_size=16,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                ffn_dim=16,
+                word_embed_proj_dim=16,
+                dropout=0.5,
+                attention_dropout=0.5,
+                layerdrop=0.5,
+            )
+        ),
+    ],
+    ids=["gpt2", "opt"],
+)
 def test_dropout_is_switched_off(tokens: torch.Tensor, model: PreTrainedModel) -> None:
     torch.manual_seed(0)
     model = model.double()

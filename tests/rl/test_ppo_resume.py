@@ -34,30 +34,52 @@ def by_length(prompts: list[str], responses: list[str], meta: list[dict[str, Any
 
 
 def all_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    return {**{"policy." + name: p.detach() for name, p in trainer.policy.named_parameters()},
-            **{"critic." + name: p.detach() for name, p in trainer.critic.named_parameters()}}
+    return {
+        **{"policy." + name: p.detach() for name, p in trainer.policy.named_parameters()},
+        **{"critic." + name: p.detach() for name, p in trainer.critic.named_parameters()},
+    }
 
 
 @pytest.mark.parametrize("where", ["between", "inside"])
-@pytest.mark.parametrize("knobs", [
-    {"adaptive_kl": AdaptiveKL(target=0.01, horizon=100.0), "normalise_scores": "standardise", "schedule": "cosine",
-     "pretraining": Pretraining(batch_size=2), "entropy_coefficient": 0.01},
-    {"async_rollouts": True, "precision": "bfloat16"},
-    {"lora": True},
-])
-def test_killed_and_resumed_is_bitwise_the_same(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast,
-                                                prompts: list[Prompt], tmp_path: Path, where: str,
-                                                knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {
+            "adaptive_kl": AdaptiveKL(target=0.01, horizon=100.0),
+            "normalise_scores": "standardise",
+            "schedule": "cosine",
+            "pretraining": Pretraining(batch_size=2),
+            "entropy_coefficient": 0.01,
+        },
+        {"async_rollouts": True, "precision": "bfloat16"},
+        {"lora": True},
+    ],
+)
+def test_killed_and_resumed_is_bitwise_the_same(
+    make_policy: PolicyMaker,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[Prompt],
+    tmp_path: Path,
+    where: str,
+    knobs: dict[str, Any],
+) -> None:
     knobs = dict(knobs)
     lora = knobs.pop("lora", False)
     config = PPO(steps=5, episodes=8, minibatches=2, checkpoint_every=2, learning_rate=1e-2, **knobs)
 
     def trainer(directory: Path) -> PPOTrainer:
         policy = make_policy(dtype=torch.float32)
-        return PPOTrainer(add_adapter(policy, Lora(rank=2, alpha=4.0)) if lora else policy, tokenizer,
-                          FunctionReward(lambda p, responses, m: [r.count("5") + random.random() for r in responses]),
-                          prompts, config, Sampling(max_tokens=6), directory=directory, seed=3,
-                          corpus=["1 2 3", "4 5 6 7"])
+        return PPOTrainer(
+            add_adapter(policy, Lora(rank=2, alpha=4.0)) if lora else policy,
+            tokenizer,
+            FunctionReward(lambda p, responses, m: [r.count("5") + random.random() for r in responses]),
+            prompts,
+            config,
+            Sampling(max_tokens=6),
+            directory=directory,
+            seed=3,
+            corpus=["1 2 3", "4 5 6 7"],
+        )
 
     whole = trainer(tmp_path / "whole")
     whole.train()
@@ -82,10 +104,13 @@ def test_killed_and_resumed_is_bitwise_the_same(make_policy: PolicyMaker, tokeni
     assert resumed.steps_done == 5
     expected, actual = all_weights(whole), all_weights(resumed)
     assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
-    rows = [[json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-            for name in ("whole", "cut")]
-    timeless = [[{key: row[key] for key in row if "time" not in key and "second" not in key} for row in part]
-                for part in rows]
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    timeless = [
+        [{key: row[key] for key in row if "time" not in key and "second" not in key} for row in part] for part in rows
+    ]
     assert timeless[0] == timeless[1] and len(rows[0]) == 5
     resumed.train()
     assert [name for name in expected if not torch.equal(expected[name], all_weights(resumed)[name])] == []
@@ -114,8 +139,10 @@ def test_sigkill_loses_nothing_but_time(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
 
     def start(directory: str, result: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen([sys.executable, "-c", script, str(tmp_path / directory), str(tmp_path / result)],
-                                env={**os.environ, "PYTHONPATH": str(root)})
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / directory), str(tmp_path / result)],
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
 
     assert start("whole", "whole.pt").wait(120) == 0
     process = start("cut", "cut.pt")
@@ -134,8 +161,10 @@ def test_sigkill_loses_nothing_but_time(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, {"fingerprint": {"clip": 0.2, "seed": 1}, "steps_done": 3})
-    assert load_checkpoint(tmp_path, {"clip": 0.2, "seed": 1}) == {"fingerprint": {"clip": 0.2, "seed": 1},
-                                                                  "steps_done": 3}
+    assert load_checkpoint(tmp_path, {"clip": 0.2, "seed": 1}) == {
+        "fingerprint": {"clip": 0.2, "seed": 1},
+        "steps_done": 3,
+    }
     with pytest.raises(ConfigError, match=r"clip = 0.2, and now it is 0.3: put it back, or delete the file"):
         load_checkpoint(tmp_path, {"clip": 0.3, "seed": 1})
     assert load_checkpoint(tmp_path / "elsewhere", {}) is None
@@ -145,8 +174,15 @@ def test_a_checkpoint_of_another_reward_start_or_prompts_is_refused(
     make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     def train(reward: Any = by_length, seed: int = 0, asked: list[Prompt] = prompts) -> None:
-        PPOTrainer(make_policy(seed), tokenizer, WeightedSum([(1.0, FunctionReward(reward))]), asked,
-                   PPO(steps=1, episodes=4, minibatches=1), Sampling(max_tokens=3), directory=tmp_path).train()
+        PPOTrainer(
+            make_policy(seed),
+            tokenizer,
+            WeightedSum([(1.0, FunctionReward(reward))]),
+            asked,
+            PPO(steps=1, episodes=4, minibatches=1),
+            Sampling(max_tokens=3),
+            directory=tmp_path,
+        ).train()
 
     def by_spread(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
         return [float(len(set(response))) for response in responses]
@@ -165,9 +201,15 @@ def test_a_trainer_with_rollouts_ahead_goes_on_after_an_exception(
     make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     rows: list[dict[str, Any]] = []
-    trainer = PPOTrainer(make_policy(), tokenizer, FunctionReward(by_length), prompts,
-                         PPO(steps=4, episodes=4, minibatches=1, async_rollouts=True, checkpoint_every=1),
-                         Sampling(max_tokens=3), directory=tmp_path)
+    trainer = PPOTrainer(
+        make_policy(),
+        tokenizer,
+        FunctionReward(by_length),
+        prompts,
+        PPO(steps=4, episodes=4, minibatches=1, async_rollouts=True, checkpoint_every=1),
+        Sampling(max_tokens=3),
+        directory=tmp_path,
+    )
 
     def fail(row: dict[str, Any]) -> None:
         rows.append(row)

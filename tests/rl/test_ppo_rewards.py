@@ -14,8 +14,14 @@ from selfplay.rl.rewards import FunctionReward, JudgeReward, WeightedSum
 
 
 def answer(prompt: Prompt, text: str, token_ids: tuple[int, ...] = ()) -> Completion:
-    return Completion(id=f"{prompt.id}/{text}", prompt_id=prompt.id, text=text, token_ids=token_ids,
-                      finish_reason="stop", policy="test")
+    return Completion(
+        id=f"{prompt.id}/{text}",
+        prompt_id=prompt.id,
+        text=text,
+        token_ids=token_ids,
+        finish_reason="stop",
+        policy="test",
+    )
 
 
 def test_a_function_sees_prompts_responses_and_meta(prompts: list[Prompt]) -> None:
@@ -51,8 +57,10 @@ class LongerIsBetter:
         for pair in pairs:
             preference = 1.0 if len(pair.first.text) > len(pair.second.text) else 0.2
             unread = "?" in pair.first.text
-            verdicts += [Verdict(pair_id=pair.id, judge="longer", order="forward", preference=preference),
-                         Verdict(pair_id=pair.id, judge="longer", order="reversed", preference=None if unread else 0.5)]
+            verdicts += [
+                Verdict(pair_id=pair.id, judge="longer", order="forward", preference=preference),
+                Verdict(pair_id=pair.id, judge="longer", order="reversed", preference=None if unread else 0.5),
+            ]
         return verdicts[::-1]
 
 
@@ -78,8 +86,9 @@ def test_a_weighted_sum(prompts: list[Prompt]) -> None:
         WeightedSum([])
 
 
-def test_a_reward_model_scores_token_ids_at_their_last_one(make_policy: PolicyMaker, prompts: list[Prompt],
-                                                           tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_reward_model_scores_token_ids_at_their_last_one(
+    make_policy: PolicyMaker, prompts: list[Prompt], tokenizer: PreTrainedTokenizerFast
+) -> None:
     config = make_policy().config
     config.num_labels = 1
     torch.manual_seed(0)

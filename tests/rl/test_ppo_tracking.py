@@ -37,8 +37,16 @@ def test_a_trackers_method_is_what_the_trainer_calls(
     make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt], tmp_path: Path
 ) -> None:
     tracker = Tracker(["tensorboard"], tmp_path, "title")
-    PPOTrainer(make_policy(), tokenizer, FunctionReward(count_of_fives), prompts, PPO(steps=2, episodes=12, minibatches=3),
-               Sampling(max_tokens=7), directory=tmp_path, on_step=tracker.log_step).train()
+    PPOTrainer(
+        make_policy(),
+        tokenizer,
+        FunctionReward(count_of_fives),
+        prompts,
+        PPO(steps=2, episodes=12, minibatches=3),
+        Sampling(max_tokens=7),
+        directory=tmp_path,
+        on_step=tracker.log_step,
+    ).train()
     tracker.close()
     agree(scalars(tmp_path), read_json_lines(tmp_path / "metrics.jsonl"))
 

@@ -28,9 +28,13 @@ SAMPLING = Sampling(max_tokens=7, temperature=0.8)
 @pytest.fixture
 def make_trainer(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]) -> Maker:
     """`make_trainer(steps=..., policy=..., directory=..., on_step=...)`: knobs of PPO and arguments of the trainer."""
+
     def make(**changes: Any) -> PPOTrainer:
-        arguments = {name: changes.pop(name) for name in ("critic", "reference", "directory", "on_step", "engine",
-                                                          "corpus", "seed") if name in changes}
+        arguments = {
+            name: changes.pop(name)
+            for name in ("critic", "reference", "directory", "on_step", "engine", "corpus", "seed")
+            if name in changes
+        }
         policy = changes.pop("policy", None) or make_policy()
         reward = changes.pop("reward", FunctionReward(count_of_fives))
         sampling = changes.pop("sampling", SAMPLING)
@@ -64,8 +68,9 @@ def shift(model: torch.nn.Module, seed: int, size: float = 0.03) -> None:
             parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
-def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int],
-               beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def naive_loss(
+    trainer: PPOTrainer, episodes: Episodes, rows: list[int], beta: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both losses of a minibatch from the definitions, token by token in Python, with all logits of one row at a time.
 
     Knows nothing of masks, chunks and batches; recomputes old log-probs with `trainer.start` and values with
@@ -82,8 +87,10 @@ def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int],
         logits = model(input_ids=ids[None]).logits[0] / temperature
         table = logits.log_softmax(-1)
         places = range(prompt, len(ids))
-        return (torch.stack([table[place - 1, ids[place]] for place in places]),
-                torch.stack([-(table[place - 1].exp() * table[place - 1]).sum() for place in places]))
+        return (
+            torch.stack([table[place - 1, ids[place]] for place in places]),
+            torch.stack([-(table[place - 1].exp() * table[place - 1]).sum() for place in places]),
+        )
 
     def values_of(critic: Any, row: int) -> torch.Tensor:
         ids, prompt = tokens_of(row)
@@ -133,22 +140,31 @@ def naive_loss(trainer: PPOTrainer, episodes: Episodes, rows: list[int],
     return torch.stack(policy_losses).mean(), torch.stack(value_losses).mean()
 
 
-@pytest.mark.parametrize("knobs", [
-    {},
-    {"entropy_coefficient": 0.2, "dual_clip": 1.05, "discount": 0.9, "gae_lambda": 0.8},
-    {"kl_in": "loss", "kl_estimator": "k3", "kl_coefficient": 0.3, "importance_cap": 1.01},
-    {"kl_in": "loss", "kl_estimator": "k2", "kl_coefficient": 0.3, "importance_mask": 1.06},
-])
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"entropy_coefficient": 0.2, "dual_clip": 1.05, "discount": 0.9, "gae_lambda": 0.8},
+        {"kl_in": "loss", "kl_estimator": "k3", "kl_coefficient": 0.3, "importance_cap": 1.01},
+        {"kl_in": "loss", "kl_estimator": "k2", "kl_coefficient": 0.3, "importance_mask": 1.06},
+    ],
+)
 def test_gradients_are_those_of_naive_ppo(make_trainer: Maker, make_policy: PolicyMaker, knobs: dict[str, Any]) -> None:
     trainer = make_trainer(reference=make_policy(seed=7), **knobs)
     trainer.base = make_policy(seed=7)
     episodes, _, experience = rollout(trainer, 0.3)
     noise = torch.Generator().manual_seed(3)
-    said = [answer.model_copy(update={"logprobs": tuple(
-        value + 0.05 * float(torch.randn((), generator=noise)) for value in answer.logprobs)})
-        for answer in episodes.completions]
-    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(answer.logprobs, dtype=torch.float64) for answer in said],
-                                             batch_first=True)
+    said = [
+        answer.model_copy(
+            update={
+                "logprobs": tuple(value + 0.05 * float(torch.randn((), generator=noise)) for value in answer.logprobs)
+            }
+        )
+        for answer in episodes.completions
+    ]
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(answer.logprobs, dtype=torch.float64) for answer in said], batch_first=True
+    )
     episodes = Episodes(**{**vars(episodes), "completions": said, "engine_logprobs": padded})
     estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
     experience = build_experience(episodes, estimates, trainer.config, 0.3, trainer.moments)
@@ -194,8 +210,9 @@ def test_the_first_minibatch_of_every_step_is_on_policy(make_trainer: Maker) -> 
 
 def test_training_raises_the_reward(make_trainer: Maker) -> None:
     rows: list[dict[str, Any]] = []
-    make_trainer(on_step=rows.append, steps=12, episodes=48, minibatches=2, critic_learning_rate=1e-2,
-                 kl_coefficient=0.0).train()
+    make_trainer(
+        on_step=rows.append, steps=12, episodes=48, minibatches=2, critic_learning_rate=1e-2, kl_coefficient=0.0
+    ).train()
     assert rows[-1]["objective/scores"] > rows[0]["objective/scores"] + 1.0
 
 
@@ -254,8 +271,14 @@ def test_only_the_critic_learns_during_its_warm_up(make_trainer: Maker, make_pol
 
 def test_the_policys_schedule_and_beta_wait_for_the_critic(make_trainer: Maker) -> None:
     rows: list[dict[str, Any]] = []
-    make_trainer(steps=4, critic_warmup=2, critic_learning_rate=1e-3, on_step=rows.append, kl_coefficient=0.1,
-                 adaptive_kl=AdaptiveKL(target=100.0, horizon=60.0)).train()
+    make_trainer(
+        steps=4,
+        critic_warmup=2,
+        critic_learning_rate=1e-3,
+        on_step=rows.append,
+        kl_coefficient=0.1,
+        adaptive_kl=AdaptiveKL(target=100.0, horizon=60.0),
+    ).train()
     # Linear: of n steps, step s has 1 - s / n; the policy has 2 steps, the critic 4.
     assert [row["lr"] for row in rows] == pytest.approx([0, 0, 1e-2, 5e-3], abs=1e-15)
     assert [row["critic_lr"] for row in rows] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4], abs=1e-15)
@@ -274,8 +297,9 @@ def test_truncated_ends_bootstrap_from_the_critic(make_trainer: Maker) -> None:
 
 
 def test_scores_pass_normalisation_clip_and_penalty_in_this_order(make_trainer: Maker) -> None:
-    trainer = make_trainer(normalise_scores="standardise", score_clip=0.5, missing_eos="subtract",
-                           missing_eos_penalty=2.0)
+    trainer = make_trainer(
+        normalise_scores="standardise", score_clip=0.5, missing_eos="subtract", missing_eos_penalty=2.0
+    )
     episodes, _, experience = rollout(trainer)
     raw = episodes.scores.double()
     expected = ((raw - raw.mean()) / raw.std()).clamp(-0.5, 0.5) - 2.0 * episodes.truncated
@@ -297,11 +321,13 @@ def test_adaptive_kl_is_steered_by_each_step(make_trainer: Maker) -> None:
     assert [row["objective/kl_coefficient"] for row in rows] == pytest.approx([0.1, 0.096], abs=1e-12)
 
 
-def test_pretraining_adds_the_gradient_of_the_language_model_loss(make_trainer: Maker, make_policy: PolicyMaker,
-                                                                  tokenizer: PreTrainedTokenizerFast) -> None:
+def test_pretraining_adds_the_gradient_of_the_language_model_loss(
+    make_trainer: Maker, make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast
+) -> None:
     corpus = ["1 2 3 4 5", "7 8", "9 10 11"]
-    trainer = make_trainer(corpus=corpus, pretraining=Pretraining(coefficient=27.8, batch_size=5, length=4),
-                           micro_batch_tokens=6)
+    trainer = make_trainer(
+        corpus=corpus, pretraining=Pretraining(coefficient=27.8, batch_size=5, length=4), micro_batch_tokens=6
+    )
     assert trainer.pretraining is not None
     loss = trainer.pretraining.add_gradients(trainer.policy_network, trainer.config, seed=11)
     actual = gradients(trainer)
@@ -328,8 +354,11 @@ def test_lora_trains_the_adapter_alone(make_trainer: Maker, make_policy: PolicyM
     trainer = make_trainer(policy=add_adapter(make_policy(), Lora(rank=2, alpha=4.0)), on_step=rows.append)
     trainer.train()
     start = dict(make_policy().named_parameters())
-    base = {name.replace("base_model.model.", "").replace("base_layer.", ""): p
-            for name, p in trainer.policy.named_parameters() if "lora" not in name}
+    base = {
+        name.replace("base_model.model.", "").replace("base_layer.", ""): p
+        for name, p in trainer.policy.named_parameters()
+        if "lora" not in name
+    }
     assert base.keys() == start.keys() and all(torch.equal(base[name], start[name]) for name in start)
     assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-9)
     assert abs(rows[1]["objective/kl"]) > 1e-6 and rows[1]["engine/logprob_gap"] < 1e-5
@@ -383,8 +412,9 @@ def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypa
 
 
 @pytest.mark.parametrize("knobs", [{"precision": "bfloat16"}, {"gradient_checkpointing": True}])
-def test_memory_and_speed_knobs_train_as_well(make_trainer: Maker, make_policy: PolicyMaker,
-                                              knobs: dict[str, Any]) -> None:
+def test_memory_and_speed_knobs_train_as_well(
+    make_trainer: Maker, make_policy: PolicyMaker, knobs: dict[str, Any]
+) -> None:
     plain_rows: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for found, extra in ((plain_rows, {}), (rows, knobs)):
@@ -409,15 +439,18 @@ def test_metrics_and_samples_are_written(make_trainer: Maker, tmp_path: Path) ->
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     texts = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2] and len(texts) == 6
-    assert texts[0]["score"] == pytest.approx(count_of_fives([""], [texts[0]["response"]], [
-        {"number": int(texts[0]["prompt_id"].split("-")[1])}])[0], abs=1e-6)
+    assert texts[0]["score"] == pytest.approx(
+        count_of_fives([""], [texts[0]["response"]], [{"number": int(texts[0]["prompt_id"].split("-")[1])}])[0],
+        abs=1e-6,
+    )
     assert rows[0]["lr"] == 1e-2 and rows[1]["lr"] == pytest.approx(5e-3)
     parts = sum(rows[1][f"time/{part}"] for part in ("rollout", "score", "estimate", "update"))
     assert parts == pytest.approx(rows[1]["time/step"], rel=1e-6)
 
 
-def test_inputs_that_cannot_work_are_refused(make_trainer: Maker, make_policy: PolicyMaker,
-                                             tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]) -> None:
+def test_inputs_that_cannot_work_are_refused(
+    make_trainer: Maker, make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]
+) -> None:
     with pytest.raises(ConfigError, match="temperature is 0"):
         make_trainer(sampling=Sampling(temperature=0.0))
     with pytest.raises(ConfigError, match="top_p 0.9"):
@@ -431,10 +464,13 @@ def test_inputs_that_cannot_work_are_refused(make_trainer: Maker, make_policy: P
         PPOTrainer(make_policy(), same_pad, reward, prompts, PPO(), Sampling())
     with pytest.raises(ConfigError, match="at least one prompt"):
         PPOTrainer(make_policy(), tokenizer, reward, [], PPO(), Sampling())
-    for knobs, words in (({"kl_in": "loss"}, "k2 or k3"), ({"critic_warmup": 20}, "leaves none"),
-                         ({"episodes": 10}, "not divisible"),
-                         ({"adaptive_kl": {"horizon": 50}, "episodes": 256}, "at least 52"),
-                         ({"async_rollouts": True, "importance_cap": None}, "importance_cap")):
+    for knobs, words in (
+        ({"kl_in": "loss"}, "k2 or k3"),
+        ({"critic_warmup": 20}, "leaves none"),
+        ({"episodes": 10}, "not divisible"),
+        ({"adaptive_kl": {"horizon": 50}, "episodes": 256}, "at least 52"),
+        ({"async_rollouts": True, "importance_cap": None}, "importance_cap"),
+    ):
         with pytest.raises(ValueError, match=words):
             PPO(**knobs)
 
@@ -444,8 +480,19 @@ def test_an_engine_that_gives_no_logprobs_needs_no_correction(make_trainer: Make
         """Answers "5" and a stop token."""
 
         def generate(self, asked: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
-            return [[Completion(id=prompt.id, prompt_id=prompt.id, text="5", token_ids=(8, 1), finish_reason="stop",
-                                policy="silent")] for prompt in asked]
+            return [
+                [
+                    Completion(
+                        id=prompt.id,
+                        prompt_id=prompt.id,
+                        text="5",
+                        token_ids=(8, 1),
+                        finish_reason="stop",
+                        policy="silent",
+                    )
+                ]
+                for prompt in asked
+            ]
 
         def update_weights(self, model: object) -> None:
             pass

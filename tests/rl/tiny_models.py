@@ -25,24 +25,38 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_policy(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: object) -> LlamaForCausalLM:
     """A random Llama for that tokenizer; `changes` go to its config."""
-    shape = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
-             "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
-             "initializer_range": 0.3, **changes}
+    shape = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        **changes,
+    }
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**shape)).to(dtype).eval()
 
 
 def build_prompts(count: int = 12) -> list[Prompt]:
     """Prompts of one to four words."""
-    return [Prompt.plain(f"prompt-{i}", " ".join(str((i * 5 + j) % 13) for j in range(1 + i % 4)), number=i)
-            for i in range(count)]
+    return [
+        Prompt.plain(f"prompt-{i}", " ".join(str((i * 5 + j) % 13) for j in range(1 + i % 4)), number=i)
+        for i in range(count)
+    ]
 
 
 def count_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
     """A reward with some spread: how often the number 5 comes, and a little by prompt."""
-    return [response.split().count("5") + 0.1 * (row["number"] % 3)
-            for response, row in zip(responses, meta, strict=True)]
+    return [
+        response.split().count("5") + 0.1 * (row["number"] % 3) for response, row in zip(responses, meta, strict=True)
+    ]
 
 
 def rollout(trainer: PPOTrainer, coefficient: float = 0.05) -> tuple[Episodes, Estimates, Experience]:

@@ -11,7 +11,9 @@ from selfplay.stages import Run
 
 
 def completion(text: str, id: str = "p/0", tokens: tuple[int, ...] = (5, 6), reason: Any = "stop") -> Completion:
-    return Completion(id=id, prompt_id=id.split("/")[0], text=text, token_ids=tokens, finish_reason=reason, policy="test")
+    return Completion(
+        id=id, prompt_id=id.split("/")[0], text=text, token_ids=tokens, finish_reason=reason, policy="test"
+    )
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -22,8 +24,10 @@ def open_run(directory: Path, **changes: Any) -> Run:
     """A run as the loop opens it; `changes` are to sections of its recipe, such as `generate={"opponent": "start"}`."""
     files = RunDirectory(directory)
     recipe = files.recipe()
-    updates = {key: getattr(recipe, key).model_copy(update=value) if isinstance(value, dict) else value
-               for key, value in changes.items()}
+    updates = {
+        key: getattr(recipe, key).model_copy(update=value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
     recipe = recipe.model_copy(update={"output": str(directory), **updates})
     settle_libraries(recipe)
     return Run(recipe, files, *check(recipe))

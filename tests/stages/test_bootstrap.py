@@ -38,14 +38,18 @@ def test_the_tokenizer_reads_and_writes_any_text() -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len({tokenizer.convert_tokens_to_ids(token) for token in (PAD, END, SYSTEM, USER, ASSISTANT)}) == 5
     assert (tokenizer.pad_token, tokenizer.eos_token) == (PAD, END)
-    long, short = (len(tokenizer(" ".join(TEXTS))["input_ids"]) for tokenizer in (tokenizer, train_tokenizer(TEXTS, 400)))
+    long, short = (
+        len(tokenizer(" ".join(TEXTS))["input_ids"]) for tokenizer in (tokenizer, train_tokenizer(TEXTS, 400))
+    )
     assert short < long, "more vocabulary, fewer tokens"
 
 
 def test_documents_are_cut_at_the_context_and_never_joined() -> None:
     assert document_rows([[1, 2, 3, 4, 5], [6, 7], [8]], 3) == [
-        {"input_ids": [1, 2, 3], "labels": [1, 2, 3]}, {"input_ids": [4, 5], "labels": [4, 5]},
-        {"input_ids": [6, 7], "labels": [6, 7]}]
+        {"input_ids": [1, 2, 3], "labels": [1, 2, 3]},
+        {"input_ids": [4, 5], "labels": [4, 5]},
+        {"input_ids": [6, 7], "labels": [6, 7]},
+    ]
 
 
 def test_demonstrations_train_the_response_and_its_end_only() -> None:
@@ -115,14 +119,16 @@ def test_every_checkpoint_generates_with_its_own_template_and_generation_config(
     config, end, padding = model.generation_config, tokenizer.eos_token_id, tokenizer.pad_token_id
     assert config.eos_token_id in (end, [end]) and config.pad_token_id == padding != end
     messages = [{"role": "user", "content": "Tell a story about a shy fox at the lake. Use the words kite and bell."}]
-    inputs = tokenizer.apply_chat_template([messages] * 40, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    inputs = tokenizer.apply_chat_template(
+        [messages] * 40, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     torch.manual_seed(0)
-    rows = model.generate(**inputs, do_sample=True, max_new_tokens=64)[:, inputs["input_ids"].shape[1]:]
+    rows = model.generate(**inputs, do_sample=True, max_new_tokens=64)[:, inputs["input_ids"].shape[1] :]
     ended = [row.tolist() for row in rows if tokenizer.eos_token_id in row]
     assert len(ended) >= 5
     for row in ended:
         end = row.index(tokenizer.eos_token_id)
-        assert set(row[end + 1:]) <= {tokenizer.pad_token_id}, "nothing but padding behind the end"
+        assert set(row[end + 1 :]) <= {tokenizer.pad_token_id}, "nothing but padding behind the end"
 
 
 def test_a_corpus_that_is_too_small(tmp_path: Path) -> None:

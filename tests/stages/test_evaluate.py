@@ -28,8 +28,15 @@ from selfplay.records import Completion, Pair, Verdict
 from selfplay.rundir import read_json, read_rows
 from selfplay.stages.evaluate import match_rows, opponents_of, preferences_of, response_logprobs, with_rewards
 
-SMALL: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-                         "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
+SMALL: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.5,
+}
 
 
 def brute_force(model: PreTrainedModel, prompt: list[int], answer: list[int], temperature: float) -> float:
@@ -67,14 +74,18 @@ def test_logprobs_of_heads_that_scale_or_add(tiny_run: Path, tmp_path: Path, kin
 def test_the_kl_of_a_real_run_is_that_of_all_logits(tiny_run: Path) -> None:
     run = open_run(tiny_run)
     rows = read_rows(tiny_run / "iteration-002/evaluate/completions.parquet")
-    models = [AutoModelForCausalLM.from_pretrained(tiny_run / f"iteration-00{number}/policy").eval() for number in (2, 0)]
+    models = [
+        AutoModelForCausalLM.from_pretrained(tiny_run / f"iteration-00{number}/policy").eval() for number in (2, 0)
+    ]
     tokenizer = AutoTokenizer.from_pretrained(tiny_run / "iteration-000/policy")
     total = 0.0
     for prompt, row in zip(run.heldout, rows, strict=True):
         assert prompt.id == row["prompt_id"]
         ours, start = (brute_force(model, encode_prompt(tokenizer, prompt), row["token_ids"], 1.0) for model in models)
         total += ours - start
-    assert read_json(tiny_run / "iteration-002/evaluate/evaluation.json")["kl_to_start"] == pytest.approx(total / 32, abs=1e-4)
+    assert read_json(tiny_run / "iteration-002/evaluate/evaluation.json")["kl_to_start"] == pytest.approx(
+        total / 32, abs=1e-4
+    )
     assert total / 32 > 0.1
 
 
@@ -84,20 +95,47 @@ def test_whom_an_iteration_meets() -> None:
 
 def test_rows_of_matches_by_hand() -> None:
     one, two, three = prompts(3)
-    pairs = [Pair(id=prompt.id, prompt=prompt, first=completion(text, tokens=(1, 2, 3), reason="length"), second=completion("b"))
-             for prompt, text in ((one, "a"), (two, "b"), (three, "c"))]
-    verdicts = [Verdict(pair_id="p0", judge="j", order="forward", preference=1.0, reason="clear"),
-                Verdict(pair_id="p0", judge="j", order="reversed", preference=0.5),
-                Verdict(pair_id="p2", judge="j", order="forward", preference=None, error="off the menu"),
-                Verdict(pair_id="p2", judge="j", order="reversed", preference=0.0)]
+    pairs = [
+        Pair(
+            id=prompt.id,
+            prompt=prompt,
+            first=completion(text, tokens=(1, 2, 3), reason="length"),
+            second=completion("b"),
+        )
+        for prompt, text in ((one, "a"), (two, "b"), (three, "c"))
+    ]
+    verdicts = [
+        Verdict(pair_id="p0", judge="j", order="forward", preference=1.0, reason="clear"),
+        Verdict(pair_id="p0", judge="j", order="reversed", preference=0.5),
+        Verdict(pair_id="p2", judge="j", order="forward", preference=None, error="off the menu"),
+        Verdict(pair_id="p2", judge="j", order="reversed", preference=0.0),
+    ]
     spec = load_spec("stories")
     preferences = preferences_of(pairs, verdicts, spec)
-    assert preferences == [0.75, 0.5, None], "the mean of two orders; the same text is a tie; an unread order is no verdict"
+    assert preferences == [0.75, 0.5, None], (
+        "the mean of two orders; the same text is a tie; an unread order is no verdict"
+    )
     rows = with_rewards(match_rows(pairs, verdicts, preferences, 2, 0, "j"), [1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
     assert rows[0] == {
-        "prompt_id": "p0", "prompt": "prompt 0", "a": "iteration-002", "b": "iteration-000", "a_text": "a", "a_tokens": 3,
-        "a_truncated": True, "b_text": "b", "b_tokens": 2, "b_truncated": False, "preference": 0.75, "forward": 1.0,
-        "reversed": 0.5, "reason": "clear", "judge": "j", "error": "", "a_reward": 1.0, "b_reward": 4.0}
+        "prompt_id": "p0",
+        "prompt": "prompt 0",
+        "a": "iteration-002",
+        "b": "iteration-000",
+        "a_text": "a",
+        "a_tokens": 3,
+        "a_truncated": True,
+        "b_text": "b",
+        "b_tokens": 2,
+        "b_truncated": False,
+        "preference": 0.75,
+        "forward": 1.0,
+        "reversed": 0.5,
+        "reason": "clear",
+        "judge": "j",
+        "error": "",
+        "a_reward": 1.0,
+        "b_reward": 4.0,
+    }
     assert [row["error"] for row in rows] == ["", "", "off the menu"] and rows[2]["reversed"] == 0.0
     assert [(row["a_reward"], row["b_reward"]) for row in rows] == [(1, 4), (2, 5), (3, 6)]
 
@@ -110,7 +148,9 @@ def test_rewards_of_a_real_run_are_those_of_the_iterations_own_reward_model(tiny
     for name in {row["b"] for row in rows}:
         against = [row for row in rows if row["b"] == name]
         for side, source in (("a", f"iteration-00{number}"), ("b", name)):
-            answers = [Completion.model_validate(row) for row in read_rows(tiny_run / source / "evaluate/completions.parquet")]
+            answers = [
+                Completion.model_validate(row) for row in read_rows(tiny_run / source / "evaluate/completions.parquet")
+            ]
             expected = model.score(run.heldout, answers)
             assert [row[f"{side}_reward"] for row in against] == pytest.approx(expected, abs=1e-4)
             assert [row[f"{side}_text"] for row in against] == [answer.text for answer in answers]

@@ -29,7 +29,9 @@ def test_a_draw_across_the_end_holds_no_prompt_twice() -> None:
     for seed in range(20):
         drawn = [prompt.id for prompt in draw_prompts(pool, 6, 7, seed)]
         assert len(set(drawn)) == len(drawn) <= 6
-    assert [prompt.id for prompt in draw_prompts(pool, 10, 10, 0)] != [prompt.id for prompt in draw_prompts(pool, 10, 0, 0)]
+    assert [prompt.id for prompt in draw_prompts(pool, 10, 10, 0)] != [
+        prompt.id for prompt in draw_prompts(pool, 10, 0, 0)
+    ]
 
 
 def test_names_of_rounds() -> None:
@@ -38,8 +40,9 @@ def test_names_of_rounds() -> None:
     assert (stage_name("label", 0), stage_name("label", 2)) == ("label", "label-extra-2")
 
 
-@pytest.mark.parametrize(("total", "has_rival", "expected"), [
-    (4, False, (4, 0)), (4, True, (2, 2)), (5, True, (3, 2)), (2, True, (1, 1))])
+@pytest.mark.parametrize(
+    ("total", "has_rival", "expected"), [(4, False, (4, 0)), (4, True, (2, 2)), (5, True, (3, 2)), (2, True, (1, 1))]
+)
 def test_completions_are_shared_with_a_rival(total: int, has_rival: bool, expected: tuple[int, int]) -> None:
     assert split_completions(total, has_rival) == expected
 
@@ -50,7 +53,8 @@ def test_k_completions_give_all_pairs_of_different_texts() -> None:
     found = make_pairs(prompt, own, [], seed=0)
     # Six pairs, less the one of the two texts "a".
     assert {frozenset((pair.first.id, pair.second.id)) for pair in found} == {
-        frozenset((one.id, other.id)) for one, other in combinations(own, 2) if one.text != other.text}
+        frozenset((one.id, other.id)) for one, other in combinations(own, 2) if one.text != other.text
+    }
     assert len(found) == 5 == len({pair.id for pair in found})
     assert make_pairs(prompt, [own[0], own[2]], [], seed=0) == []
 
@@ -60,7 +64,9 @@ def test_with_rivals_each_own_completion_meets_each_of_theirs() -> None:
     own = [completion("a", "p0/0/own"), completion("b", "p0/1/own")]
     rivals = [completion("c", "p0/0/r"), completion("a", "p0/1/r")]
     found = {frozenset((pair.first.id, pair.second.id)) for pair in make_pairs(prompt, own, rivals, seed=0)}
-    assert found == {frozenset(names) for names in (("p0/0/own", "p0/0/r"), ("p0/1/own", "p0/0/r"), ("p0/1/own", "p0/1/r"))}
+    assert found == {
+        frozenset(names) for names in (("p0/0/own", "p0/0/r"), ("p0/1/own", "p0/0/r"), ("p0/1/own", "p0/1/r"))
+    }
 
 
 def test_a_coin_decides_who_stands_first() -> None:
@@ -71,8 +77,15 @@ def test_a_coin_decides_who_stands_first() -> None:
     assert 160 < firsts.count("a") < 240
 
 
-@pytest.mark.parametrize(("kind", "rivals"), [("self", {1: {0}, 2: {1}, 4: {3}}), ("previous", {1: {0}, 2: {0}, 4: {2}}),
-                                              ("start", {1: {0}, 2: {0}, 4: {0}}), ("pool", {1: {0}, 2: {0}, 4: {0, 1, 2}})])
+@pytest.mark.parametrize(
+    ("kind", "rivals"),
+    [
+        ("self", {1: {0}, 2: {1}, 4: {3}}),
+        ("previous", {1: {0}, 2: {0}, 4: {2}}),
+        ("start", {1: {0}, 2: {0}, 4: {0}}),
+        ("pool", {1: {0}, 2: {0}, 4: {0, 1, 2}}),
+    ],
+)
 def test_who_is_played_against(tiny_run: Path, kind: str, rivals: dict[int, set[int]]) -> None:
     """The current policy is that of the iteration before; the pool holds all before that one."""
     run = open_run(tiny_run, generate={"opponent": kind})
@@ -104,14 +117,20 @@ def test_the_files_of_a_real_run(tiny_run: Path, iteration: int) -> None:
     order = [pair.prompt.id for pair in pairs]
     assert order == sorted(order, key=order.index), "all pairs of a prompt stand together"
     assert set(Counter(order).values()) <= {2, 3}
-    assert read_json(folder / "generate.json") == {"prompts": 64, "used_up_to": 64 * iteration, "pairs": len(pairs),
-                                                   "opponents": [iteration - 1]}
+    assert read_json(folder / "generate.json") == {
+        "prompts": 64,
+        "used_up_to": 64 * iteration,
+        "pairs": len(pairs),
+        "opponents": [iteration - 1],
+    }
     assert pair_of(pair_row(pairs[0])) == pairs[0]
 
 
 def test_iterations_use_up_the_prompts_before_any_comes_again(tiny_run: Path) -> None:
-    used = [{row["prompt_id"] for row in read_rows(tiny_run / f"iteration-00{number}" / "generate" / "completions.parquet")}
-            for number in (1, 2)]
+    used = [
+        {row["prompt_id"] for row in read_rows(tiny_run / f"iteration-00{number}" / "generate" / "completions.parquet")}
+        for number in (1, 2)
+    ]
     assert not used[0] & used[1] and len(used[0] | used[1]) == 128
 
 
@@ -140,7 +159,9 @@ def test_against_the_start_both_policies_answer(copied: Path) -> None:
     rows = read_rows(copied / "iteration-002" / "generate" / "completions.parquet")
     assert Counter(row["policy"] for row in rows) == {"iteration-001": 12, "iteration-000": 6}
     pairs = [pair_of(row) for row in read_rows(copied / "iteration-002" / "generate" / "pairs.parquet")]
-    assert pairs and all({pair.first.policy, pair.second.policy} == {"iteration-000", "iteration-001"} for pair in pairs)
+    assert pairs and all(
+        {pair.first.policy, pair.second.policy} == {"iteration-000", "iteration-001"} for pair in pairs
+    )
     assert read_json(copied / "iteration-002" / "generate" / "generate.json")["opponents"] == [0]
 
 

@@ -71,6 +71,8 @@ def test_a_judge_that_decides_nothing_stops_the_run(copied: Path, tmp_path: Path
     shutil.rmtree(copied / "iteration-002/label")
     run = open_run(copied, judge={"file": str(judge)})
     count = len(read_rows(copied / "iteration-002/generate/pairs.parquet"))
-    with pytest.raises(ConfigError, match=rf"judge 'constant' decided none of {count} pairs \({count} ties, 0 unscored\)"):
+    with pytest.raises(
+        ConfigError, match=rf"judge 'constant' decided none of {count} pairs \({count} ties, 0 unscored\)"
+    ):
         label.run(run, 2)
     assert not (copied / "iteration-002/label").exists()

@@ -20,8 +20,12 @@ FUNCTION = "def length(prompts, responses, meta):\n    return [len(response) / 5
 def train(directory: Path, folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
     """The weights of a second iteration's policy, made anew."""
     (folder / "length.py").write_text(FUNCTION)
-    run = open_run(directory, algorithm={"steps": 1, "episodes": 16},
-                   reward={"kind": "function", "function": f"{folder / 'length.py'}:length"}, **changes)
+    run = open_run(
+        directory,
+        algorithm={"steps": 1, "episodes": 16},
+        reward={"kind": "function", "function": f"{folder / 'length.py'}:length"},
+        **changes,
+    )
     shutil.rmtree(run.files.policy(2))
     policy.run(run, 2)
     return load_policy(RunDirectory(directory).policy(2)).state_dict()

@@ -15,25 +15,43 @@ PREFERENCES = "iteration-001/label/preferences.parquet"
 
 
 def test_preferences_load_as_a_dataset_with_trls_columns(tiny_run: Path, tmp_path: Path) -> None:
-    rows = datasets.load_dataset("parquet", data_files=str(tiny_run / PREFERENCES), split="train", cache_dir=str(tmp_path))
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(tiny_run / PREFERENCES), split="train", cache_dir=str(tmp_path)
+    )
     assert len(rows) == read_json(tiny_run / "iteration-001/label/judge_health.json")["decided"]
     assert {"prompt", "chosen", "rejected", "margin", "pair_id"} <= set(rows.column_names)
     first = rows[0]
     assert [message["role"] for message in first["prompt"] + first["chosen"] + first["rejected"]] == [
-        "user", "assistant", "assistant"]
+        "user",
+        "assistant",
+        "assistant",
+    ]
     assert first["chosen"] != first["rejected"]
 
 
 @pytest.mark.parametrize("columns", [["prompt", "chosen", "rejected"], ["chosen_ids", "rejected_ids"]])
 def test_preferences_train_with_a_plain_reward_trainer(tiny_run: Path, tmp_path: Path, columns: list[str]) -> None:
-    rows = datasets.load_dataset("parquet", data_files=str(tiny_run / PREFERENCES), split="train", cache_dir=str(tmp_path))
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(tiny_run / PREFERENCES), split="train", cache_dir=str(tmp_path)
+    )
     policy = tiny_run / "iteration-000/policy"
     model = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
     before = model.score.weight.detach().clone()
-    arguments = RewardConfig(output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, use_cpu=True,
-                             bf16=False, report_to="none", save_strategy="no")
-    trainer = RewardTrainer(model=model, args=arguments, train_dataset=rows.select_columns(columns),
-                            processing_class=AutoTokenizer.from_pretrained(policy))
+    arguments = RewardConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+    )
+    trainer = RewardTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows.select_columns(columns),
+        processing_class=AutoTokenizer.from_pretrained(policy),
+    )
     trainer.train()
     assert not torch.equal(model.score.weight, before)
 

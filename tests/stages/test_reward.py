@@ -26,7 +26,9 @@ def test_all_pairs_of_a_prompt_go_the_same_way_whatever_else_there_is() -> None:
     assert not sides[0] & sides[1] and len(train) + len(heldout) == 1200
     # Binomial(400, 0.3): 120 prompts, deviation 9.2; four deviations.
     assert 83 < len(sides[1]) < 157
-    assert {row["prompt_id"] for row in split(rows(50, each=1), 0.3, seed=1)[1]} == sides[1] & {f"p{n}" for n in range(50)}
+    assert {row["prompt_id"] for row in split(rows(50, each=1), 0.3, seed=1)[1]} == sides[1] & {
+        f"p{n}" for n in range(50)
+    }
     assert {row["prompt_id"] for row in split(rows(400), 0.3, seed=2)[1]} != sides[1]
 
 
@@ -57,8 +59,13 @@ class Scores:
 def test_measures_by_hand() -> None:
     """P(chosen) = sigmoid(log a - log b) = a / (a + b): 3/4, 9/10 on one prompt, 1/4 on another."""
     pairs = [("p", 3, 1), ("p", 9, 1), ("q", 1, 3)]
-    found = measure(Scores(), [{"prompt_id": prompt, "chosen_ids": [a], "rejected_ids": [b]}  # type: ignore[arg-type]
-                               for prompt, a, b in pairs])
+    found = measure(
+        Scores(),
+        [
+            {"prompt_id": prompt, "chosen_ids": [a], "rejected_ids": [b]}  # type: ignore[arg-type]
+            for prompt, a, b in pairs
+        ],
+    )
     assert found["accuracy"]["value"] == pytest.approx(2 / 3, abs=1e-12) and found["accuracy"]["n"] == 3
     # By prompt: residues 2 - 4/3 and 0 - 2/3, V = (8/9) / 9 x 2 = 16/81, so n = (2/9) / (16/81) = 9/8 and not 3.
     assert (found["accuracy"]["low"], found["accuracy"]["high"]) == clustered_interval([2, 0], [2, 1])
@@ -82,8 +89,9 @@ def test_earlier_preferences_are_mixed_in_and_what_is_held_back_is_never_learned
     run = open_run(copied, reward={"replay": replay})
     with pytest.raises(KeyboardInterrupt):
         reward.run(run, 2)
-    (old, old_back), (new, new_back) = (split(preferences(run, number, "label"), 0.3, run.seed("reward split"))
-                                        for number in (1, 2))
+    (old, old_back), (new, new_back) = (
+        split(preferences(run, number, "label"), 0.3, run.seed("reward split")) for number in (1, 2)
+    )
     learned = [row["pair_id"] for row in seen]
     assert learned[: len(new)] == [row["pair_id"] for row in new] and old_back and new_back
     again = set(learned[len(new) :])
@@ -104,5 +112,7 @@ def test_what_a_real_run_measured_is_what_its_model_says(tiny_run: Path) -> None
     model = RewardModel.load(tiny_run / "iteration-002/reward")
     scores = [(value - model.mean) / model.deviation for value in model.raw(samples)]
     mean = sum(scores) / len(scores)
-    assert len(samples) == 192 and mean == pytest.approx(0, abs=1e-4), "the start's own samples have mean 0, deviation 1"
+    assert len(samples) == 192 and mean == pytest.approx(0, abs=1e-4), (
+        "the start's own samples have mean 0, deviation 1"
+    )
     assert math.sqrt(sum((score - mean) ** 2 for score in scores) / 191) == pytest.approx(1, abs=1e-4)
