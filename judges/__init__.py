@@ -8,9 +8,9 @@ preferences, counts = to_preferences(pairs, verdicts, spec)
 
 from judges.building import Judge, build
 from judges.failures import JudgeStopped
-from judges.files import digest, load_spec, shipped
 from judges.results import health, settle, to_preferences
-from judges.spec import JudgeSpec
+from judges.spec.load import digest, load_spec, shipped
+from judges.spec.modes import JudgeSpec
 
 __all__ = [
     "Judge",

@@ -15,7 +15,7 @@ from judges.cache import AnswerCache, key_of
 from judges.calling import Call, make_calls
 from judges.failures import JudgeStopped
 from judges.parse import Menu, Reading, answer_schema, average, read, read_logprobs
-from judges.spec import ModelSpec
+from judges.spec.modes import ModelSpec
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling
 from selfplay.records import Message

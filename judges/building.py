@@ -12,7 +12,7 @@ from judges.own import OwnJudge
 from judges.pairwise import PairwiseJudge
 from judges.pointwise import PointwiseJudge, RubricJudge
 from judges.rules import RulesJudge
-from judges.spec import (
+from judges.spec.modes import (
     JudgeSpec,
     JurySpec,
     ListwiseSpec,

@@ -18,7 +18,7 @@ from judges.diagnosis import Figures, Problem, diagnose
 from judges.failures import JudgeStopped
 from judges.gold import GoldPair, canaries, gold_file, load_gold
 from judges.results import health, settle, winner
-from judges.spec import JudgeSpec
+from judges.spec.modes import JudgeSpec
 from judges.trials import run_tests
 from selfplay.engines import Engine
 from selfplay.records import Pair, Verdict

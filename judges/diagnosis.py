@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from judges.sections import Thresholds
+from judges.spec.sections import Thresholds
 
 Kind = Literal[
     "tests",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import islice
 
-from judges.sections import OnError
+from judges.spec.sections import OnError
 from selfplay.config import ConfigError
 from selfplay.records import Verdict
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from judges.messages import drawn
-from judges.spec import JudgeSpec, ModelSpec
+from judges.spec.modes import JudgeSpec, ModelSpec
 from selfplay.config import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from judges.failures import stop_if_failing
 from judges.results import EVEN, settle, winner
-from judges.spec import JurySpec
+from judges.spec.modes import JurySpec
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 

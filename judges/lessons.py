@@ -19,7 +19,7 @@ from judges.parse import Menu, read
 from judges.results import settle, winner
 from judges.rules import RulesJudge
 from judges.scoring import SAME, Assessment
-from judges.spec import JudgeSpec, PairwiseSpec, RulesSpec
+from judges.spec.modes import JudgeSpec, PairwiseSpec, RulesSpec
 from selfplay.config import ConfigError
 from selfplay.records import Message, Pair, Prompt
 

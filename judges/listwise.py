@@ -7,7 +7,7 @@ from judges.asking import Asker, Question, Reply
 from judges.failures import stop_if_failing
 from judges.messages import Conversation, drawn, principle
 from judges.parse import Menu, read_ranking
-from judges.spec import ListwiseSpec
+from judges.spec.modes import ListwiseSpec
 from selfplay.config import ConfigError
 from selfplay.records import Pair, Prompt, Verdict
 

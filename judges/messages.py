@@ -7,13 +7,12 @@ from typing import Any
 
 from jinja2 import Template
 
-from judges.spec import ModelSpec
-from prompts.render import Data, compile_template, render, wrap
+from judges.spec.load import compile_templates
+from judges.spec.modes import ModelSpec
+from prompts.render import Data, render, wrap
 from selfplay.records import Message, Prompt
 
 NAMES = tuple(string.ascii_uppercase)
-COMMON = ("prompt", "history", "responses", "names", "labels", "reference", "criteria", "principle", "meta")
-OWN = {"pointwise": ("response",), "rubric": ("response", "criterion")}
 
 
 class Conversation:
@@ -21,10 +20,7 @@ class Conversation:
 
     def __init__(self, spec: ModelSpec, where: str = "") -> None:
         self.spec, self.where = spec, where or f"judge {spec.name!r}"
-        known = COMMON + OWN.get(spec.mode, ())
-        self.templates = [
-            (message.role, compile_template(message.content, known, self.where)) for message in spec.messages
-        ]
+        self.templates = compile_templates(spec, self.where)
 
     def messages(self, prompt: Prompt, responses: Sequence[str], **variables: Any) -> tuple[Message, ...]:
         """Messages that show prompt and responses, in this order. Raises ConfigError for a column that is missing."""
@@ -82,8 +78,3 @@ def principle(spec: ModelSpec, seed: int, identity: str) -> dict[str, str]:
     if not spec.principles:
         return {}
     return {"principle": spec.principles[drawn(seed, "principle", identity, len(spec.principles))]}
-
-
-def check_templates(spec: ModelSpec, where: str) -> None:
-    """Raises ConfigError if a template is not valid or uses a variable that does not exist."""
-    Conversation(spec, where)

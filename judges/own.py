@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from judges.failures import stop_if_failing
-from judges.files import load_object
-from judges.spec import PythonSpec
+from judges.spec.modes import PythonSpec
 from selfplay.config import ConfigError
 from selfplay.engines import Engine
+from selfplay.objects import load_object
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 

@@ -7,7 +7,7 @@ from judges.asking import Asker, Question
 from judges.failures import stop_if_failing
 from judges.messages import Conversation, drawn, principle
 from judges.parse import Menu
-from judges.spec import PairwiseSpec
+from judges.spec.modes import PairwiseSpec
 from selfplay.records import Pair, Verdict
 
 Direction = Literal["forward", "reversed"]

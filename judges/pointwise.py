@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from judges.asking import Asker, Question
-from judges.files import load_object
 from judges.messages import Conversation, principle
 from judges.parse import Menu, Reading
 from judges.rules import Function, Unscorable, aggregate, apply
 from judges.scoring import Assessment, ScoringJudge
-from judges.sections import Criterion
-from judges.spec import PointwiseSpec, RubricSpec
+from judges.spec.modes import PointwiseSpec, RubricSpec
+from judges.spec.sections import Criterion
+from selfplay.objects import load_object
 from selfplay.records import Completion, Prompt
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from judges.spec import JudgeSpec
+from judges.spec.modes import JudgeSpec
 from selfplay.records import Pair, Preference, Verdict, mean_preference
 
 EVEN = 1e-9

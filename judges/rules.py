@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from judges.files import load_object
 from judges.scoring import Assessment, ScoringJudge
-from judges.sections import Criterion
-from judges.spec import RulesSpec
+from judges.spec.modes import RulesSpec
+from judges.spec.sections import Criterion
+from selfplay.objects import load_object
 from selfplay.records import Completion, Prompt
 
 Function = Callable[[Prompt, str], Any]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from judges.failures import stop_if_failing
-from judges.spec import JudgeSpec
+from judges.spec.modes import JudgeSpec
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 SAME = 1e-9

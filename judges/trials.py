@@ -7,8 +7,8 @@ from typing import Any, cast
 from judges.building import build
 from judges.jury import JuryJudge
 from judges.results import settle, winner
-from judges.sections import JudgeTest, Said
-from judges.spec import JudgeSpec, JurySpec, ModelSpec
+from judges.spec.modes import JudgeSpec, JurySpec, ModelSpec
+from judges.spec.sections import JudgeTest, Said
 from selfplay.config import ConfigError, Sampling
 from selfplay.records import Completion, Pair, Prompt
 

@@ -7,10 +7,10 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from judges.building import Opener, build
 from judges.check import lenient
-from judges.files import load_spec, shipped
 from judges.gold import gold_file, load_gold
 from judges.results import settle
-from judges.spec import (
+from judges.spec.load import load_spec, shipped
+from judges.spec.modes import (
     JudgeSpec,
     JurySpec,
     ListwiseSpec,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import judges
-from judges.files import load_object, reward_judge
 from judges.lessons import Teacher
+from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
+from selfplay.objects import load_object
 from selfplay.records import Prompt
 from selfplay.rundir import read_json
 from selfplay.tracking import check_trackers

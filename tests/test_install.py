@@ -83,9 +83,9 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
 def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     script = (
-        "import selfplay.cli, judges.files, prompts; "
-        "print(selfplay.cli.__file__); assert 'stories' in judges.files.shipped(); "
-        "judges.files.load_spec('stories')"
+        "import selfplay.cli, judges.spec.load, prompts; "
+        "print(selfplay.cli.__file__); assert 'stories' in judges.spec.load.shipped(); "
+        "judges.spec.load.load_spec('stories')"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

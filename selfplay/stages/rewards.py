@@ -11,8 +11,9 @@ from typing import Any
 
 import judges
 from judges.check import require_fit, watch
-from judges.files import load_object, reward_judge, source_of
+from judges.spec.load import reward_judge
 from selfplay.models import RewardModel
+from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
 from selfplay.rl.rewards import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum

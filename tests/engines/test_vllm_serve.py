@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from judges import build
-from judges.files import parse_spec
+from judges.spec.load import parse_spec
 from selfplay.config import Endpoint, Sampling
 from selfplay.engines import GuidedSampling
 from selfplay.engines.endpoint import EndpointEngine

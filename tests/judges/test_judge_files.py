@@ -6,8 +6,8 @@ import pytest
 from judging import pair, spec
 
 from judges import build, digest, load_spec, shipped
-from judges.files import load_object
 from selfplay.config import ConfigError
+from selfplay.objects import load_object
 
 PAIRWISE = """
 mode: pairwise

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from judges import load_spec
 from judges.gold import load_gold
-from judges.spec import MODES
+from judges.spec.modes import MODES
 from judges.trials import run_tests
 from selfplay.cli import app
 from selfplay.config import load_recipe

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from judges.parse import Menu, Reading, answer_schema, average, read, read_logprobs
-from judges.sections import Output
+from judges.spec.sections import Output
 
 AB = Menu({"A": 1.0, "B": 0.0, "C": 0.5})
 REGEX = Output(kind="regex", pattern=r"\[\[(A|B|C)\]\]", labels={"A": 1.0, "B": 0.0, "C": 0.5})

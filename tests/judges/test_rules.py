@@ -5,7 +5,7 @@ from judging import completion, numbered, pair, spec
 
 from judges import JudgeStopped, build, load_spec
 from judges.rules import aggregate
-from judges.sections import Criterion
+from judges.spec.sections import Criterion
 from selfplay.records import Prompt
 
 TWO = """

@@ -1,15 +1,15 @@
 """What a judge file may say: one strict class per mode, each knob documented beneath its field.
 
-Reading files and finding shipped judges is `judges.files`; turning a spec into a judge is `judges.build`. Nothing here
+Reading files and finding shipped judges is `judges.spec.load`; turning a spec into a judge is `judges.build`. Nothing here
 loads a model or runs a user's code.
 """
 
-from functools import cached_property
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from judges.sections import (
+from judges.spec.sections import (
     Criterion,
     Example,
     JudgeSampling,
@@ -247,13 +247,20 @@ class Member(Section):
     weight: Positive = 1.0
     model: str | None = None
     """Overrides the file's model."""
+    _spec: JudgeSpec | None = PrivateAttr(default=None)
 
-    @cached_property
+    @property
     def spec(self) -> JudgeSpec:
-        """The member's own file."""
-        from judges.files import load_spec
+        """What the member's own file says."""
+        assert self._spec is not None, "a jury's members are read with it, by judges.spec.load.load_spec"
+        return self._spec
 
-        return load_spec(self.judge, model=self.model)
+    def load(self, read: Callable[[str, str | None], JudgeSpec], model: str | None) -> None:
+        """Read the member's file; `model` is for a member that asks a model and names none, here or in its file."""
+        spec = read(self.judge, self.model)
+        if model and spec.needs_model and self.model is None and getattr(spec, "model", None) is None:
+            spec = read(self.judge, model)
+        self._spec = spec
 
 
 class JurySpec(JudgeSpec):

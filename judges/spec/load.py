@@ -6,19 +6,19 @@ live anywhere. Python is looked up here but not run before a judge is built.
 
 import difflib
 import hashlib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from judges.spec import MODES, JudgeSpec, JurySpec, Member, ModelSpec, PythonSpec
-from selfplay.config import AddedReward, ConfigError, Recipe, Reward, parse_yaml, validate
+from jinja2 import Template
 
-SHIPPED = Path(__file__).parent.parent / "prompts" / "judges"
-RUBRICS = Path(__file__).parent.parent / "prompts" / "rubrics"
+from judges.spec.modes import MODES, JudgeSpec, JurySpec, ModelSpec, PythonSpec
+from prompts.render import compile_template
+from selfplay.config import AddedReward, ConfigError, Recipe, Reward, parse_yaml, validate
+from selfplay.objects import source_of
+
+SHIPPED = Path(__file__).parents[2] / "prompts" / "judges"
+RUBRICS = Path(__file__).parents[2] / "prompts" / "rubrics"
 WITHOUT_EFFECT: Any = {
     "description": True,
     "thresholds": True,
@@ -37,6 +37,9 @@ WITHOUT_EFFECT: Any = {
     },
 }
 """Parts of a judge's file that change no answer."""
+VARIABLES = ("prompt", "history", "responses", "names", "labels", "reference", "criteria", "principle", "meta")
+VARIABLES_OF_MODE = {"pointwise": ("response",), "rubric": ("response", "criterion")}
+"""What a template may use: everywhere, and beside it in some modes."""
 
 
 def shipped(folder: Path = SHIPPED) -> dict[str, Path]:
@@ -96,20 +99,21 @@ def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: st
         tree["model"] = model
     resolve(tree, folder, where)
     spec = validate(kind, tree, where)
-    if isinstance(spec, JurySpec):  # reads the members' files, so that a mistake in one shows now
-        spec = spec.model_copy(update={"members": tuple(_with_model(member, model) for member in spec.members)})
+    if isinstance(spec, JurySpec):  # a mistake in a member's file shows now
+        for member in spec.members:
+            member.load(load_spec, model)
     if isinstance(spec, ModelSpec):
-        from judges.messages import check_templates
-
-        check_templates(spec, where)
+        compile_templates(spec, where)
     return spec
 
 
-def _with_model(member: Member, model: str | None) -> Member:
-    """A jury's member; the jury's `model` is that of every member that asks one and names none."""
-    spec = member.spec
-    asks_unnamed = spec.needs_model and member.model is None and getattr(spec, "model", None) is None
-    return Member(judge=member.judge, weight=member.weight, model=model) if model and asks_unnamed else member
+def compile_templates(spec: ModelSpec, where: str) -> list[tuple[str, Template]]:
+    """Compile a judge's message templates, with their roles.
+
+    Raises ConfigError, naming `where`, if one is not valid or uses a variable that does not exist.
+    """
+    known = VARIABLES + VARIABLES_OF_MODE.get(spec.mode, ())
+    return [(message.role, compile_template(message.content, known, where)) for message in spec.messages]
 
 
 def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:
@@ -167,52 +171,6 @@ def reward_judge(recipe: Recipe, part: Reward | AddedReward) -> JudgeSpec:
     return load_spec(own) if own else load_spec(recipe.judge.file, recipe.judge_model)
 
 
-def load_object(reference: str) -> Any:
-    """What `package.module:name` or `/path/file.py:name` names.
-
-    Raises ConfigError for what is not there or cannot be called.
-    """
-    place, _, name = reference.rpartition(":")
-    if not place or not name:
-        raise ConfigError(f"python: {reference!r} names no function: write ./file.py:name or package.module:name")
-    if place.endswith(".py") and not Path(place).is_file():
-        raise ConfigError(f"python: there is no file {place!r}, from {str(Path.cwd())!r}")
-    module = _load_module(place, reference)
-    if not hasattr(module, name):
-        near = difflib.get_close_matches(name, dir(module), n=1, cutoff=0.5)
-        raise ConfigError(f"python: {place} has no {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-    found = getattr(module, name)
-    if not callable(found):
-        raise ConfigError(f"python: {reference} is a {type(found).__name__}, not a function or class")
-    return found
-
-
-def _load_module(place: str, reference: str) -> ModuleType:
-    """Import a module by name, or a file by path (once per content of the file)."""
-    if not place.endswith(".py"):
-        try:
-            return importlib.import_module(place)
-        except ImportError as error:
-            raise ConfigError(
-                f"python: {reference}: {error}; name an installed module, or a file as ./file.py:name"
-            ) from None
-    name = f"judge_file_{hashlib.sha256(place.encode() + Path(place).read_bytes()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    location = importlib.util.spec_from_file_location(name, place)
-    assert location is not None and location.loader is not None
-    module = importlib.util.module_from_spec(location)
-    sys.modules[name] = module
-    try:
-        location.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, Exception):
-            raise ConfigError(f"python: {place} cannot be run: {type(error).__name__}: {error}") from error
-        raise
-    return module
-
-
 def digest(spec: JudgeSpec) -> str:
     """Names exactly what the judge does: sha256 over its resolved file and over the Python files that it names.
 
@@ -232,16 +190,3 @@ def _references(spec: JudgeSpec) -> Iterator[str]:
     for criterion in getattr(spec, "criteria", ()):
         if criterion.python is not None:
             yield criterion.python
-
-
-def source_of(reference: str) -> bytes:
-    """The bytes of the file that a reference to Python is in; empty for a module that is not there or not in a file."""
-    place = reference.rpartition(":")[0]
-    if place.endswith(".py"):
-        return Path(place).read_bytes()
-    try:
-        location = importlib.util.find_spec(place)
-    except ImportError:
-        return b""
-    file = Path(location.origin) if location is not None and location.origin else None
-    return file.read_bytes() if file is not None and file.is_file() else b""
