@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from judges.asking import Asker
-from judges.cache import AnswerCache
 from judges.jury import JuryJudge
 from judges.listwise import ListwiseJudge
+from judges.llm.cache import AnswerCache
+from judges.llm.client import Asker
 from judges.own import OwnJudge
 from judges.pairwise import PairwiseJudge
 from judges.pointwise import PointwiseJudge, RubricJudge

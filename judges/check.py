@@ -13,10 +13,10 @@ from pydantic import BaseModel
 
 from judges.agreement import cohen_kappa, wilson
 from judges.building import Judge, Opener, build
-from judges.cache import AnswerCache
 from judges.diagnosis import Figures, Problem, diagnose
 from judges.failures import JudgeStopped
 from judges.gold import GoldPair, canaries, gold_file, load_gold
+from judges.llm.cache import AnswerCache
 from judges.results import health, settle, winner
 from judges.spec.modes import JudgeSpec
 from judges.trials import run_tests

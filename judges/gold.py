@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from judges.messages import drawn
+from judges.llm.templates import drawn
 from judges.spec.modes import JudgeSpec, ModelSpec
 from selfplay.config import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt

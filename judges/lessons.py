@@ -14,8 +14,8 @@ from typing import Any
 from judges.building import Judge, build
 from judges.check import gold_figures
 from judges.gold import GoldPair, written
-from judges.messages import NAMES, Conversation
-from judges.parse import Menu, read
+from judges.llm.parse import Menu, read
+from judges.llm.templates import NAMES, Conversation
 from judges.results import settle, winner
 from judges.rules import RulesJudge
 from judges.scoring import SAME, Assessment

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from judges.asking import Asker, Question, Reply
 from judges.failures import stop_if_failing
-from judges.messages import Conversation, drawn, principle
-from judges.parse import Menu, read_ranking
+from judges.llm.client import Asker, Question, Reply
+from judges.llm.parse import Menu, read_ranking
+from judges.llm.templates import Conversation, drawn, principle
 from judges.spec.modes import ListwiseSpec
 from selfplay.config import ConfigError
 from selfplay.records import Pair, Prompt, Verdict

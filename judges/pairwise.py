@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from judges.asking import Asker, Question
 from judges.failures import stop_if_failing
-from judges.messages import Conversation, drawn, principle
-from judges.parse import Menu
+from judges.llm.client import Asker, Question
+from judges.llm.parse import Menu
+from judges.llm.templates import Conversation, drawn, principle
 from judges.spec.modes import PairwiseSpec
 from selfplay.records import Pair, Verdict
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from judges.asking import Asker, Question
-from judges.messages import Conversation, principle
-from judges.parse import Menu, Reading
+from judges.llm.client import Asker, Question
+from judges.llm.parse import Menu, Reading
+from judges.llm.templates import Conversation, principle
 from judges.rules import Function, Unscorable, aggregate, apply
 from judges.scoring import Assessment, ScoringJudge
 from judges.spec.modes import PointwiseSpec, RubricSpec

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import judges
-from judges.cache import AnswerCache
+from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.contestants import Contestant, check_unseen, contestants, recipes
 from selfplay.compare.rundata import Match, vote_table

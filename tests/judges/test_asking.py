@@ -7,7 +7,7 @@ import pytest
 from judging import Scripted, fenced, numbered, pair, spec
 
 from judges import JudgeStopped, build
-from judges.cache import AnswerCache
+from judges.llm.cache import AnswerCache
 from selfplay.config import ConfigError, Sampling
 from selfplay.records import Completion, Prompt
 

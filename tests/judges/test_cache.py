@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from judges.cache import AnswerCache, key_of
+from judges.llm.cache import AnswerCache, key_of
 from selfplay.config import ConfigError
 from selfplay.engines import Answer
 
 WRITER = """
 import sys
 from pathlib import Path
-from judges.cache import AnswerCache
+from judges.llm.cache import AnswerCache
 from selfplay.engines import Answer
 cache, name = AnswerCache(Path(sys.argv[1])), sys.argv[2]
 for number in range(100):

@@ -9,7 +9,7 @@ from judging import Scripted, completion, fenced, numbered, pair, spec
 
 from judges import JudgeStopped, build, health, load_spec, settle
 from judges.jury import disagreement, least_decided, majority, median
-from judges.parse import read_ranking
+from judges.llm.parse import read_ranking
 from selfplay.config import ConfigError
 from selfplay.records import Prompt
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from judges.parse import Menu, Reading, answer_schema, average, read, read_logprobs
+from judges.llm.parse import Menu, Reading, answer_schema, average, read, read_logprobs
 from judges.spec.sections import Output
 
 AB = Menu({"A": 1.0, "B": 0.0, "C": 0.5})

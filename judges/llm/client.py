@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from judges.cache import AnswerCache, key_of
-from judges.calling import Call, make_calls
 from judges.failures import JudgeStopped
-from judges.parse import Menu, Reading, answer_schema, average, read, read_logprobs
+from judges.llm.cache import AnswerCache, key_of
+from judges.llm.calls import Call, make_calls
+from judges.llm.parse import Menu, Reading, answer_schema, average, read, read_logprobs
 from judges.spec.modes import ModelSpec
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling
