@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from judges.jury import JuryJudge
-from judges.listwise import ListwiseJudge
 from judges.llm.cache import AnswerCache
 from judges.llm.client import Asker
-from judges.own import OwnJudge
-from judges.pairwise import PairwiseJudge
-from judges.pointwise import PointwiseJudge, RubricJudge
-from judges.rules import RulesJudge
+from judges.modes.jury import JuryJudge
+from judges.modes.listwise import ListwiseJudge
+from judges.modes.pairwise import PairwiseJudge
+from judges.modes.pointwise import PointwiseJudge, RubricJudge
+from judges.modes.python import OwnJudge
+from judges.modes.rules import RulesJudge
 from judges.spec.modes import (
     JudgeSpec,
     JurySpec,

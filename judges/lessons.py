@@ -16,9 +16,9 @@ from judges.check import gold_figures
 from judges.gold import GoldPair, written
 from judges.llm.parse import Menu, read
 from judges.llm.templates import NAMES, Conversation
+from judges.modes.rules import RulesJudge
+from judges.modes.scoring import SAME, Assessment
 from judges.results import settle, winner
-from judges.rules import RulesJudge
-from judges.scoring import SAME, Assessment
 from judges.spec.modes import JudgeSpec, PairwiseSpec, RulesSpec
 from selfplay.config import ConfigError
 from selfplay.records import Message, Pair, Prompt

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from judges.building import build
-from judges.jury import JuryJudge
+from judges.modes.jury import JuryJudge
 from judges.results import settle, winner
 from judges.spec.modes import JudgeSpec, JurySpec, ModelSpec
 from judges.spec.sections import JudgeTest, Said

@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM
 
 import judges
 from judges.lessons import Teacher
-from judges.pairwise import PairwiseJudge
+from judges.modes.pairwise import PairwiseJudge
 from selfplay.config import Architecture, Engine
 from selfplay.engines.open import open_engine
 from selfplay.models import encode_prompt, save

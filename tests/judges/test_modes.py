@@ -8,8 +8,8 @@ import pytest
 from judging import Scripted, completion, fenced, numbered, pair, spec
 
 from judges import JudgeStopped, build, health, load_spec, settle
-from judges.jury import disagreement, least_decided, majority, median
 from judges.llm.parse import read_ranking
+from judges.modes.jury import disagreement, least_decided, majority, median
 from selfplay.config import ConfigError
 from selfplay.records import Prompt
 

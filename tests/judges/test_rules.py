@@ -4,7 +4,7 @@ import pytest
 from judging import completion, numbered, pair, spec
 
 from judges import JudgeStopped, build, load_spec
-from judges.rules import aggregate
+from judges.modes.rules import aggregate
 from judges.spec.sections import Criterion
 from selfplay.records import Prompt
 

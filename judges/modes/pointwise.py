@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from judges.llm.client import Asker, Question
 from judges.llm.parse import Menu, Reading
 from judges.llm.templates import Conversation, principle
-from judges.rules import Function, Unscorable, aggregate, apply
-from judges.scoring import Assessment, ScoringJudge
+from judges.modes.rules import Function, Unscorable, aggregate, apply
+from judges.modes.scoring import Assessment, ScoringJudge
 from judges.spec.modes import PointwiseSpec, RubricSpec
 from judges.spec.sections import Criterion
 from selfplay.objects import load_object

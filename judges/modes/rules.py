@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from judges.scoring import Assessment, ScoringJudge
+from judges.modes.scoring import Assessment, ScoringJudge
 from judges.spec.modes import RulesSpec
 from judges.spec.sections import Criterion
 from selfplay.objects import load_object
