@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from judges.audit.check import gold_figures
+from judges.audit.gold import GoldPair, written
 from judges.building import Judge, build
-from judges.check import gold_figures
-from judges.gold import GoldPair, written
 from judges.llm.parse import Menu, read
 from judges.llm.templates import NAMES, Conversation
 from judges.modes.rules import RulesJudge
@@ -119,7 +119,7 @@ def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str
     """How often a judge names the winner that the rules name, over the pairs that the rules decide.
 
     `agreement` with its 95% interval `low`, `high`: both orders averaged; a tie is half right, no verdict is wrong.
-    The rest are those of `judges.check.gold_figures`, to which the rules' verdicts are the known answers.
+    The rest are those of `judges.audit.check.gold_figures`, to which the rules' verdicts are the known answers.
     """
     decided = {name: winner(value) for name, value in settle(build(rules).judge(pairs), rules).items()}
     rows = [

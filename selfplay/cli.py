@@ -234,7 +234,7 @@ EngineOption = Annotated[str, typer.Option("--engine", help="transformers or vll
 @judge_app.command("list")
 def judge_list(as_json: Json = False) -> None:
     """The shipped judges."""
-    from judges.trying import overview
+    from judges.audit.inspect import overview
 
     found = overview()
     if as_json:
@@ -247,7 +247,7 @@ def judge_list(as_json: Json = False) -> None:
 @judge_app.command("schema")
 def judge_schema() -> None:
     """The JSON schema of judge files, for editors."""
-    from judges.trying import schema
+    from judges.audit.inspect import schema
 
     emit(schema())
 
@@ -261,8 +261,8 @@ def judge_check(
     as_json: Json = False,
 ) -> None:
     """Run a judge's tests, gold pairs and canaries; exit code 1 below the thresholds of its file."""
-    from judges.check import check
-    from judges.gold import load_gold
+    from judges.audit.check import check
+    from judges.audit.gold import load_gold
 
     with judge_and_engine(file, model, engine) as (spec, opened):
         found = check(spec, opened, load_gold(gold) if gold is not None else None)
@@ -281,7 +281,7 @@ def judge_try(
     file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers", as_json: Json = False
 ) -> None:
     """What a judge is shown, what it says, and how that is read, for one pair. Without a model: what it would be shown."""
-    from judges.trying import try_pair
+    from judges.audit.inspect import try_pair
 
     with judge_and_engine(file, model, engine, needed=False) as (spec, opened):
         found = try_pair(spec, opened)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import judges
-from judges.check import require_fit, watch
+from judges.audit.check import require_fit, watch
 from selfplay.config import ConfigError
 from selfplay.engines import Engine
 from selfplay.engines.open import open_engine, open_judge_engine

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import judges
-from judges.check import require_fit, watch
+from judges.audit.check import require_fit, watch
 from judges.spec.load import reward_judge
 from selfplay.models import RewardModel
 from selfplay.objects import load_object, source_of

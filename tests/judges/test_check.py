@@ -11,12 +11,12 @@ import pytest
 from judging import Scripted, fenced, spec
 
 from judges import JudgeStopped, build, health, load_spec, shipped
-from judges.check import check, require_fit, watch
-from judges.gold import BUILT_IN, canaries, gold_file, load_gold
+from judges.audit.check import check, require_fit, watch
+from judges.audit.file_tests import run_tests
+from judges.audit.gold import BUILT_IN, canaries, gold_file, load_gold
+from judges.audit.inspect import example_pair, overview, schema, try_pair
 from judges.llm.cache import AnswerCache
 from judges.spec.sections import JudgeTest
-from judges.trials import run_tests
-from judges.trying import example_pair, overview, schema, try_pair
 from selfplay.config import ConfigError
 
 GOLD = load_gold(BUILT_IN)

@@ -8,9 +8,9 @@ from tiny_run import tiny_recipe
 from typer.testing import CliRunner
 
 from judges import load_spec
-from judges.gold import load_gold
+from judges.audit.file_tests import run_tests
+from judges.audit.gold import load_gold
 from judges.spec.modes import MODES
-from judges.trials import run_tests
 from selfplay.cli import app
 from selfplay.config import load_recipe
 from selfplay.loop import run

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from judges.audit.check import lenient
+from judges.audit.file_tests import case_of
+from judges.audit.gold import gold_file, load_gold
 from judges.building import Opener, build
-from judges.check import lenient
-from judges.gold import gold_file, load_gold
 from judges.results import settle
 from judges.spec.load import load_spec, shipped
 from judges.spec.modes import (
@@ -20,7 +21,6 @@ from judges.spec.modes import (
     RubricSpec,
     RulesSpec,
 )
-from judges.trials import case_of
 from selfplay.config import ConfigError, Sampling
 from selfplay.engines import Engine
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
