@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from judges.constraints import CHECKS, followed, sentences
-from judges.languages import LANGUAGES, is_language
+from judges.criteria.ifeval import CHECKS, followed, sentences
+from judges.criteria.languages import LANGUAGES, is_language
 from selfplay.records import Prompt
 
 IFEVAL = Path(__file__).parents[2].parent / "shared" / "data" / "prompts" / "ifeval.jsonl"

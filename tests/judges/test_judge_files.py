@@ -149,7 +149,10 @@ def test_templates_rubrics_and_python_come_from_beside_the_file(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("reference", "sentence"),
     [
-        ("judges.stories:name_animal", "python: judges.stories has no 'name_animal', did you mean 'names_animal'?"),
+        (
+            "judges.criteria.stories:name_animal",
+            "python: judges.criteria.stories has no 'name_animal', did you mean 'names_animal'?",
+        ),
         ("judges.stori:f", "No module named 'judges.stori'; name an installed module, or a file as ./file.py:name"),
         ("criteria_for_tests:NUMBER", "python: criteria_for_tests:NUMBER is a int, not a function or class"),
     ],

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from judges import build, load_spec
-from judges.stories import (
+from judges.criteria.stories import (
     closes_well,
     ends,
     fitting_length,

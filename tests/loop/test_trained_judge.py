@@ -31,7 +31,7 @@ from selfplay.stages.rows import pair_row
 RULES = """\
 mode: rules
 criteria:
-  - {name: ending, weight: 2, python: "judges.stories:ends"}
+  - {name: ending, weight: 2, python: "judges.criteria.stories:ends"}
 """
 QUESTION = """\
 mode: pairwise

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from judges.stories import names_animal, names_place
+from judges.criteria.stories import names_animal, names_place
 from prompts.stories import (
     ANIMALS,
     END,

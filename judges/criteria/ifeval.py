@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from judges.languages import is_language
+from judges.criteria.languages import is_language
 from selfplay.records import Prompt
 
 Arguments = Mapping[str, Any]
