@@ -6,11 +6,11 @@ verdicts = judge.judge(pairs)
 preferences, counts = to_preferences(pairs, verdicts, spec)
 """
 
-from judges.building import Judge, build
+from judges.build import Judge, build
 from judges.failures import JudgeStopped
-from judges.results import health, settle, to_preferences
 from judges.spec.load import digest, load_spec, shipped
 from judges.spec.modes import JudgeSpec
+from judges.verdicts import health, settle, to_preferences
 
 __all__ = [
     "Judge",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import judges
-from judges.lessons import Teacher
+from judges.distill import Teacher
 from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe

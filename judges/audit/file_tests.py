@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from judges.building import build
+from judges.build import build
 from judges.modes.jury import JuryJudge
-from judges.results import settle, winner
 from judges.spec.modes import JudgeSpec, JurySpec, ModelSpec
 from judges.spec.sections import JudgeTest, Said
+from judges.verdicts import settle, winner
 from selfplay.config import ConfigError, Sampling
 from selfplay.records import Completion, Pair, Prompt
 

@@ -8,8 +8,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from judges.audit.check import lenient
 from judges.audit.file_tests import case_of
 from judges.audit.gold import gold_file, load_gold
-from judges.building import Opener, build
-from judges.results import settle
+from judges.build import Opener, build
 from judges.spec.load import load_spec, shipped
 from judges.spec.modes import (
     JudgeSpec,
@@ -21,6 +20,7 @@ from judges.spec.modes import (
     RubricSpec,
     RulesSpec,
 )
+from judges.verdicts import settle
 from selfplay.config import ConfigError, Sampling
 from selfplay.engines import Engine
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict

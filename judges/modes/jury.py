@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from judges.failures import stop_if_failing
-from judges.results import EVEN, settle, winner
 from judges.spec.modes import JurySpec
+from judges.verdicts import EVEN, settle, winner
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 

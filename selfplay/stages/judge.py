@@ -2,7 +2,7 @@
 
 The model reads the built-in stories in pairs, rendered by the judge files themselves, and learns the answer from which
 such a file reads the rules' verdict. Hints at places where the judge is not listened to let it learn to look things up in
-minutes: at each criterion of a sheet (see `judges.lessons`), the points that the response above it earns; in that response,
+minutes: at each criterion of a sheet (see `judges.distill`), the points that the response above it earns; in that response,
 at each word that stands in the columns of prompts, whether this prompt asks for it, and whether it was used before; at each
 full stop, whether the sentence stood there before; behind the last sheet, who wins. How often it then agrees with the rules
 on pairs that it never saw is in `judge.json`. Left out: pairs of other things than the stories, and judges that are not pairwise.
@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import judges
-from judges.lessons import Lesson, Teacher, agreement, in_points
+from judges.distill import Lesson, Teacher, agreement, in_points
 from prompts.story_pairs import story_pairs
 from selfplay.config import ConfigError, JudgeBootstrap
 from selfplay.engines.hf import TransformersEngine, single_tokens

@@ -17,7 +17,7 @@ from typing import Any
 from measuring import publish
 
 import judges
-from judges.lessons import agreement
+from judges.distill import agreement
 from prompts import stories
 from selfplay.config import Engine, Recipe
 from selfplay.engines.hf import TransformersEngine

@@ -22,7 +22,7 @@ from measuring import publish
 from transformers import LlamaForCausalLM
 
 import judges
-from judges.lessons import Teacher
+from judges.distill import Teacher
 from judges.modes.pairwise import PairwiseJudge
 from selfplay.config import Architecture, Engine
 from selfplay.engines.open import open_engine

@@ -230,7 +230,7 @@ on_error: {max_failure_rate: 0.5, retries: 0}
 
 
 def judge_and_pairs(server: Any, cache: Path, count: int, **settings: Any) -> tuple[Any, list[Any]]:
-    from judges.building import build
+    from judges.build import build
     from judges.spec.load import parse_spec
     from selfplay.config import parse_yaml
     from selfplay.records import Completion, Pair

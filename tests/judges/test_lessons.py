@@ -7,7 +7,7 @@ import pytest
 from judging import Scripted, pair, spec
 
 from judges import build, load_spec
-from judges.lessons import Teacher, agreement, in_points
+from judges.distill import Teacher, agreement, in_points
 from judges.llm.parse import Menu, read, read_logprobs
 from selfplay.config import ConfigError
 from selfplay.records import Pair

@@ -11,7 +11,7 @@ from judging import Scripted, completion, spec
 
 from judges import build, health, settle
 from judges.agreement import cohen_kappa, krippendorff_alpha, macro_scores, wilson
-from judges.results import winner
+from judges.verdicts import winner
 from selfplay.records import Pair, Prompt, Verdict
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "judging"

@@ -15,7 +15,7 @@ import pytest
 from killing import Moment, run_in_process
 
 import judges
-from judges.lessons import agreement
+from judges.distill import agreement
 from selfplay.config import load_recipe
 from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.vllm import VllmEngine

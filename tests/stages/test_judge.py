@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from judges import load_spec
-from judges.lessons import Teacher
+from judges.distill import Teacher
 from selfplay.config import Architecture, ConfigError, Judge, JudgeBootstrap, Optimisation, validate
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages.bootstrap import llama_config

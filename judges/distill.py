@@ -13,13 +13,13 @@ from typing import Any
 
 from judges.audit.check import gold_figures
 from judges.audit.gold import GoldPair, written
-from judges.building import Judge, build
+from judges.build import Judge, build
 from judges.llm.parse import Menu, read
 from judges.llm.templates import NAMES, Conversation
 from judges.modes.rules import RulesJudge
 from judges.modes.scoring import SAME, Assessment
-from judges.results import settle, winner
 from judges.spec.modes import JudgeSpec, PairwiseSpec, RulesSpec
+from judges.verdicts import settle, winner
 from selfplay.config import ConfigError
 from selfplay.records import Message, Pair, Prompt
 
