@@ -195,8 +195,8 @@ def compare(
     if (votes is None) == (not targets):
         raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
     if votes is not None:
-        from selfplay.compare.summary import summarise
-        from selfplay.compare.votes import read_votes
+        from selfplay.stats.summary import summarise
+        from selfplay.stats.votes import read_votes
 
         summary = summarise(read_votes(votes), baseline=baseline)
         found = {**summary.model_dump(mode="json"), "matrix": summary.matrix()}

@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from judges.agreement import cohen_kappa, wilson
 from judges.audit.diagnosis import Figures, Problem, diagnose
 from judges.audit.file_tests import run_tests
 from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
@@ -22,6 +21,7 @@ from judges.spec.modes import JudgeSpec
 from judges.verdicts import health, settle, winner
 from selfplay.engines import Engine
 from selfplay.records import Pair, Verdict
+from selfplay.stats.agreement import cohen_kappa, wilson
 
 
 class CheckReport(BaseModel):

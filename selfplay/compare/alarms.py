@@ -9,12 +9,12 @@ are the recipe's `guard`. What to do about an alarm is decided in `selfplay.guar
 import math
 from collections.abc import Iterator
 
-from selfplay.compare.length import LengthControlled
 from selfplay.compare.rundata import START, Iteration, Match, Run
-from selfplay.compare.statistics import win_rate
 from selfplay.compare.wording import interval_text, points_text, rate_text
 from selfplay.config import Guard
 from selfplay.records import Comparison, Record
+from selfplay.stats.intervals import win_rate
+from selfplay.stats.length_control import LengthControlled
 
 GAIN = 0.1
 """Rise of the mean reward, in standard deviations of the start's rewards, that counts as one."""

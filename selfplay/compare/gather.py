@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from selfplay.compare.rundata import Iteration, Match, Run, Spent
-from selfplay.compare.text import self_similarity
 from selfplay.config import ConfigError
 from selfplay.rundir import RunDirectory, read_rows
+from selfplay.stats.diversity import self_similarity
 
 
 def read_run(path: str | Path) -> Run:

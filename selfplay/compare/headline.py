@@ -4,9 +4,9 @@ from itertools import combinations
 from typing import NamedTuple
 
 from selfplay.compare.rundata import Run
-from selfplay.compare.summary import Summary
 from selfplay.compare.wording import duration, interval_text, rate_text, spoken
 from selfplay.guard import Assessment
+from selfplay.stats.summary import Summary
 
 
 class Headline(NamedTuple):

@@ -7,9 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from selfplay.compare.headline import headline_of
-from selfplay.compare.summary import Summary
 from selfplay.compare.tables import cycle_sentences
 from selfplay.compare.wording import DASH, chance_text, level_text, points_text, rate_text, spoken
+from selfplay.stats.summary import Summary
 
 WIDEST_TABLE = 120
 

@@ -19,10 +19,10 @@ from selfplay.compare.gather import read_run
 from selfplay.compare.headline import headline, lead
 from selfplay.compare.rundata import Match, Run
 from selfplay.compare.transcripts import thinned, transcripts, visible
-from selfplay.compare.votes import VoteTable
 from selfplay.compare.wording import spoken
 from selfplay.guard import assess_run
 from selfplay.rundir import write_atomically
+from selfplay.stats.votes import VoteTable
 
 MOST_BYTES = 8_000_000
 """Most bytes of transcripts in a report; of more, an even selection is shown, and the page says so."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import correlation
 from typing import Any
 
-from selfplay.compare.summary import PairSummary, Summary, summarise
-from selfplay.compare.text import cut_alike, distinct_n, unique_share
-from selfplay.compare.votes import Vote, VoteTable, tabulate
 from selfplay.records import Comparison
+from selfplay.stats.diversity import cut_alike, distinct_n, unique_share
+from selfplay.stats.summary import PairSummary, Summary, summarise
+from selfplay.stats.votes import Vote, VoteTable, tabulate
 
 START = "iteration-000"
 

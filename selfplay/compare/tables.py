@@ -6,8 +6,8 @@ from typing import Any
 from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.figures import plain
 from selfplay.compare.rundata import START, Iteration, Profile, Run, number
-from selfplay.compare.summary import Summary
 from selfplay.compare.wording import DASH, chance_text, interval_text, level_text, rate_text, spoken
+from selfplay.stats.summary import Summary
 
 Row = tuple[str, Sequence[str]]
 """What a row is about, and its cells."""

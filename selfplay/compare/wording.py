@@ -2,8 +2,8 @@
 
 import re
 
-from selfplay.compare.length import LengthControlled
 from selfplay.records import Comparison
+from selfplay.stats.length_control import LengthControlled
 
 DASH = "\N{EN DASH}"
 """Stands where there is no number."""

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 
 import judges
-from selfplay.compare.statistics import win_rate
-from selfplay.compare.text import distinct_n, unique_share
 from selfplay.models import (
     RewardModel,
     default_batch_tokens,
@@ -33,6 +31,8 @@ from selfplay.stages import Run
 from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.rewards import folder_of_model
+from selfplay.stats.diversity import distinct_n, unique_share
+from selfplay.stats.intervals import win_rate
 
 
 def fingerprint(run: Run, iteration: int) -> str:

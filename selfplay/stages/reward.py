@@ -14,7 +14,6 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from selfplay.compare.statistics import clustered_interval
 from selfplay.config import ConfigError, Optimisation, Reward
 from selfplay.models import RewardModel, encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.progress import meter, say
@@ -22,6 +21,7 @@ from selfplay.rundir import derived_seed, read_json, read_rows, write_json
 from selfplay.stages import Run
 from selfplay.stages.generate import stage_name
 from selfplay.stages.supervised import Watcher, last_checkpoint, one_device, quiet, trainer_options
+from selfplay.stats.intervals import clustered_interval
 
 Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10

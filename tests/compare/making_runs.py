@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from selfplay.compare.statistics import win_rate
-from selfplay.compare.text import distinct_n, unique_share
 from selfplay.rundir import write_json, write_rows
+from selfplay.stats.diversity import distinct_n, unique_share
+from selfplay.stats.intervals import win_rate
 
 HOSTILE = (
     '</pre></script><script>document.title = "owned"; throw new Error("owned")</script>'

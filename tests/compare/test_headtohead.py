@@ -13,11 +13,11 @@ from selfplay.compare.export import export
 from selfplay.compare.headtohead import compare, judging, settings_of
 from selfplay.compare.printing import print_summary
 from selfplay.compare.report import as_run, write_comparison
-from selfplay.compare.summary import summarise
-from selfplay.compare.votes import Vote, tabulate
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.engines.hf import TransformersEngine
 from selfplay.rundir import read_rows
+from selfplay.stats.summary import summarise
+from selfplay.stats.votes import Vote, tabulate
 
 MODEL_JUDGE = """\
 name: letters

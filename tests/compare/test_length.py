@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from selfplay.compare.length import fit_logistic, length_controlled, prompt_difficulty, sigmoid
-from selfplay.compare.votes import Vote, VoteTable, tabulate
+from selfplay.stats.length_control import fit_logistic, length_controlled, prompt_difficulty, sigmoid
+from selfplay.stats.votes import Vote, VoteTable, tabulate
 
 
 def judged(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from selfplay.compare import ratings as rating
-from selfplay.compare.votes import Vote, VoteTable, tabulate
+from selfplay.stats import ratings as rating
+from selfplay.stats.votes import Vote, VoteTable, tabulate
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "statistics"
 WORDS = {"left": 1.0, "right": 0.0, "tie": 0.5}

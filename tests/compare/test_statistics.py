@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from selfplay.compare import statistics as stats
+from selfplay.stats import intervals as stats
 
 
 def test_win_rate_counts_ties_half_and_unscored_apart():

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfplay.compare.statistics import prompts_needed, win_rate
-from selfplay.compare.summary import ratio_error, summarise
-from selfplay.compare.votes import Vote, tabulate
 from selfplay.config import ConfigError
+from selfplay.stats.intervals import prompts_needed, win_rate
+from selfplay.stats.summary import ratio_error, summarise
+from selfplay.stats.votes import Vote, tabulate
 
 PREFERENCES = [1.0, 0.0, 1.0, 0.5, 1.0, 1.0, None, 1.0]
 
@@ -121,8 +121,8 @@ def test_ten_thousand_prompts_and_five_checkpoints_take_seconds_and_little_memor
             )
     script = """
 import resource, sys, time
-from selfplay.compare.summary import summarise
-from selfplay.compare.votes import read_votes
+from selfplay.stats.summary import summarise
+from selfplay.stats.votes import read_votes
 begin = time.process_time()
 assert len(summarise(read_votes(sys.argv[1])).pairs) == 10
 print(time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)

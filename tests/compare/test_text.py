@@ -2,7 +2,7 @@
 
 import pytest
 
-from selfplay.compare.text import distinct_n, ngrams, self_similarity, similarity, unique_share, words
+from selfplay.stats.diversity import distinct_n, ngrams, self_similarity, similarity, unique_share, words
 
 
 def test_words_ignore_case_and_marks():

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from selfplay.compare.votes import Vote, read_votes, tabulate
 from selfplay.config import ConfigError
+from selfplay.stats.votes import Vote, read_votes, tabulate
 
 
 def test_votes_are_gathered_per_prompt_and_turned_to_one_direction():

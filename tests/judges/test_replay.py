@@ -10,9 +10,9 @@ import pytest
 from judging import Scripted, completion, spec
 
 from judges import build, health, settle
-from judges.agreement import cohen_kappa, krippendorff_alpha, macro_scores, wilson
 from judges.verdicts import winner
 from selfplay.records import Pair, Prompt, Verdict
+from selfplay.stats.agreement import cohen_kappa, krippendorff_alpha, macro_scores, wilson
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "judging"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data, which is not here")

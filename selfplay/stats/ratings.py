@@ -11,9 +11,9 @@ import evalica
 import numpy as np
 from numpy.typing import NDArray
 
-from selfplay.compare.statistics import Array, bootstrap_sums, percentile_interval
-from selfplay.compare.votes import VoteTable
 from selfplay.records import Record
+from selfplay.stats.intervals import Array, bootstrap_sums, percentile_interval
+from selfplay.stats.votes import VoteTable
 
 POINTS = 400 / math.log(10)
 """Rating points per unit of log strength: 400 points are odds of ten to one, as in chess (Elo 1978)."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from selfplay.compare.statistics import Array
 from selfplay.config import ConfigError
+from selfplay.stats.intervals import Array
 
 WORDS = {"a": 1.0, "model_a": 1.0, "b": 0.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5, "": math.nan}
 """Preferences that are words; the chatbot arena writes `model_a`, `model_b` and `tie (bothbad)`."""

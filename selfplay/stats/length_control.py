@@ -9,9 +9,9 @@ taken away as well.
 
 import numpy as np
 
-from selfplay.compare.statistics import Array, bootstrap_sums, constant_interval, percentile_interval
-from selfplay.compare.votes import VoteTable
 from selfplay.records import Record
+from selfplay.stats.intervals import Array, bootstrap_sums, constant_interval, percentile_interval
+from selfplay.stats.votes import VoteTable
 
 RIDGE = 1.0
 """Precision of the normal prior on psi, phi and each prompt's difficulty; theta has none."""

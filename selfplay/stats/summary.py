@@ -9,9 +9,9 @@ from itertools import combinations
 
 import numpy as np
 
-from selfplay.compare.length import LengthControlled, length_controlled
-from selfplay.compare.ratings import Cycle, Rating, cycles, ratings
-from selfplay.compare.statistics import (
+from selfplay.config import ConfigError
+from selfplay.records import Comparison, Record
+from selfplay.stats.intervals import (
     Array,
     bootstrap_sums,
     constant_interval,
@@ -20,9 +20,9 @@ from selfplay.compare.statistics import (
     prompts_needed,
     sign_test,
 )
-from selfplay.compare.votes import VoteTable
-from selfplay.config import ConfigError
-from selfplay.records import Comparison, Record
+from selfplay.stats.length_control import LengthControlled, length_controlled
+from selfplay.stats.ratings import Cycle, Rating, cycles, ratings
+from selfplay.stats.votes import VoteTable
 
 LEVEL = 0.05
 """Chance of any false alarm among the pairs of one summary, after Holm's correction."""
