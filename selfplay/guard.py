@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 from selfplay.compare.alarms import Alarm, alarms_of
-from selfplay.compare.gather import read_run
-from selfplay.compare.rundata import START, Iteration, Run
 from selfplay.compare.wording import rate_text
 from selfplay.config import Guard, validate
 from selfplay.records import Comparison, Record
+from selfplay.results.load import read_run
+from selfplay.results.run import START, Iteration, Run
 from selfplay.rundir import write_json
 
 

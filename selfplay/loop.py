@@ -18,12 +18,12 @@ from typing import Any
 
 from selfplay import guard
 from selfplay.compare.card import write_cards
-from selfplay.compare.gather import read_run
 from selfplay.compare.report import write_report
 from selfplay.config import ConfigError, Recipe
 from selfplay.plan import check
 from selfplay.progress import say
 from selfplay.records import Prompt
+from selfplay.results.load import read_run
 from selfplay.rundir import RunDirectory, read_json
 from selfplay.stages import Run
 from selfplay.tracking import Tracker

@@ -9,10 +9,10 @@ are the recipe's `guard`. What to do about an alarm is decided in `selfplay.guar
 import math
 from collections.abc import Iterator
 
-from selfplay.compare.rundata import START, Iteration, Match, Run
 from selfplay.compare.wording import interval_text, points_text, rate_text
 from selfplay.config import Guard
 from selfplay.records import Comparison, Record
+from selfplay.results.run import START, Iteration, Match, Run
 from selfplay.stats.intervals import win_rate
 from selfplay.stats.length_control import LengthControlled
 

@@ -2,10 +2,10 @@
 
 import judges
 from selfplay.compare.alarms import reward_accuracy
-from selfplay.compare.rundata import START, Iteration, Run
 from selfplay.compare.wording import DASH, level_text, rate_text, spoken
 from selfplay.config import ConfigError, Recipe, validate
 from selfplay.guard import assess_run
+from selfplay.results.run import START, Iteration, Run
 from selfplay.rundir import write_atomically
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from selfplay.compare.card import card
 from selfplay.compare.contestants import Contestant, resolve
-from selfplay.compare.gather import read_run
 from selfplay.config import ConfigError
+from selfplay.results.load import read_run
 from selfplay.rundir import write_atomically
 
 

@@ -3,9 +3,9 @@
 from itertools import combinations
 from typing import NamedTuple
 
-from selfplay.compare.rundata import Run
 from selfplay.compare.wording import duration, interval_text, rate_text, spoken
 from selfplay.guard import Assessment
+from selfplay.results.run import Run
 from selfplay.stats.summary import Summary
 
 

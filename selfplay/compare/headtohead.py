@@ -17,12 +17,12 @@ import judges
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.contestants import Contestant, check_unseen, contestants, recipes
-from selfplay.compare.rundata import Match, vote_table
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
+from selfplay.results.run import Match, vote_table
 from selfplay.rundir import RunDirectory, derived_seed, hash_of, read_rows, write_json, write_rows
 from selfplay.stats.summary import Summary, summarise
 

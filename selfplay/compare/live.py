@@ -9,8 +9,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from selfplay.compare.gather import read_run
 from selfplay.compare.report import render_report
+from selfplay.results.load import read_run
 from selfplay.rundir import hash_of
 
 WATCHED = (

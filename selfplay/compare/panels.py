@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from selfplay.compare.charts import bar_chart, interval_chart, line_chart, matrix_chart
 from selfplay.compare.figures import Figure, Series, percent
-from selfplay.compare.rundata import Iteration, Run, number
 from selfplay.compare.wording import duration, spoken
 from selfplay.records import Comparison
+from selfplay.results.run import Iteration, Run, number
 
 STAGES = ("bootstrap", "generate", "label", "reward", "policy", "evaluate")
 """Stages in the order of the loop; any other follows."""

@@ -15,12 +15,12 @@ from typing import Any
 import jinja2
 
 from selfplay.compare import panels, tables
-from selfplay.compare.gather import read_run
 from selfplay.compare.headline import headline, lead
-from selfplay.compare.rundata import Match, Run
 from selfplay.compare.transcripts import thinned, transcripts, visible
 from selfplay.compare.wording import spoken
 from selfplay.guard import assess_run
+from selfplay.results.load import read_run
+from selfplay.results.run import Match, Run
 from selfplay.rundir import write_atomically
 from selfplay.stats.votes import VoteTable
 

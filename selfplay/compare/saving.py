@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from selfplay.compare.figures import Figure
-from selfplay.compare.gather import read_run
 from selfplay.compare.panels import all_figures
 from selfplay.config import ConfigError
+from selfplay.results.load import read_run
 
 ZOOM = 3
 """PNG pixels per drawing unit: 1,080 pixels across for a chart, 300 per inch at 9 cm."""

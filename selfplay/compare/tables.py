@@ -5,8 +5,8 @@ from typing import Any
 
 from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.figures import plain
-from selfplay.compare.rundata import START, Iteration, Profile, Run, number
 from selfplay.compare.wording import DASH, chance_text, interval_text, level_text, rate_text, spoken
+from selfplay.results.run import START, Iteration, Profile, Run, number
 from selfplay.stats.summary import Summary
 
 Row = tuple[str, Sequence[str]]

@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfplay.compare.rundata import Answer, Match, Run
 from selfplay.compare.wording import spoken
+from selfplay.results.run import Answer, Match, Run
 
 LONGEST = 20_000
 """Most characters of one text that are shown."""

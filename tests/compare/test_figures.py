@@ -10,9 +10,9 @@ from making_runs import Plan, make_run
 from selfplay.compare import figures, saving
 from selfplay.compare.charts import bar_chart, interval_chart, line_chart, matrix_chart
 from selfplay.compare.figures import Series
-from selfplay.compare.gather import read_run
 from selfplay.compare.panels import iteration_figures, overoptimisation_figures
 from selfplay.config import ConfigError
+from selfplay.results.load import read_run
 
 HOSTILE = "</svg><script>alert(1)</script> & \"'"
 

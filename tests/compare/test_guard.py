@@ -9,11 +9,11 @@ import yaml
 from making_runs import Plan, make_run
 
 from selfplay.compare.alarms import alarms_of, reward_accuracy, reward_gain, win_rate_change
-from selfplay.compare.gather import read_run
 from selfplay.compare.report import write_report
-from selfplay.compare.rundata import Iteration, Match, Run
 from selfplay.config import ConfigError, Guard
 from selfplay.guard import assess, conclude
+from selfplay.results.load import read_run
+from selfplay.results.run import Iteration, Match, Run
 
 START, ONE, TWO = (f"iteration-00{number}" for number in range(3))
 

@@ -11,12 +11,12 @@ from html.parser import HTMLParser
 import pytest
 from making_runs import HOSTILE, Plan, make_run
 
-from selfplay.compare.gather import read_run
 from selfplay.compare.live import make_server, version
 from selfplay.compare.report import context, write_report
-from selfplay.compare.rundata import Match
 from selfplay.compare.transcripts import LONGEST, thinned, transcript, transcripts, visible
 from selfplay.config import ConfigError
+from selfplay.results.load import read_run
+from selfplay.results.run import Match
 
 
 class Page(HTMLParser):

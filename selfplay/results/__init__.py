@@ -1,0 +1,1 @@
+"""A run on disk as objects: what the report, the guard and the model card read."""
