@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
-from selfplay.guard import assess
+from selfplay.guard.selection import assess
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory, hash_of
 

@@ -18,7 +18,7 @@ from selfplay.compare import panels, tables
 from selfplay.compare.headline import headline, lead
 from selfplay.compare.transcripts import thinned, transcripts, visible
 from selfplay.compare.wording import spoken
-from selfplay.guard import assess_run
+from selfplay.guard.selection import assess_run
 from selfplay.results.load import read_run
 from selfplay.results.run import Match, Run
 from selfplay.rundir import write_atomically

@@ -12,7 +12,7 @@ import yaml
 
 from selfplay.compare.report import write_report
 from selfplay.config import load_recipe
-from selfplay.guard import assess, conclude
+from selfplay.guard.selection import assess, conclude
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

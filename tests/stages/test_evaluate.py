@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from judges import load_spec
-from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.wording import rate_text
+from selfplay.guard.alarms import reward_accuracy
 from selfplay.models import RewardModel, encode_prompt, save
 from selfplay.records import Completion, Pair, Verdict
 from selfplay.results.load import read_run

@@ -6,9 +6,9 @@ Reads what the stages wrote and knows no model. The recipe's `guard.action` says
 import os
 from pathlib import Path
 
-from selfplay.compare.alarms import Alarm, alarms_of
 from selfplay.compare.wording import rate_text
 from selfplay.config import Guard, validate
+from selfplay.guard.alarms import Alarm, alarms_of
 from selfplay.records import Comparison, Record
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, Run

@@ -1,0 +1,1 @@
+"""Over-optimisation: the alarms, and which iteration to keep."""
