@@ -102,7 +102,7 @@ def show(
     """Print a run's iterations as a table, or the transcripts of one prompt side by side."""
     from rich.console import Console
 
-    from selfplay import show as showing
+    from selfplay.report import show as showing
 
     console = Console(highlight=False)
     if prompt is not None:
@@ -161,15 +161,15 @@ def report(
 ) -> None:
     """Write a run's report: one HTML file that works offline."""
     if live:
-        from selfplay.compare.live import serve_report
+        from selfplay.report.server import serve_report
 
         serve_report(directory, port)
         return
-    from selfplay.compare.report import write_report
+    from selfplay.report.html import write_report
 
     typer.echo(write_report(directory, output))
     if figures is not None:
-        from selfplay.compare.saving import save_figures
+        from selfplay.report.export_figures import save_figures
 
         for file in save_figures(directory, figures):
             typer.echo(file)
@@ -190,7 +190,7 @@ def compare(
     """Compare checkpoints on the same held-out prompts, head to head, with intervals."""
     from rich.console import Console
 
-    from selfplay.compare.printing import print_summary
+    from selfplay.report.terminal import print_summary
 
     if (votes is None) == (not targets):
         raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
@@ -269,7 +269,7 @@ def judge_check(
     if as_json:
         emit(found.model_dump(mode="json"))
     else:
-        from selfplay.show import print_check
+        from selfplay.report.show import print_check
 
         print_check(found.model_dump(mode="json"))
     if not found.passed:
@@ -288,7 +288,7 @@ def judge_try(
     if as_json:
         emit(found.model_dump(mode="json"))
     else:
-        from selfplay.show import print_trial
+        from selfplay.report.show import print_trial
 
         print_trial(found.model_dump(mode="json"))
 

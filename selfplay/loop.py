@@ -17,12 +17,12 @@ from types import ModuleType
 from typing import Any
 
 from selfplay import guard
-from selfplay.compare.card import write_cards
-from selfplay.compare.report import write_report
 from selfplay.config import ConfigError, Recipe
 from selfplay.plan import check
 from selfplay.progress import say
 from selfplay.records import Prompt
+from selfplay.report.html import write_report
+from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
 from selfplay.rundir import RunDirectory, read_json
 from selfplay.stages import Run

@@ -17,7 +17,7 @@ MATHS_OF_COMPARE = tuple(
 )
 ROWS: tuple[tuple[str, ...], ...] = (
     ("selfplay.cli",),
-    ("selfplay.loop", "selfplay.show"),
+    ("selfplay.loop", "selfplay.report.show"),
     ("selfplay.plan", "selfplay.template"),
     ("selfplay.compare", "selfplay.guard"),
     ("selfplay.stages",),

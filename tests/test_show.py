@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from selfplay import show
 from selfplay.config import ConfigError
+from selfplay.report import show
 from selfplay.rundir import read_json, read_rows
 
 RATE = {"value", "low", "high", "n", "ties", "unscored"}

@@ -4,9 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from selfplay.compare.card import card
 from selfplay.compare.contestants import Contestant, resolve
 from selfplay.config import ConfigError
+from selfplay.report.model_card import card
 from selfplay.results.load import read_run
 from selfplay.rundir import write_atomically
 

@@ -9,8 +9,8 @@ are the recipe's `guard`. What to do about an alarm is decided in `selfplay.guar
 import math
 from collections.abc import Iterator
 
-from selfplay.compare.wording import interval_text, points_text, rate_text
 from selfplay.config import Guard
+from selfplay.formatting import interval_text, points_text, rate_text
 from selfplay.records import Comparison, Record
 from selfplay.results.run import START, Iteration, Match, Run
 from selfplay.stats.intervals import win_rate

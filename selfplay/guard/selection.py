@@ -6,8 +6,8 @@ Reads what the stages wrote and knows no model. The recipe's `guard.action` says
 import os
 from pathlib import Path
 
-from selfplay.compare.wording import rate_text
 from selfplay.config import Guard, validate
+from selfplay.formatting import rate_text
 from selfplay.guard.alarms import Alarm, alarms_of
 from selfplay.records import Comparison, Record
 from selfplay.results.load import read_run

@@ -3,8 +3,8 @@
 import shutil
 
 import judges
-from selfplay.compare.wording import rate_text
 from selfplay.config import load_recipe
+from selfplay.formatting import rate_text
 from selfplay.loop import run
 from selfplay.records import Comparison
 from selfplay.rundir import read_json

@@ -7,11 +7,12 @@ from xml.etree import ElementTree
 import pytest
 from making_runs import Plan, make_run
 
-from selfplay.compare import figures, saving
-from selfplay.compare.charts import bar_chart, interval_chart, line_chart, matrix_chart
-from selfplay.compare.figures import Series
-from selfplay.compare.panels import iteration_figures, overoptimisation_figures
 from selfplay.config import ConfigError
+from selfplay.report import export_figures as saving
+from selfplay.report import svg as figures
+from selfplay.report.charts import bar_chart, interval_chart, line_chart, matrix_chart
+from selfplay.report.plots import iteration_figures, overoptimisation_figures
+from selfplay.report.svg import Series
 from selfplay.results.load import read_run
 
 HOSTILE = "</svg><script>alert(1)</script> & \"'"

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from making_runs import Plan, make_run
 
-from selfplay.compare.report import write_report
 from selfplay.config import ConfigError, Guard
 from selfplay.guard.alarms import alarms_of, reward_accuracy, reward_gain, win_rate_change
 from selfplay.guard.selection import assess, conclude
+from selfplay.report.html import write_report
 from selfplay.results.load import read_run
 from selfplay.results.run import Iteration, Match, Run
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfplay.compare.report import write_report
 from selfplay.config import load_recipe
 from selfplay.guard.selection import assess, conclude
+from selfplay.report.html import write_report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from selfplay.compare.contestants import contestants, resolve
 from selfplay.compare.export import export
 from selfplay.compare.headtohead import compare, judging, settings_of
-from selfplay.compare.printing import print_summary
-from selfplay.compare.report import as_run, write_comparison
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.engines.hf import TransformersEngine
+from selfplay.report.html import as_run, write_comparison
+from selfplay.report.terminal import print_summary
 from selfplay.rundir import read_rows
 from selfplay.stats.summary import summarise
 from selfplay.stats.votes import Vote, tabulate

@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 import pytest
 from making_runs import HOSTILE, Plan, make_run
 
-from selfplay.compare.live import make_server, version
-from selfplay.compare.report import context, write_report
-from selfplay.compare.transcripts import LONGEST, thinned, transcript, transcripts, visible
 from selfplay.config import ConfigError
+from selfplay.report.html import context, write_report
+from selfplay.report.server import make_server, version
+from selfplay.report.transcripts import LONGEST, thinned, transcript, transcripts, visible
 from selfplay.results.load import read_run
 from selfplay.results.run import Match
 
@@ -138,7 +138,7 @@ def test_more_text_than_fits_is_thinned_evenly_and_said(finished_run, monkeypatc
     assert sum(one.size for one in kept) <= total // 4
     places = [found.index(one) for one in kept]
     assert places == sorted(places) and 50 <= len(kept) <= 64 and max(places) > 240
-    monkeypatch.setattr("selfplay.compare.report.MOST_BYTES", total // 4)
+    monkeypatch.setattr("selfplay.report.html.MOST_BYTES", total // 4)
     assert f"{len(kept)} of 256 held-out prompts, evenly chosen" in context(read_run(finished_run))["shown_note"]
 
 

@@ -12,8 +12,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from selfplay.compare.live import make_server
-from selfplay.compare.report import write_report
+from selfplay.report.html import write_report
+from selfplay.report.server import make_server
 
 pytestmark = pytest.mark.skipif(
     not installed(), reason="chromium and chromium-driver are not installed (apt-get install them)"

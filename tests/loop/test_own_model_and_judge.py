@@ -7,7 +7,7 @@ import pytest
 from killing import run_in_process
 
 from prompts.sources import load_documents
-from selfplay.show import iterations
+from selfplay.report.show import iterations
 
 SHARED = Path(__file__).parents[3] / "shared"
 needs_shared = pytest.mark.skipif(

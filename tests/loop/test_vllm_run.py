@@ -4,8 +4,8 @@ from pathlib import Path
 
 from killing import run_in_process
 
+from selfplay.report.show import iterations
 from selfplay.rundir import RunDirectory
-from selfplay.show import iterations
 
 ROOT = Path(__file__).parents[2]
 FEWER = [

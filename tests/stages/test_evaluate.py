@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from judges import load_spec
-from selfplay.compare.wording import rate_text
+from selfplay.formatting import rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.models import RewardModel, encode_prompt, save
 from selfplay.records import Completion, Pair, Verdict

@@ -6,7 +6,7 @@ Each takes numbers and gives a `Figure`; what they mean is said by `panels`.
 from collections.abc import Callable, Sequence
 from html import escape
 
-from selfplay.compare.figures import DASHES, MARKERS, Figure, Scale, Series, percent, plain, ticks
+from selfplay.report.svg import DASHES, MARKERS, Figure, Scale, Series, percent, plain, ticks
 
 
 def words(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:

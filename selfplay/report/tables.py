@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from selfplay.compare.figures import plain
-from selfplay.compare.wording import DASH, chance_text, interval_text, level_text, rate_text, spoken
+from selfplay.formatting import DASH, chance_text, interval_text, level_text, rate_text, spoken
 from selfplay.guard.alarms import reward_accuracy
+from selfplay.report.svg import plain
 from selfplay.results.run import START, Iteration, Profile, Run, number
 from selfplay.stats.summary import Summary
 

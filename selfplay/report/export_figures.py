@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from selfplay.compare.figures import Figure
-from selfplay.compare.panels import all_figures
 from selfplay.config import ConfigError
+from selfplay.report.plots import all_figures
+from selfplay.report.svg import Figure
 from selfplay.results.load import read_run
 
 ZOOM = 3

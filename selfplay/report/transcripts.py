@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfplay.compare.wording import spoken
+from selfplay.formatting import spoken
 from selfplay.results.run import Answer, Match, Run
 
 LONGEST = 20_000

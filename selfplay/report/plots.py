@@ -5,10 +5,10 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from selfplay.compare.charts import bar_chart, interval_chart, line_chart, matrix_chart
-from selfplay.compare.figures import Figure, Series, percent
-from selfplay.compare.wording import duration, spoken
+from selfplay.formatting import duration, spoken
 from selfplay.records import Comparison
+from selfplay.report.charts import bar_chart, interval_chart, line_chart, matrix_chart
+from selfplay.report.svg import Figure, Series, percent
 from selfplay.results.run import Iteration, Run, number
 
 STAGES = ("bootstrap", "generate", "label", "reward", "policy", "evaluate")

@@ -3,7 +3,7 @@
 from itertools import combinations
 from typing import NamedTuple
 
-from selfplay.compare.wording import duration, interval_text, rate_text, spoken
+from selfplay.formatting import duration, interval_text, rate_text, spoken
 from selfplay.guard.selection import Assessment
 from selfplay.results.run import Run
 from selfplay.stats.summary import Summary

@@ -1,8 +1,8 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
 import judges
-from selfplay.compare.wording import DASH, level_text, rate_text, spoken
 from selfplay.config import ConfigError, Recipe, validate
+from selfplay.formatting import DASH, level_text, rate_text, spoken
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.guard.selection import assess_run
 from selfplay.results.run import START, Iteration, Run

@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.compare.headline import headline_of
-from selfplay.compare.tables import cycle_sentences
-from selfplay.compare.wording import DASH, chance_text, level_text, points_text, rate_text, spoken
+from selfplay.formatting import DASH, chance_text, level_text, points_text, rate_text, spoken
+from selfplay.report.headline import headline_of
+from selfplay.report.tables import cycle_sentences
 from selfplay.stats.summary import Summary
 
 WIDEST_TABLE = 120

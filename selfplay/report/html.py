@@ -14,11 +14,12 @@ from typing import Any
 
 import jinja2
 
-from selfplay.compare import panels, tables
-from selfplay.compare.headline import headline, lead
-from selfplay.compare.transcripts import thinned, transcripts, visible
-from selfplay.compare.wording import spoken
+from selfplay.formatting import spoken
 from selfplay.guard.selection import assess_run
+from selfplay.report import plots as panels
+from selfplay.report import tables
+from selfplay.report.headline import headline, lead
+from selfplay.report.transcripts import thinned, transcripts, visible
 from selfplay.results.load import read_run
 from selfplay.results.run import Match, Run
 from selfplay.rundir import write_atomically

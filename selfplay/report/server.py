@@ -9,7 +9,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from selfplay.compare.report import render_report
+from selfplay.report.html import render_report
 from selfplay.results.load import read_run
 from selfplay.rundir import hash_of
 

@@ -1,0 +1,1 @@
+"""A run as a page, tables, figures, transcripts, a model card and a terminal table."""
