@@ -1,7 +1,7 @@
 """Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.
 
 The command line's verbs are functions: `load_recipe` and `run` here, loaded when they are asked for, `compare` in
-`selfplay.compare.headtohead` (a subpackage has its name).
+`selfplay.compare.head_to_head` (a subpackage has its name).
 """
 
 from importlib import import_module

@@ -201,7 +201,7 @@ def compare(
         summary = summarise(read_votes(votes), baseline=baseline)
         found = {**summary.model_dump(mode="json"), "matrix": summary.matrix()}
     else:
-        from selfplay.compare.headtohead import compare as head_to_head
+        from selfplay.compare.head_to_head import compare as head_to_head
 
         source = (
             None if prompts is None else validate(PromptSource, {"source": prompts, "split": "heldout"}, "--prompts")

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from selfplay.compare.contestants import Contestant, resolve
+from selfplay.compare.targets import Contestant, resolve
 from selfplay.config import ConfigError
 from selfplay.report.model_card import card
 from selfplay.results.load import read_run

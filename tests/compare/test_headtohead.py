@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from selfplay.compare.contestants import contestants, resolve
 from selfplay.compare.export import export
-from selfplay.compare.headtohead import compare, judging, settings_of
+from selfplay.compare.head_to_head import compare, judging, settings_of
+from selfplay.compare.targets import contestants, resolve
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.engines.hf import TransformersEngine
 from selfplay.report.html import as_run, write_comparison

@@ -16,7 +16,7 @@ from typing import Any
 import judges
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
-from selfplay.compare.contestants import Contestant, check_unseen, contestants, recipes
+from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
