@@ -65,7 +65,7 @@ def run(
     """Run a recipe; give the same command again to go on with a run that was stopped."""
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
-        from selfplay.plan import check, work
+        from selfplay.preflight import check, work
 
         check(loaded)
         if as_json:

@@ -2,7 +2,7 @@
 
 A knob lives here once, documented beneath its field. Whatever can be known to be wrong without loading a model is
 refused here, in one sentence that names the value and the way out. What needs files or tokenizers to be checked is
-checked by `selfplay.plan.check`.
+checked by `selfplay.preflight.check`.
 """
 
 import difflib

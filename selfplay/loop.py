@@ -18,7 +18,7 @@ from typing import Any
 
 from selfplay import guard
 from selfplay.config import ConfigError, Recipe
-from selfplay.plan import check
+from selfplay.preflight import check
 from selfplay.progress import say
 from selfplay.records import Prompt
 from selfplay.report.html import write_report
@@ -63,7 +63,8 @@ def opened(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], lis
 
 def make_start(run: Run) -> None:
     """Iteration 0: the policy that everything is compared with, and the judge's model if the run makes it."""
-    from selfplay.stages import bootstrap, judge
+    from selfplay.stages import bootstrap
+    from selfplay.stages import judge_model as judge
 
     do(run, 0, "policy", bootstrap)
     if run.recipe.judge.bootstrap is not None:
@@ -101,7 +102,8 @@ def learn_reward(run: Run, iteration: int) -> bool:
 
     Nothing of this happens where the recipe's reward needs no reward model.
     """
-    from selfplay.stages import generate, label, reward
+    from selfplay.stages import generate, label
+    from selfplay.stages import reward_model as reward
 
     if run.recipe.reward.kind != "model":
         return True

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from selfplay.config import ConfigError, Recipe, load_recipe
-from selfplay.plan import check, work
+from selfplay.preflight import check, work
 
 PAIRWISE = """\
 mode: pairwise
@@ -298,7 +298,7 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
 
     bootstrapped(tmp_path)
     script = (
-        f"import sys; from selfplay.config import load_recipe; from selfplay.plan import check, work; "
+        f"import sys; from selfplay.config import load_recipe; from selfplay.preflight import check, work; "
         f"recipe = load_recipe({str(tmp_path / 'r.yaml')!r}); check(recipe); work(recipe); print('torch' in sys.modules)"
     )
     done = subprocess.run(

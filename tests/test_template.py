@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from selfplay.config import AdaptiveKL, ConfigError, Lora, Pretraining, Recipe, load_recipe, parse_yaml, validate
-from selfplay.plan import check
+from selfplay.preflight import check
 from selfplay.template import commented_recipe, scalar, write_recipe
 
 

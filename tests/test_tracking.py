@@ -13,7 +13,7 @@ from accelerate.tracking import TensorBoardTracker
 
 from selfplay.config import ConfigError, load_recipe
 from selfplay.loop import run
-from selfplay.plan import check
+from selfplay.preflight import check
 from selfplay.rundir import RunDirectory, read_json
 from selfplay.tracking import Tracker, numbers
 

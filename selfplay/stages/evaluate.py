@@ -30,7 +30,7 @@ from selfplay.rundir import Journal, read_rows, write_json, write_rows
 from selfplay.stages import Run
 from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
-from selfplay.stages.rewards import folder_of_model
+from selfplay.stages.ppo_rewards import folder_of_model
 from selfplay.stats.diversity import distinct_n, unique_share
 from selfplay.stats.intervals import win_rate
 

@@ -16,8 +16,8 @@ from selfplay.rl.networks import add_adapter, merged
 from selfplay.rl.trainer import PPOTrainer
 from selfplay.rundir import read_json_lines
 from selfplay.stages import Run
-from selfplay.stages.rewards import build_reward, folder_of_model
-from selfplay.stages.rewards import settings as reward_settings
+from selfplay.stages.ppo_rewards import build_reward, folder_of_model
+from selfplay.stages.ppo_rewards import settings as reward_settings
 
 
 def fingerprint(run: Run, iteration: int) -> str:

@@ -25,7 +25,7 @@ from selfplay.engines.open import open_engine
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.records import Pair
 from selfplay.rundir import RunDirectory
-from selfplay.stages.judge import pairs
+from selfplay.stages.judge_model import pairs
 
 
 def main() -> None:

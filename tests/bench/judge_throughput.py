@@ -29,7 +29,7 @@ from selfplay.engines.open import open_engine
 from selfplay.models import encode_prompt, save
 from selfplay.records import Pair, Prompt
 from selfplay.stages.bootstrap import llama_config
-from selfplay.stages.judge import lesson_tokenizer, pairs
+from selfplay.stages.judge_model import lesson_tokenizer, pairs
 
 FILES = ("stories-judge-logprob", "stories-judge")
 

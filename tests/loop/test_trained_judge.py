@@ -21,11 +21,11 @@ from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.vllm import VllmEngine
 from selfplay.loop import run
 from selfplay.models import load_policy, load_tokenizer
-from selfplay.plan import check
+from selfplay.preflight import check
 from selfplay.records import Pair
 from selfplay.rundir import RunDirectory, read_json, read_rows, write_rows
 from selfplay.stages import Run, label
-from selfplay.stages.judge import pairs
+from selfplay.stages.judge_model import pairs
 from selfplay.stages.rows import pair_row
 
 RULES = """\

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, Sampling
 from selfplay.loop import settle_libraries
-from selfplay.plan import check
+from selfplay.preflight import check
 from selfplay.records import Prompt
 from selfplay.rl import PPOTrainer
 from selfplay.rl.rewards import FunctionReward

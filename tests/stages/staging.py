@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.loop import settle_libraries
-from selfplay.plan import check
+from selfplay.preflight import check
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory
 from selfplay.stages import Run

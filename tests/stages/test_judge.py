@@ -12,7 +12,7 @@ from judges.distill import Teacher
 from selfplay.config import Architecture, ConfigError, Judge, JudgeBootstrap, Optimisation, validate
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages.bootstrap import llama_config
-from selfplay.stages.judge import lesson_rows, lesson_tokenizer, look_for_likes, pairs, places_of, taught
+from selfplay.stages.judge_model import lesson_rows, lesson_tokenizer, look_for_likes, pairs, places_of, taught
 
 TEACHER = Teacher(
     load_spec("stories"), [load_spec("stories-judge", "made"), load_spec("stories-judge-logprob", "made")]

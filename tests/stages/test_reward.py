@@ -11,8 +11,8 @@ from staging import open_run
 
 from selfplay.models import RewardModel
 from selfplay.rundir import read_json, read_rows
-from selfplay.stages import reward
-from selfplay.stages.reward import calibration_error, draw, measure, preferences, split
+from selfplay.stages import reward_model as reward
+from selfplay.stages.reward_model import calibration_error, draw, measure, preferences, split
 from selfplay.stats.intervals import clustered_interval
 
 

@@ -21,7 +21,7 @@ from selfplay.rundir import Journal, write_json
 from selfplay.stages import Run
 from selfplay.stages.generate import sample, stage_name
 from selfplay.stages.label import known_judge, open_judge
-from selfplay.stages.reward import newest_round
+from selfplay.stages.reward_model import newest_round
 
 
 def folder_of_model(run: Run, iteration: int) -> Path | None:
