@@ -44,7 +44,7 @@ def init(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a recipe with every setting, its default and what it does."""
-    from selfplay.template import write_recipe
+    from selfplay.config.template import write_recipe
 
     write_recipe(file, force)
     typer.echo(f"wrote {file}; run it with: selfplay run {file}")

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from selfplay import guard
 from selfplay.config import ConfigError, Recipe
+from selfplay.guard import selection
 from selfplay.preflight import check
 from selfplay.progress import say
 from selfplay.records import Prompt
@@ -91,7 +91,7 @@ def iterate(run: Run) -> None:
         do(run, iteration, "evaluate", evaluate)
         found = read_run(run.files.path)
         write_cards(found)
-        if guard.assess_run(found).stop:
+        if selection.assess_run(found).stop:
             stopped = f"iteration {iteration} raised a severe alarm, and guard.action is stop"
             break
     conclude(run, stopped)
@@ -184,7 +184,7 @@ def missing_before(files: RunDirectory, name: str, iteration: int, reward_model:
 
 def conclude(run: Run, stopped: str) -> None:
     """Say which iteration is best and why, and write the report."""
-    found = guard.conclude(run.files.path, stopped)
+    found = selection.conclude(run.files.path, stopped)
     if stopped:
         say(f"stopped: {stopped}")
     for alarm in found.alarms:

@@ -18,7 +18,7 @@ MATHS_OF_COMPARE = tuple(
 ROWS: tuple[tuple[str, ...], ...] = (
     ("selfplay.cli",),
     ("selfplay.loop", "selfplay.report.show"),
-    ("selfplay.preflight", "selfplay.template"),
+    ("selfplay.preflight", "selfplay.config.template"),
     ("selfplay.compare", "selfplay.guard"),
     ("selfplay.stages",),
     ("judges", "selfplay.rl"),

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from selfplay.config import AdaptiveKL, ConfigError, Lora, Pretraining, Recipe, load_recipe, parse_yaml, validate
+from selfplay.config.template import commented_recipe, scalar, write_recipe
 from selfplay.preflight import check
-from selfplay.template import commented_recipe, scalar, write_recipe
 
 
 def leaves(tree: dict[str, object], prefix: str = "") -> set[str]:

@@ -87,7 +87,7 @@ def content_policy(css: str, *scripts: str, live: bool = False) -> str:
 
 
 def _page(name: str) -> str:
-    return (resources.files("selfplay.compare") / "page" / name).read_text(encoding="utf-8")
+    return (resources.files("selfplay.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def context(run: Run) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Every setting of a run: strict, frozen, read from one YAML file plus dotted overrides. Imports no torch.
+
+A setting is defined here once, documented beneath its field. Whatever can be known to be wrong without loading a model
+is refused here, in one sentence that names the value and the way out. What needs files or tokenizers to be checked is
+checked by `selfplay.preflight`.
+"""
+
+from selfplay.config.algorithms import PPO, AdaptiveKL, Pretraining
+from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
+from selfplay.config.data import Generate, Prompts, PromptSource, Sampling
+from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
+from selfplay.config.load import apply_override, load_recipe, parse_yaml, validate
+from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
+from selfplay.config.recipe import Evaluate, Guard, Recipe
+from selfplay.config.rewards import AddedReward, Reward, require_function
+from selfplay.errors import ConfigError
+
+__all__ = [
+    "PPO",
+    "AdaptiveKL",
+    "AddedReward",
+    "Architecture",
+    "Bootstrap",
+    "ConfigError",
+    "Count",
+    "Demonstrations",
+    "Endpoint",
+    "Engine",
+    "Evaluate",
+    "Generate",
+    "Guard",
+    "Judge",
+    "JudgeBootstrap",
+    "Lora",
+    "NonNegative",
+    "Optimisation",
+    "Policy",
+    "Positive",
+    "Pretraining",
+    "PromptSource",
+    "Prompts",
+    "Recipe",
+    "Reward",
+    "Sampling",
+    "Section",
+    "Texts",
+    "Unit",
+    "apply_override",
+    "load_recipe",
+    "parse_yaml",
+    "require_function",
+    "validate",
+]

@@ -1,0 +1,137 @@
+"""The policy and where it comes from, and the engine that samples from it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
+
+
+class Architecture(Section):
+    """A Llama small enough to pretrain where you sit."""
+
+    layers: Count = 4
+    """Transformer blocks."""
+    hidden_size: Count = 128
+    """Width of the residual stream."""
+    heads: Count = 4
+    """hidden_size / heads is the head size. vLLM's CPU kernels want 32, 64, 80, 96, 112, 128, ..."""
+    intermediate_size: Count = 352
+    """Width inside the gated MLP."""
+    context: Count = 256
+    """Longest sequence, in tokens."""
+    tie_embeddings: bool = True
+    """Share the input and output embeddings."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Architecture":
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}")
+        return self
+
+
+class Optimisation(Section):
+    """Plain supervised training: AdamW, linear warm-up, cosine or linear decay."""
+
+    steps: Count = 300
+    """Optimiser steps."""
+    batch_size: Count = 64
+    """Sequences per optimiser step."""
+    learning_rate: Positive = 3e-3
+    """Peak learning rate."""
+    warmup: Unit = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's decoupled weight decay."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+
+
+class Demonstrations(Section):
+    """Supervised fine-tuning on prompt-response pairs, with TRL's SFTTrainer; the loss is on the response only."""
+
+    source: str = "stories"
+    """`stories` (built in, of mixed quality), a .jsonl / .parquet file or a dataset with `prompt` and `completion`."""
+    count: Count = 6000
+    """Use so many demonstrations at most."""
+    training: Optimisation = Optimisation(steps=200, learning_rate=2e-3)
+
+
+class Bootstrap(Section):
+    """A policy from text alone: train a BPE tokenizer, pretrain a small Llama, fine-tune it on demonstrations."""
+
+    corpus: str = "stories"
+    """`stories` (built in), a text file, a folder of .txt files, or the name of a dataset with a `text` column."""
+    documents: Count = 20000
+    """Documents made of the built-in corpus, or at most used of another one."""
+    vocabulary: Annotated[int, Field(ge=260)] = 512
+    """Size of the byte-level BPE vocabulary, special tokens included."""
+    architecture: Architecture = Architecture()
+    pretrain: Optimisation = Optimisation()
+    heldout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """Share of the documents kept back to measure bits per character."""
+    sft: Demonstrations | None = Demonstrations()
+    """Fine-tuning after pretraining; null leaves the pretrained model as it is."""
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning. Needs the `peft` extra."""
+
+    rank: Count = 16
+    """Rank of each adapter."""
+    alpha: Positive = 32.0
+    """Adapters are scaled by alpha / rank."""
+    targets: Texts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Modules that get an adapter; the output embedding cannot."""
+
+    @field_validator("targets")
+    @classmethod
+    def _no_head(cls, targets: Texts) -> Texts:
+        heads = {"lm_head", "embed_out"} & set(targets)
+        if heads:
+            raise ValueError(
+                f"{min(heads)} cannot have an adapter: PPO multiplies by its weight in chunks, past the "
+                "adapter; leave it out"
+            )
+        return targets
+
+
+class Policy(Section):
+    """The model that improves."""
+
+    model: str | None = None
+    """A checkpoint on disk or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    bootstrap: Bootstrap | None = None
+    """Make the start from text instead of naming a model."""
+    sft: Demonstrations | None = None
+    """Fine-tune the named model first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights when generating; training keeps float32 master weights."""
+    lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Policy":
+        if (self.model is None) == (self.bootstrap is None):
+            raise ValueError("a policy comes either from `model` or from `bootstrap`: set exactly one of them")
+        if self.bootstrap is not None and self.sft is not None:
+            raise ValueError("`policy.sft` fine-tunes `policy.model`; with a bootstrap, set `policy.bootstrap.sft`")
+        return self
+
+
+class Engine(Section):
+    """Who produces text."""
+
+    kind: Literal["transformers", "vllm"] = "transformers"
+    """`transformers` runs anywhere; `vllm` is faster on a GPU and has a CPU build."""
+    batch_size: Count = 256
+    """Rows decoded at once by the transformers engine."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.45
+    """Share of the GPU's memory that vLLM takes."""
+    cpu_cache_gib: Count = 1
+    """Size of vLLM's KV cache on a CPU, in GiB."""
+    sleep: bool = False
+    """Let vLLM give its GPU memory to PPO between rollouts: room for larger models, a second or so per step."""
+    tensor_parallel: Count = 1
+    """GPUs that one vLLM engine is spread over."""

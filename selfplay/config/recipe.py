@@ -1,0 +1,117 @@
+"""A recipe: one file, one run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from selfplay.config.algorithms import PPO
+from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
+from selfplay.config.data import Generate, Prompts, Sampling
+from selfplay.config.judging import Judge
+from selfplay.config.models import Engine, Policy
+from selfplay.config.rewards import AddedReward, Reward
+
+
+class Evaluate(Section):
+    """Comparison with the policy before and with the start, on the held-out prompts."""
+
+    judge: str | None = None
+    """Judge file that measures; default the one that labels."""
+    temperature: NonNegative = 1.0
+    """Temperature of the held-out answers."""
+    resamples: Annotated[int, Field(ge=2000)] = 2000
+    """Bootstrap resamples over prompts behind every 95% interval."""
+
+
+class Guard(Section):
+    """When a policy games its judge instead of getting better, and what is done then (see docs/report.md)."""
+
+    action: Literal["warn", "stop", "keep-best"] = "keep-best"
+    """`warn` only reports and takes the last iteration as the best; `keep-best` takes the one with the highest win rate
+    against the start by `evaluate.judge`; `stop` does so too, and ends the run at the first severe alarm."""
+    length_growth: Positive = 1.5
+    """Mean length, as a multiple of the start's, above which answers have grown suspiciously."""
+    longer_share: Unit = 0.75
+    """Share of pairs in which the judge prefers the longer answer, above which it rewards length (people: 0.64, GPT-4:
+    0.68; Dubois et al. 2024)."""
+    diversity: Unit = 0.7
+    """Distinct bigrams and unique answers, as a share of the start's, below which answers have become too alike."""
+    truncated: Unit = 0.25
+    """Share of answers cut off at max_tokens above which length is out of hand; twice as many is severe."""
+    swap_consistency: Unit = 0.65
+    """Agreement of the judge's two orders below which it is unreliable (GPT-4: 0.65; Zheng et al. 2023)."""
+    unscored: Unit = 0.05
+    """Share of pairs without a readable verdict above which the judge is unreliable."""
+
+
+class Recipe(Section):
+    """One file, one run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run's directory; default the recipe's file name."""
+    description: str = ""
+    """What the run is for; shown in reports."""
+    output: str | None = None
+    """The run's directory; default `runs/NAME`."""
+    seed: int = 0
+    """Every random choice of a run follows from it."""
+    iterations: Count = 2
+    """Rounds of generate, label, reward, policy, evaluate."""
+    threads: Count | None = None
+    """CPU threads for torch; default OMP_NUM_THREADS, or else all cores."""
+    prompts: Prompts = Prompts()
+    policy: Policy
+    engine: Engine = Engine()
+    sampling: Sampling = Sampling()
+    generate: Generate = Generate()
+    judge: Judge = Judge()
+    reward: Reward = Reward()
+    algorithm: PPO = PPO()
+    evaluate: Evaluate = Evaluate()
+    guard: Guard = Guard()
+    report_to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...], Field(strict=False)] = ()
+    """Trackers that are told every PPO step and every iteration, beside metrics.jsonl (see docs/report.md)."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is kept."""
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def judge_model(self) -> str | None:
+        """What answers for the judge that labels: the model that the recipe names or makes; None leaves it to the file."""
+        made = self.directory.absolute() / "iteration-000" / "judge"
+        return str(made) if self.judge.bootstrap else self.judge.model
+
+    @property
+    def rewards(self) -> "tuple[Reward | AddedReward, ...]":
+        """What PPO follows the weighted sum of."""
+        return (self.reward, *self.reward.added)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.sampling.temperature == 0:
+            raise ValueError(
+                "sampling.temperature is 0: greedy completions of one prompt are all the same, so there "
+                "is nothing to compare; use a temperature above 0"
+            )
+        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
+            raise ValueError("sampling.top_p and top_k bias PPO's importance ratio: leave them at 1 and 0")
+        if self.sampling.n != 1 or self.sampling.seed != 0:
+            raise ValueError(
+                "sampling.n and sampling.seed are set by each stage: say how many completions a prompt gets "
+                "in generate.completions, and change `seed` for other random numbers"
+            )
+        if self.prompts.train.source != "stories" and "heldout" not in self.prompts.model_fields_set:
+            raise ValueError(
+                f"prompts.train is {self.prompts.train.source!r}, and prompts.heldout is not set: name the "
+                "prompts to measure on, which must not be among those"
+            )
+        train, heldout = self.prompts.train, self.prompts.heldout
+        if train.source == heldout.source and train.split == heldout.split:
+            raise ValueError(
+                f"prompts.train and prompts.heldout are the same ({train.source!r}, split "
+                f"{train.split!r}): held-out prompts must not be trained on; name another file or split"
+            )
+        return self

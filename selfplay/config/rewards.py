@@ -1,0 +1,72 @@
+"""What the policy is trained to increase: a reward model, a judge, a Python function, or a weighted sum."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from selfplay.config.base import Count, Positive, Section, Unit
+
+
+def require_function(kind: str, function: str | None) -> None:
+    """Raise ValueError unless a function is named for a reward of kind function and for no other."""
+    if (kind == "function") != (function is not None):
+        raise ValueError("`function` names the Python of kind function, and only of that: set both or neither")
+
+
+class AddedReward(Section):
+    """A reward that is added to another one."""
+
+    kind: Literal["judge", "function"]
+    """A judge asked directly, or a Python function."""
+    weight: float = 1.0
+    """Its score times this is added; below 0 it counts against a response."""
+    judge: str | None = None
+    """kind judge: a judge file; default the recipe's judge."""
+    function: str | None = None
+    """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta), lists of text, text and
+    the prompts' columns, to one number each; NaN leaves an episode out."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AddedReward":
+        require_function(self.kind, self.function)
+        if self.judge is not None and self.kind != "judge":
+            raise ValueError("`judge` belongs to kind judge: remove it")
+        return self
+
+
+class Reward(Section):
+    """What PPO follows: by default a reward model, trained on the verdicts with TRL's RewardTrainer."""
+
+    kind: Literal["model", "judge", "function"] = "model"
+    """`model`: a reward model, trained on the preferences. `judge`: the recipe's judge asked about every response (one
+    that compares is shown the answer of the policy before), with no pairs, labels or reward model. `function`: Python."""
+    function: str | None = None
+    """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta) to one number each."""
+    weight: Positive = 1.0
+    """Its share in the sum with `added`."""
+    added: Annotated[tuple[AddedReward, ...], Field(strict=False)] = ()
+    """Further rewards: PPO follows the weighted sum."""
+    backbone: str = "previous"
+    """Weights to start from: `previous` (the reward model of the iteration before; in the first, the policy), `policy`
+    (the current one), `start`, or a checkpoint or hub id."""
+    epochs: Count = 2
+    """Passes over the preferences."""
+    batch_size: Count = 64
+    """Pairs per optimiser step."""
+    learning_rate: Positive = 1e-4
+    """Peak learning rate; falls linearly to 0."""
+    warmup: Unit = 0.05
+    """Share of the steps over which the learning rate rises from 0."""
+    heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    """Share of the prompts whose pairs are kept back to measure accuracy and calibration."""
+    replay: Unit = 0.0
+    """Share of each earlier iteration's preferences that is mixed in."""
+    margin: bool = False
+    """Use the verdict's margin in the loss (Touvron et al. 2023, Llama 2)."""
+    extra_rounds: Annotated[int, Field(ge=0)] = 2
+    """How often to fetch as many pairs again if the held-out accuracy is not above chance (lower bound <= 0.5)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Reward":
+        require_function(self.kind, self.function)
+        return self
