@@ -7,10 +7,10 @@ preferences, counts = to_preferences(pairs, verdicts, spec)
 """
 
 from judges.build import Judge, build
-from judges.failures import JudgeStopped
 from judges.spec.load import digest, load_spec, shipped
 from judges.spec.modes import JudgeSpec
 from judges.verdicts import health, settle, to_preferences
+from selfplay.errors import JudgeStopped
 
 __all__ = [
     "Judge",

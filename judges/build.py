@@ -23,8 +23,8 @@ from judges.spec.modes import (
     RubricSpec,
     RulesSpec,
 )
-from selfplay.config import ConfigError
 from selfplay.engines import Engine
+from selfplay.errors import ConfigError
 from selfplay.records import Pair, Verdict
 
 Opener = Callable[[JudgeSpec], Engine]

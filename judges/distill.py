@@ -20,7 +20,7 @@ from judges.modes.rules import RulesJudge
 from judges.modes.scoring import SAME, Assessment
 from judges.spec.modes import JudgeSpec, PairwiseSpec, RulesSpec
 from judges.verdicts import settle, winner
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.records import Message, Pair, Prompt
 
 

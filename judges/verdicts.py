@@ -1,14 +1,19 @@
-"""From verdicts to what is done with them: one preference per pair, preferences to train on, the judge's health."""
+"""From verdicts to what is done with them: a preference per pair, training pairs, the judge's health, and when to stop."""
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from judges.spec.modes import JudgeSpec
+from judges.spec.sections import OnError
+from selfplay.errors import JudgeStopped
 from selfplay.records import Pair, Preference, Verdict, mean_preference
 
 EVEN = 1e-9
 """A preference this close to one half is a tie."""
+EXAMPLES = 3
+"""What the judge said where it gave no verdict is shown so many times."""
 
 
 def settle(verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, float | None]:
@@ -139,3 +144,25 @@ def _chose_first(rows: Sequence[Verdict]) -> list[bool]:
 
 def _share(values: Sequence[bool]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def stop_if_failing(judge: str, verdicts: Sequence[Verdict], rule: OnError, expected: int | None = None) -> None:
+    """Raise JudgeStopped if more verdicts are unscored than the judge's file allows.
+
+    With `expected`, the number of verdicts there will be in the end, it can stop as soon as the end is certain.
+    """
+    failed = [verdict for verdict in verdicts if verdict.preference is None]
+    total = expected or len(verdicts)
+    if not failed or (rule.action == "drop" and len(failed) <= rule.max_failure_rate * total):
+        return
+    shown = "; ".join(
+        f"{verdict.error}: {verdict.raw[:160]!r}" if verdict.raw else verdict.error
+        for verdict in islice({verdict.error: verdict for verdict in failed}.values(), EXAMPLES)
+    )
+    allowed = f"on_error.max_failure_rate is {rule.max_failure_rate:g}"
+    if rule.action == "abort":
+        allowed = "on_error.action is abort"
+    raise JudgeStopped(
+        f"judge {judge!r} gave no verdict on {len(failed)} of {total} ({allowed}): {shown}; see what it "
+        "is asked and says with `selfplay judge try`"
+    )

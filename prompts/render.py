@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.records import Message
 
 SPECIAL_TOKENS = re.compile(

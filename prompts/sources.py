@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prompts import instructions, stories
-from selfplay.config import ConfigError, PromptSource
+from selfplay.config import PromptSource
+from selfplay.errors import ConfigError
 from selfplay.records import Message, Prompt
 
 BUILT_IN = "stories"

@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfplay.config import ConfigError, load_recipe
+    from selfplay.config import load_recipe
+    from selfplay.errors import ConfigError
     from selfplay.loop import run
 
 __version__ = "0.1.0"

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from selfplay.config import ConfigError, PromptSource, load_recipe, validate
+from selfplay.config import PromptSource, load_recipe, validate
+from selfplay.errors import ConfigError, SelfplayError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,9 +29,9 @@ def main() -> None:
     """Entry point."""
     try:
         app()
-    except ConfigError as error:
+    except SelfplayError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def emit(value: Any) -> None:
@@ -312,3 +313,7 @@ def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = Tru
 
         wanted = spec.needs_model and (needed or any(getattr(part, "model", None) for part in spec.parts))
         yield spec, opener if wanted else None
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from selfplay.config import ConfigError, Recipe
+from selfplay.config import Recipe
+from selfplay.errors import ConfigError
 from selfplay.guard import selection
 from selfplay.preflight import check
 from selfplay.progress import say

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt
 
 

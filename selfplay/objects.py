@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 
 
 def load_object(reference: str) -> Any:

@@ -10,7 +10,8 @@ import judges
 from judges.distill import Teacher
 from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
-from selfplay.config import ConfigError, Recipe
+from selfplay.config import Recipe
+from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.records import Prompt
 from selfplay.rundir import read_json

@@ -23,7 +23,8 @@ import yaml
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from selfplay.config import ConfigError, Recipe, validate
+from selfplay.config import Recipe, validate
+from selfplay.errors import ConfigError
 
 FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations")
 """Settings that may change on a run that has begun: none of them changes what its finished stages made."""

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.progress import say
 from selfplay.rundir import read_json, write_json
 

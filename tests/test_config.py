@@ -10,7 +10,8 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from selfplay.config import ConfigError, Endpoint, Recipe, Section, apply_override, load_recipe, parse_yaml, validate
+from selfplay.config import Endpoint, Recipe, Section, apply_override, load_recipe, parse_yaml, validate
+from selfplay.errors import ConfigError
 
 MINIMAL = "policy: {model: some/model}\n"
 

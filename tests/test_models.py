@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.models import (
     RewardModel,
     decode,

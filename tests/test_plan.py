@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from selfplay.config import ConfigError, Recipe, load_recipe
+from selfplay.config import Recipe, load_recipe
+from selfplay.errors import ConfigError
 from selfplay.preflight import check, work
 
 PAIRWISE = """\

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from selfplay.config import ConfigError, Recipe, validate
+from selfplay.config import Recipe, validate
+from selfplay.errors import ConfigError
 from selfplay.records import Verdict
 from selfplay.rundir import (
     FREE_SETTINGS,

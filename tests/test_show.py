@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.report import show
 from selfplay.rundir import read_json, read_rows
 

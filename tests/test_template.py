@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfplay.config import AdaptiveKL, ConfigError, Lora, Pretraining, Recipe, load_recipe, parse_yaml, validate
+from selfplay.config import AdaptiveKL, Lora, Pretraining, Recipe, load_recipe, parse_yaml, validate
 from selfplay.config.template import commented_recipe, scalar, write_recipe
+from selfplay.errors import ConfigError
 from selfplay.preflight import check
 
 

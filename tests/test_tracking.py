@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from accelerate.tracking import TensorBoardTracker
 
-from selfplay.config import ConfigError, load_recipe
+from selfplay.config import load_recipe
+from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.preflight import check
 from selfplay.rundir import RunDirectory, read_json

@@ -15,11 +15,11 @@ from judges.audit.diagnosis import Figures, Problem, diagnose
 from judges.audit.file_tests import run_tests
 from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
 from judges.build import Judge, Opener, build
-from judges.failures import JudgeStopped
 from judges.llm.cache import AnswerCache
 from judges.spec.modes import JudgeSpec
 from judges.verdicts import health, settle, winner
 from selfplay.engines import Engine
+from selfplay.errors import JudgeStopped
 from selfplay.records import Pair, Verdict
 from selfplay.stats.agreement import cohen_kappa, wilson
 

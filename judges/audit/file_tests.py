@@ -9,7 +9,8 @@ from judges.modes.jury import JuryJudge
 from judges.spec.modes import JudgeSpec, JurySpec, ModelSpec
 from judges.spec.sections import JudgeTest, Said
 from judges.verdicts import settle, winner
-from selfplay.config import ConfigError, Sampling
+from selfplay.config import Sampling
+from selfplay.errors import ConfigError, SelfplayError
 from selfplay.records import Completion, Pair, Prompt
 
 CLOSE = 1e-9
@@ -76,7 +77,7 @@ def _run(spec: JudgeSpec, test: JudgeTest) -> str:
         else:
             verdicts = judge.judge([Pair(id="test", prompt=prompt, first=made[0], second=made[1])])
             found = settle(verdicts, spec)["test"]
-    except ConfigError as error:
+    except SelfplayError as error:
         return str(error)
     if len(made) == 1 and not spec.scores:
         return "it has one response, but this judge compares two"

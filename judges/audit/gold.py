@@ -9,7 +9,7 @@ from typing import Any
 
 from judges.llm.templates import drawn
 from judges.spec.modes import JudgeSpec, ModelSpec
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt
 
 BUILT_IN = Path(__file__).parent.parent / "prompts" / "tasks" / "gold.jsonl"

@@ -21,8 +21,9 @@ from judges.spec.modes import (
     RulesSpec,
 )
 from judges.verdicts import settle
-from selfplay.config import ConfigError, Sampling
+from selfplay.config import Sampling
 from selfplay.engines import Engine
+from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
 
 AnySpec = Annotated[

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from selfplay.config import ConfigError
 from selfplay.engines import Answer
+from selfplay.errors import ConfigError
 
 SCHEMA = """create table if not exists answers (
     key text primary key, answer text not null, model text not null, input_tokens integer not null,

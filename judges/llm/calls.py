@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from selfplay.config import ConfigError, Sampling
+from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine
+from selfplay.errors import ConfigError
 from selfplay.records import Message, Prompt
 
 

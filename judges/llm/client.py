@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from judges.failures import JudgeStopped
 from judges.llm.cache import AnswerCache, key_of
 from judges.llm.calls import Call, make_calls
 from judges.llm.parse import Menu, Reading, answer_schema, average, read, read_logprobs
 from judges.spec.modes import ModelSpec
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling
+from selfplay.errors import JudgeStopped
 from selfplay.records import Message
 
 LEAST, MOST, SECONDS = 256, 8192, 30.0

@@ -6,9 +6,8 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from judges.failures import stop_if_failing
 from judges.spec.modes import JurySpec
-from judges.verdicts import EVEN, settle, winner
+from judges.verdicts import EVEN, settle, stop_if_failing, winner
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 

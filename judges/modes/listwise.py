@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from judges.failures import stop_if_failing
 from judges.llm.client import Asker, Question, Reply
 from judges.llm.parse import Menu, read_ranking
 from judges.llm.templates import Conversation, drawn, principle
 from judges.spec.modes import ListwiseSpec
-from selfplay.config import ConfigError
+from judges.verdicts import stop_if_failing
+from selfplay.errors import ConfigError
 from selfplay.records import Pair, Prompt, Verdict
 
 Direction = Literal["forward", "reversed"]

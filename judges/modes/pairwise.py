@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from judges.failures import stop_if_failing
 from judges.llm.client import Asker, Question
 from judges.llm.parse import Menu
 from judges.llm.templates import Conversation, drawn, principle
 from judges.spec.modes import PairwiseSpec
+from judges.verdicts import stop_if_failing
 from selfplay.records import Pair, Verdict
 
 Direction = Literal["forward", "reversed"]

@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from judges.failures import stop_if_failing
 from judges.spec.modes import PythonSpec
-from selfplay.config import ConfigError
+from judges.verdicts import stop_if_failing
 from selfplay.engines import Engine
+from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.records import Completion, Pair, Prompt, Verdict
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from judges.failures import stop_if_failing
 from judges.spec.modes import JudgeSpec
+from judges.verdicts import stop_if_failing
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 SAME = 1e-9

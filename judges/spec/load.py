@@ -14,7 +14,8 @@ from jinja2 import Template
 
 from judges.spec.modes import MODES, JudgeSpec, JurySpec, ModelSpec, PythonSpec
 from prompts.render import compile_template
-from selfplay.config import AddedReward, ConfigError, Recipe, Reward, parse_yaml, validate
+from selfplay.config import AddedReward, Recipe, Reward, parse_yaml, validate
+from selfplay.errors import ConfigError
 from selfplay.objects import source_of
 
 SHIPPED = Path(__file__).parents[2] / "prompts" / "judges"

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from selfplay.compare.targets import Contestant, resolve
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.report.model_card import card
 from selfplay.results.load import read_run
 from selfplay.rundir import write_atomically

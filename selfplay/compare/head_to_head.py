@@ -17,9 +17,10 @@ import judges
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes
-from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.config import Engine as EngineConfig
+from selfplay.config import PromptSource, Recipe, Sampling
 from selfplay.engines import Engine
+from selfplay.errors import ConfigError
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.results.run import Match, vote_table

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prompts.sources import load_prompts
-from selfplay.config import ConfigError, Recipe
+from selfplay.config import Recipe
+from selfplay.errors import ConfigError
 from selfplay.guard.selection import assess
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory, hash_of

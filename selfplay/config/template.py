@@ -8,7 +8,8 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from selfplay.config import ConfigError, Recipe, validate
+from selfplay.config import Recipe, validate
+from selfplay.errors import ConfigError
 
 WIDTH = 110
 HEADER = """\

@@ -11,10 +11,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from selfplay.config import ConfigError, Endpoint, Sampling
+from selfplay.config import Endpoint, Sampling
 from selfplay.engines import Answer
 from selfplay.engines.endpoint_calls import request_body
 from selfplay.engines.endpoint_client import Calls, Create, key_of
+from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt
 
 Row = tuple[int, Answer | None, str]

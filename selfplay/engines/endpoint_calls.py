@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from selfplay.config import ConfigError, Endpoint, Sampling
+from selfplay.config import Endpoint, Sampling
 from selfplay.engines import Answer, GuidedSampling
+from selfplay.errors import ConfigError
 from selfplay.records import Prompt
 
 TOP_LOGPROBS = 20

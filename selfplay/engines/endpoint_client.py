@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from selfplay.config import ConfigError, Endpoint
+from selfplay.config import Endpoint
 from selfplay.engines import Answer
 from selfplay.engines.endpoint_calls import BadAnswer, read_answer, spent_on, worst_cost
+from selfplay.errors import ConfigError
 
 Outcome = tuple[int, Answer | None, str]
 Create = Callable[..., Any]

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from selfplay.config import ConfigError, Sampling
+from selfplay.config import Sampling
+from selfplay.errors import ConfigError
 from selfplay.models import decode, encode_prompt, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 

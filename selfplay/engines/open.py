@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from selfplay.config import ConfigError
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
+from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer
 
 

@@ -21,11 +21,12 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from selfplay.config import ConfigError, Sampling
 from selfplay.config import Engine as EngineConfig
+from selfplay.config import Sampling
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
 from selfplay.engines.vllm_worker import OWNER_VARIABLE
+from selfplay.errors import ConfigError
 from selfplay.models import decode, encode_prompt, load_tokenizer, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 

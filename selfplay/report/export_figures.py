@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.report.plots import all_figures
 from selfplay.report.svg import Figure
 from selfplay.results.load import read_run

@@ -1,7 +1,8 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
 import judges
-from selfplay.config import ConfigError, Recipe, validate
+from selfplay.config import Recipe, validate
+from selfplay.errors import ConfigError
 from selfplay.formatting import DASH, level_text, rate_text, spoken
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.guard.selection import assess_run

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.rundir import RunDirectory, read_json, read_rows
 
 

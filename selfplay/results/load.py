@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.results.run import Iteration, Match, Run, Spent
 from selfplay.rundir import RunDirectory, read_rows
 from selfplay.stats.diversity import self_similarity

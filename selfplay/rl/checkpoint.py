@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.rundir import hash_of
 
 NAME = "checkpoint.pt"

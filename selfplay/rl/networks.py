@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selfplay.config import ConfigError, Lora
+from selfplay.config import Lora
+from selfplay.errors import ConfigError
 from selfplay.models import score_shift_and_scale
 from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
 from selfplay.rl.logprobs import token_logprobs

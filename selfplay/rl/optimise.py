@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfplay.config import ConfigError
+from selfplay.errors import Diverged
 from selfplay.rl.distributed import sum_over_processes, world_size
 
 
@@ -31,10 +31,6 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) ->
     if schedule == "cosine":
         return (1.0 + math.cos(math.pi * done)) / 2
     raise ValueError(f"unknown schedule {schedule!r}: use linear, constant or cosine")
-
-
-class Diverged(ConfigError):
-    """The losses are no numbers any more."""
 
 
 class Optimiser:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from selfplay.config import PPO, ConfigError, Pretraining
+from selfplay.config import PPO, Pretraining
+from selfplay.errors import ConfigError
 from selfplay.models import default_batch_tokens, split_by_tokens
 from selfplay.rl.batching import collate, deal
 from selfplay.rl.distributed import rank, sum_over_processes, world_size

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.models import RewardModel
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rl.checkpoint import weights_digest

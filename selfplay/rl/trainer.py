@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from selfplay.config import PPO, ConfigError, Sampling
+from selfplay.config import PPO, Sampling
 from selfplay.engines import Engine
+from selfplay.errors import ConfigError
 from selfplay.models import default_batch_tokens, encode_prompt, split_by_tokens
 from selfplay.records import Prompt
 from selfplay.rl.advantages import RunningMoments

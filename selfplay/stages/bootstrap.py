@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from prompts.sources import load_demonstrations, load_documents
-from selfplay.config import Architecture, Bootstrap, ConfigError, Demonstrations
+from selfplay.config import Architecture, Bootstrap, Demonstrations
+from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import say
 from selfplay.rundir import write_json

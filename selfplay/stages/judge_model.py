@@ -22,8 +22,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 import judges
 from judges.distill import Lesson, Teacher, agreement, in_points
 from prompts.story_pairs import story_pairs
-from selfplay.config import ConfigError, JudgeBootstrap
+from selfplay.config import JudgeBootstrap
 from selfplay.engines.hf import TransformersEngine, single_tokens
+from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, save
 from selfplay.progress import say
 from selfplay.records import Completion, Pair, Prompt

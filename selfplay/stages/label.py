@@ -11,9 +11,9 @@ from pathlib import Path
 
 import judges
 from judges.audit.check import require_fit, watch
-from selfplay.config import ConfigError
 from selfplay.engines import Engine
 from selfplay.engines.open import open_engine, open_judge_engine
+from selfplay.errors import ConfigError
 from selfplay.models import load_tokenizer
 from selfplay.progress import meter
 from selfplay.records import Pair, Verdict

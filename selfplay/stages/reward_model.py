@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from selfplay.config import ConfigError, Optimisation, Reward
+from selfplay.config import Optimisation, Reward
+from selfplay.errors import ConfigError
 from selfplay.models import RewardModel, encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.progress import meter, say
 from selfplay.rundir import derived_seed, read_json, read_rows, write_json

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.records import Comparison, Record
 from selfplay.stats.intervals import (
     Array,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.stats.intervals import Array
 
 WORDS = {"a": 1.0, "model_a": 1.0, "b": 0.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5, "": math.nan}

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from making_runs import Plan, make_run
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.report import export_figures as saving
 from selfplay.report import svg as figures
 from selfplay.report.charts import bar_chart, interval_chart, line_chart, matrix_chart

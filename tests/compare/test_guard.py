@@ -8,7 +8,8 @@ import pytest
 import yaml
 from making_runs import Plan, make_run
 
-from selfplay.config import ConfigError, Guard
+from selfplay.config import Guard
+from selfplay.errors import ConfigError
 from selfplay.guard.alarms import alarms_of, reward_accuracy, reward_gain, win_rate_change
 from selfplay.guard.selection import assess, conclude
 from selfplay.report.html import write_report

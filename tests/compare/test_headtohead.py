@@ -11,8 +11,9 @@ from rich.console import Console
 from selfplay.compare.export import export
 from selfplay.compare.head_to_head import compare, judging, settings_of
 from selfplay.compare.targets import contestants, resolve
-from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
+from selfplay.config import PromptSource, Recipe, Sampling
 from selfplay.engines.hf import TransformersEngine
+from selfplay.errors import ConfigError
 from selfplay.report.html import as_run, write_comparison
 from selfplay.report.terminal import print_summary
 from selfplay.rundir import read_rows

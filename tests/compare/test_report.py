@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from making_runs import HOSTILE, Plan, make_run
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.report.html import context, write_report
 from selfplay.report.server import make_server, version
 from selfplay.report.transcripts import LONGEST, thinned, transcript, transcripts, visible

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.stats.intervals import prompts_needed, win_rate
 from selfplay.stats.summary import ratio_error, summarise
 from selfplay.stats.votes import Vote, tabulate

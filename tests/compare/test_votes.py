@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.stats.votes import Vote, read_votes, tabulate
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from misbehaving import FAULTS, serving, url
 
-from selfplay.config import ConfigError, Endpoint, Sampling
+from selfplay.config import Endpoint, Sampling
 from selfplay.engines import GuidedSampling
 from selfplay.engines.endpoint import EndpointEngine
 from selfplay.engines.endpoint_calls import cost_of, read_logprobs, worst_cost
 from selfplay.engines.endpoint_client import seconds_of
+from selfplay.errors import ConfigError
 from selfplay.records import Message, Prompt
 
 QUICK: dict[str, Any] = {"timeout": 30.0, "longest_wait": 0.02, "concurrency": 8}

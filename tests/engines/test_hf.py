@@ -12,10 +12,11 @@ import numpy
 import pytest
 import torch
 
-from selfplay.config import ConfigError, Sampling
 from selfplay.config import Engine as EngineConfig
+from selfplay.config import Sampling
 from selfplay.engines.hf import LEAST_ROWS_TO_DROP, TransformersEngine, draw, filtered_logprobs, uniforms
 from selfplay.engines.open import open_engine, reload_engine
+from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_policy, load_tokenizer
 from selfplay.records import Completion, Prompt
 

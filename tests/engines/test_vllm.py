@@ -19,10 +19,11 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from selfplay.config import ConfigError, Sampling
+from selfplay.config import Sampling
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.vllm import CPU_HEAD_SIZES, VllmEngine, check_head_size, head_size, request_seed
+from selfplay.errors import ConfigError
 from selfplay.models import decode, encode_prompt, load_tokenizer, save
 from selfplay.records import Completion, Prompt
 

@@ -8,7 +8,8 @@ from judging import Scripted, fenced, numbered, pair, spec
 
 from judges import JudgeStopped, build
 from judges.llm.cache import AnswerCache
-from selfplay.config import ConfigError, Sampling
+from selfplay.config import Sampling
+from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt
 
 HEAD = """

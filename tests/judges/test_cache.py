@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from judges.llm.cache import AnswerCache, key_of
-from selfplay.config import ConfigError
 from selfplay.engines import Answer
+from selfplay.errors import ConfigError
 
 WRITER = """
 import sys

@@ -17,7 +17,7 @@ from judges.audit.gold import BUILT_IN, canaries, gold_file, load_gold
 from judges.audit.inspect import example_pair, overview, schema, try_pair
 from judges.llm.cache import AnswerCache
 from judges.spec.sections import JudgeTest
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 
 GOLD = load_gold(BUILT_IN)
 RIGHT = {(row.pair.first if row.answer == 1 else row.pair.second).text: row for row in GOLD}

@@ -6,7 +6,7 @@ import pytest
 from judging import pair, spec
 
 from judges import build, digest, load_spec, shipped
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 
 PAIRWISE = """

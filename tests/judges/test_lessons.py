@@ -9,7 +9,7 @@ from judging import Scripted, pair, spec
 from judges import build, load_spec
 from judges.distill import Teacher, agreement, in_points
 from judges.llm.parse import Menu, read, read_logprobs
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.records import Pair
 
 WISHES = {"trait": "shy", "animal": "fox", "place": "lake", "first_thing": "kite", "second_thing": "bell"}

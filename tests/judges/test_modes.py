@@ -10,7 +10,7 @@ from judging import Scripted, completion, fenced, numbered, pair, spec
 from judges import JudgeStopped, build, health, load_spec, settle
 from judges.llm.parse import read_ranking
 from judges.modes.jury import disagreement, least_decided, majority, median
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.records import Prompt
 
 SCORE = """

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny_run import write_recipe
 
-from selfplay.config import ConfigError, load_recipe
+from selfplay.config import load_recipe
+from selfplay.errors import ConfigError
 from selfplay.loop import run, run_stage
 from selfplay.rundir import RunDirectory
 

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prompts.render import SPECIAL_TOKENS, Data, clean, compile_template, fence, render, wrap
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 
 KNOWN = ("prompt", "responses", "meta")
 TEMPLATE = (

@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from prompts.sources import load_demonstrations, load_documents, load_prompts
-from selfplay.config import ConfigError, PromptSource
+from selfplay.config import PromptSource
+from selfplay.errors import ConfigError
 from selfplay.records import Prompt
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

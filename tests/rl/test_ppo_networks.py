@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from selfplay.config import ConfigError, Lora
+from selfplay.config import Lora
+from selfplay.errors import ConfigError
 from selfplay.rl.batching import MicroBatch, collate
 from selfplay.rl.networks import Critic, PolicyNetwork, add_adapter, check_head, merged, plain, prepare
 

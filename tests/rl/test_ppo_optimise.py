@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from selfplay.rl.optimise import Diverged, Optimiser, learning_rate_factor
+from selfplay.errors import Diverged
+from selfplay.rl.optimise import Optimiser, learning_rate_factor
 
 
 def test_schedules() -> None:

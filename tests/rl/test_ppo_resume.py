@@ -15,7 +15,8 @@ import torch
 from tiny_models import PolicyMaker
 from transformers import PreTrainedTokenizerFast
 
-from selfplay.config import PPO, AdaptiveKL, ConfigError, Lora, Pretraining, Sampling
+from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, Sampling
+from selfplay.errors import ConfigError
 from selfplay.records import Prompt
 from selfplay.rl import PPOTrainer
 from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint

@@ -7,7 +7,7 @@ import torch
 from tiny_models import PolicyMaker
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.models import RewardModel
 from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.rl.rewards import FunctionReward, JudgeReward, WeightedSum

@@ -13,7 +13,8 @@ import torch
 from tiny_models import PolicyMaker, count_of_fives, rollout
 from transformers import PreTrainedTokenizerFast
 
-from selfplay.config import PPO, AdaptiveKL, ConfigError, Lora, Pretraining, Sampling
+from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, Sampling
+from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt
 from selfplay.rl import PPOTrainer
 from selfplay.rl.experience import build_experience

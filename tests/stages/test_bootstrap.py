@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from trl import SFTConfig
 
 from prompts.stories import documents
-from selfplay.config import Architecture, Bootstrap, ConfigError
+from selfplay.config import Architecture, Bootstrap
+from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_policy, load_tokenizer
 from selfplay.records import Prompt
 from selfplay.stages.bootstrap import (

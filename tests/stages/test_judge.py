@@ -9,7 +9,8 @@ from transformers import LlamaForCausalLM
 
 from judges import load_spec
 from judges.distill import Teacher
-from selfplay.config import Architecture, ConfigError, Judge, JudgeBootstrap, Optimisation, validate
+from selfplay.config import Architecture, Judge, JudgeBootstrap, Optimisation, validate
+from selfplay.errors import ConfigError
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages.bootstrap import llama_config
 from selfplay.stages.judge_model import lesson_rows, lesson_tokenizer, look_for_likes, pairs, places_of, taught

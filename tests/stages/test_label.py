@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from staging import completion, open_run, prompts
 
-from selfplay.config import ConfigError
+from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_tokenizer
 from selfplay.records import Pair, Verdict
 from selfplay.rundir import read_json, read_rows
