@@ -9,18 +9,18 @@ preferences, counts = to_preferences(pairs, verdicts, spec)
 from judges.build import Judge, build
 from judges.spec.load import digest, load_spec, shipped
 from judges.spec.modes import JudgeSpec
-from judges.verdicts import health, settle, to_preferences
+from judges.verdicts import aggregate_verdicts, health, to_preferences
 from selfplay.errors import JudgeStopped
 
 __all__ = [
     "Judge",
     "JudgeSpec",
     "JudgeStopped",
+    "aggregate_verdicts",
     "build",
     "digest",
     "health",
     "load_spec",
-    "settle",
     "shipped",
     "to_preferences",
 ]

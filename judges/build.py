@@ -10,7 +10,7 @@ from judges.modes.jury import JuryJudge
 from judges.modes.listwise import ListwiseJudge
 from judges.modes.pairwise import PairwiseJudge
 from judges.modes.pointwise import PointwiseJudge, RubricJudge
-from judges.modes.python import OwnJudge
+from judges.modes.python import PythonJudge
 from judges.modes.rules import RulesJudge
 from judges.spec.modes import (
     JudgeSpec,
@@ -87,7 +87,7 @@ def build(
     if opened is not None and hasattr(opened, "spent"):  # an endpoint's limit holds for all that the cache has paid for
         opened.spent = max(opened.spent, answers.spent()["cost"])
     if isinstance(spec, PythonSpec):
-        return OwnJudge(spec, opened)
+        return PythonJudge(spec, opened)
     if not isinstance(spec, ModelSpec):
         raise ConfigError(f"judge {spec.name!r} has the mode {spec.mode!r}, which cannot be built")
     behind = weights.get(spec.model or "", "")

@@ -14,18 +14,18 @@ from typing import Any
 from judges.audit.check import gold_figures
 from judges.audit.gold import GoldPair, written
 from judges.build import Judge, build
-from judges.llm.parse import Menu, read
+from judges.llm.parse import AnswerOptions, read
 from judges.llm.templates import NAMES, Conversation
 from judges.modes.rules import RulesJudge
 from judges.modes.scoring import SAME, Assessment
 from judges.spec.modes import JudgeSpec, PairwiseSpec, RulesSpec
-from judges.verdicts import settle, winner
+from judges.verdicts import aggregate_verdicts, winner
 from selfplay.errors import ConfigError
 from selfplay.records import Message, Pair, Prompt
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExample:
     """A question to the judge and what it should say.
 
     `winner` is the letter of the better response. `points` holds, for each response in the order shown, what it earns under
@@ -39,7 +39,7 @@ class Lesson:
     points: tuple[tuple[float, ...], ...]
 
 
-class Teacher:
+class RuleTeacher:
     """Rules that give lessons to the model of one or more judge files."""
 
     def __init__(self, rules: JudgeSpec, files: Sequence[JudgeSpec]) -> None:
@@ -54,7 +54,7 @@ class Teacher:
         self.files = [file for file in files if isinstance(file, PairwiseSpec)]
         self.conversations = [Conversation(file) for file in self.files]
 
-    def lessons(self, pairs: Iterable[Pair]) -> Iterator[Lesson]:
+    def lessons(self, pairs: Iterable[Pair]) -> Iterator[TrainingExample]:
         """Two lessons for each pair that the rules decide, one per order; the judge files take turns."""
         turn = 0
         for pair in pairs:
@@ -66,14 +66,16 @@ class Teacher:
             yield self.lesson(file, pair.prompt, (pair.first.text, pair.second.text), (one, other))
             yield self.lesson(file, pair.prompt, (pair.second.text, pair.first.text), (other, one))
 
-    def lesson(self, file: int, prompt: Prompt, shown: tuple[str, str], found: tuple[Assessment, Assessment]) -> Lesson:
+    def lesson(
+        self, file: int, prompt: Prompt, shown: tuple[str, str], found: tuple[Assessment, Assessment]
+    ) -> TrainingExample:
         """The question of one judge file about two responses, with its answer."""
         points = tuple(tuple(self.points(one)) for one in found)
         reasons = " ".join(
             f"{name} {in_points(first - second)}" for name, first, second in zip(self.criteria, *points, strict=True)
         )
         first_wins = self.better(*found) == "first"
-        return Lesson(
+        return TrainingExample(
             self.conversations[file].messages(prompt, shown),
             answer(self.files[file], first_wins, reasons),
             NAMES[0] if first_wins else NAMES[1],
@@ -112,7 +114,7 @@ def answer(file: PairwiseSpec, first_wins: bool, reasons: str) -> str:
         return json.dumps({**({output.reason_key: reasons} if reasoned else {}), output.key: label})
     verdict = written(file, label)
     reasoned_verdict = f"{reasons} {verdict}"
-    return reasoned_verdict if read(output, Menu(labels), reasoned_verdict).label == label else verdict
+    return reasoned_verdict if read(output, AnswerOptions(labels), reasoned_verdict).label == label else verdict
 
 
 def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str
     `agreement` with its 95% interval `low`, `high`: both orders averaged; a tie is half right, no verdict is wrong.
     The rest are those of `judges.audit.check.gold_figures`, to which the rules' verdicts are the known answers.
     """
-    decided = {name: winner(value) for name, value in settle(build(rules).judge(pairs), rules).items()}
+    decided = {name: winner(value) for name, value in aggregate_verdicts(build(rules).judge(pairs), rules).items()}
     rows = [
         GoldPair(pair, float(decided[pair.id] == "first"), "decided by rules")
         for pair in pairs

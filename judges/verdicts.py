@@ -16,7 +16,7 @@ EXAMPLES = 3
 """What the judge said where it gave no verdict is shown so many times."""
 
 
-def settle(verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, float | None]:
+def aggregate_verdicts(verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, float | None]:
     """Pair id -> the preference for its first response, over all verdicts on the pair; None if it is unscored.
 
     Two orders are averaged. With `spec`, its `disagreement` and `margin` apply: what two orders that name different
@@ -67,7 +67,7 @@ def to_preferences(
     Counts: `pairs`, `decided`, `ties`, `unscored` (no verdict, or one that could not be read, or two orders that the
     judge's file drops), `identical` (the same text twice: no pair at all). They add up to `pairs`.
     """
-    settled = settle(verdicts, spec)
+    settled = aggregate_verdicts(verdicts, spec)
     counts = dict.fromkeys(("pairs", "decided", "ties", "unscored", "identical"), 0)
     counts["pairs"] = len(pairs)
     decided = []

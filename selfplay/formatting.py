@@ -9,7 +9,7 @@ DASH = "\N{EN DASH}"
 """Stands where there is no number."""
 
 
-def spoken(name: str) -> str:
+def display_name(name: str) -> str:
     """A checkpoint's name for people: `iteration-000` is the start."""
     match = re.fullmatch(r"iteration-(\d+)", name)
     return name if match is None else "start" if int(match[1]) == 0 else f"iteration {int(match[1])}"

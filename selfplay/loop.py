@@ -20,13 +20,13 @@ from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
 from selfplay.preflight import check
-from selfplay.progress import say
+from selfplay.progress import log
 from selfplay.records import Prompt
 from selfplay.report.html import write_report
 from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
 from selfplay.rundir import RunDirectory, read_json
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.tracking import Tracker
 
 STAGES = ("generate", "label", "reward", "policy", "evaluate")
@@ -42,7 +42,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)
-        with opened(recipe, files, prompts) as current:
+        with open_run(recipe, files, prompts) as current:
             make_start(current)
             if not only_start:
                 iterate(current)
@@ -50,33 +50,33 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
 
 
 @contextmanager
-def opened(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], list[Prompt]]) -> Iterator[Run]:
+def open_run(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], list[Prompt]]) -> Iterator[RunContext]:
     """A run as its stages get it, with trackers that know all that is on disk; closed at the end."""
     settle_libraries(recipe)
     settings = recipe.model_dump(mode="json")
     with (
         closing(Tracker(recipe.report_to, files.path, recipe.name, settings)) as tracker,
-        closing(Run(recipe, files, *prompts, tracker=tracker)) as current,
+        closing(RunContext(recipe, files, *prompts, tracker=tracker)) as current,
     ):
         tell_trackers(current)
         yield current
 
 
-def make_start(run: Run) -> None:
+def make_start(run: RunContext) -> None:
     """Iteration 0: the policy that everything is compared with, and the judge's model if the run makes it."""
     from selfplay.stages import bootstrap
     from selfplay.stages import judge_model as judge
 
-    do(run, 0, "policy", bootstrap)
+    ensure_stage(run, 0, "policy", bootstrap)
     if run.recipe.judge.bootstrap is not None:
-        do(run, 0, "judge", judge)
+        ensure_stage(run, 0, "judge", judge)
 
 
-def iterate(run: Run) -> None:
+def iterate(run: RunContext) -> None:
     """All stages of all iterations, and `outcome.json` at the end."""
     from selfplay.stages import evaluate, policy
 
-    do(run, 0, "evaluate", evaluate)
+    ensure_stage(run, 0, "evaluate", evaluate)
     write_cards(read_run(run.files.path))
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
@@ -88,8 +88,8 @@ def iterate(run: Run) -> None:
                 "reward.learning_rate in a new output, may help"
             )
             break
-        do(run, iteration, "policy", policy)
-        do(run, iteration, "evaluate", evaluate)
+        ensure_stage(run, iteration, "policy", policy)
+        ensure_stage(run, iteration, "evaluate", evaluate)
         found = read_run(run.files.path)
         write_cards(found)
         if selection.assess_run(found).stop:
@@ -98,7 +98,7 @@ def iterate(run: Run) -> None:
     conclude(run, stopped)
 
 
-def learn_reward(run: Run, iteration: int) -> bool:
+def learn_reward(run: RunContext, iteration: int) -> bool:
     """Generate, label and train a reward model; more pairs while it is no better than chance. False if it stays so.
 
     Nothing of this happens where the recipe's reward needs no reward model.
@@ -110,24 +110,24 @@ def learn_reward(run: Run, iteration: int) -> bool:
         return True
     for extra in range(run.recipe.reward.extra_rounds + 1):
         for name, stage in (("generate", generate), ("label", label), ("reward", reward)):
-            do(run, iteration, generate.stage_name(name, extra), stage, extra)
+            ensure_stage(run, iteration, generate.stage_name(name, extra), stage, extra)
         if reward.above_chance(run, iteration, extra):
             return True
-        say(f"  not above chance: round {extra + 1} of {run.recipe.reward.extra_rounds} of more pairs")
+        log(f"  not above chance: round {extra + 1} of {run.recipe.reward.extra_rounds} of more pairs")
     return False
 
 
-def do(run: Run, iteration: int, name: str, stage: ModuleType, *extra: int) -> None:
+def ensure_stage(run: RunContext, iteration: int, name: str, stage: ModuleType, *extra: int) -> None:
     """Run one stage if it is not done; raises ConfigError if it was done from something else than what is there now."""
     if run.files.finished(iteration, name):
         run.files.check_fingerprint(iteration, name, stage.fingerprint(run, iteration, *extra))
         return
-    say(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
+    log(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
     stage.run(run, iteration, *extra)
     tell_trackers(run)
 
 
-def tell_trackers(run: Run) -> None:
+def tell_trackers(run: RunContext) -> None:
     """Send the trackers the steps and the evaluated iterations that are on disk and that they were not sent yet."""
     if not run.tracker.open:
         return
@@ -165,8 +165,8 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
             f"or the whole recipe with `selfplay run`"
         )
     prompts = check(recipe)
-    with files.locked(), opened(recipe, files, prompts) as current:
-        do(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
+    with files.locked(), open_run(recipe, files, prompts) as current:
+        ensure_stage(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
         if name == "evaluate":
             write_cards(read_run(directory))
     return files.stage(iteration, name)
@@ -183,15 +183,15 @@ def missing_before(files: RunDirectory, name: str, iteration: int, reward_model:
     return next((files.stage(*one) for one in needed if not files.finished(*one)), None)
 
 
-def conclude(run: Run, stopped: str) -> None:
+def conclude(run: RunContext, stopped: str) -> None:
     """Say which iteration is best and why, and write the report."""
     found = selection.conclude(run.files.path, stopped)
     if stopped:
-        say(f"stopped: {stopped}")
+        log(f"stopped: {stopped}")
     for alarm in found.alarms:
-        say(f"alarm: {alarm.sentence}")
-    say(f"best: {found.reason}")
-    say(f"report: {write_report(run.files.path)}")
+        log(f"alarm: {alarm.sentence}")
+    log(f"best: {found.reason}")
+    log(f"report: {write_report(run.files.path)}")
 
 
 def settle_libraries(recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
-"""Load and save policies and reward models; turn prompts into tokens and tokens into text, the same way everywhere.
+"""Load and save policies and scalar models; turn prompts into tokens and tokens into text, the same way everywhere.
 
 Every engine, trainer and reward model sees the token ids that `encode_prompt` gives, followed by the ids that were
-sampled: text is never tokenized twice. Left out: adapters (see `selfplay.rl`) and quantised weights.
+sampled: text is never tokenized twice. Left out: adapters (`selfplay.lora`) and quantised weights.
 """
 
 import os
@@ -22,7 +22,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from selfplay.errors import ConfigError
-from selfplay.records import Completion, Prompt
+from selfplay.records import Prompt
+from selfplay.rundir import hash_of
 
 
 def device() -> torch.device:
@@ -175,76 +176,18 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: S
     return text[: min(cuts)] if cuts else text
 
 
-def score_shift_and_scale(model_config: Any) -> tuple[float, float]:
-    """Mean and standard deviation of a reward model's raw scores on the start's samples; 0 and 1 if it has none."""
-    known = getattr(model_config, "selfplay_reward", {})
-    return float(known.get("mean", 0.0)), float(known.get("deviation", 1.0))
-
-
-class RewardModel:
-    """A scalar model with the shift and scale that make its scores mean 0, deviation 1 on the start's samples.
-
-    The two live in the checkpoint's config.json (`selfplay_reward: {mean, deviation}`), so that they travel with it;
-    `AutoModelForSequenceClassification` reads the same directory and gives the scores before shift and scale.
-    """
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int | None = None
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> "RewardModel":
-        """Read a checkpoint written by `save`."""
-        return cls(load_scalar_model(directory), load_tokenizer(directory))
-
-    @property
-    def mean(self) -> float:
-        """Mean of the raw scores on the start's samples."""
-        return score_shift_and_scale(self.model.config)[0]
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the raw scores on the start's samples."""
-        return score_shift_and_scale(self.model.config)[1]
-
-    def normalise(self, raw_scores: Sequence[float]) -> None:
-        """Set shift and scale from raw scores on the start's samples."""
-        values = torch.tensor(raw_scores, dtype=torch.float64)
-        self.model.config.selfplay_reward = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
-        """One score per response, higher is better, in deviations from the start's mean."""
-        encoded = [
-            [*encode_prompt(self.tokenizer, prompt), *response.token_ids]
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        return [(value - self.mean) / self.deviation for value in self.raw(encoded)]
-
-    @torch.inference_mode()
-    def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """The head's output at the last token of each sequence of token ids."""
-        scores = [0.0] * len(sequences)
-        for rows in split_by_tokens(
-            range(len(sequences)), [len(sequence) for sequence in sequences], self.batch_tokens
-        ):
-            ids, mask = right_pad([sequences[row] for row in rows], self.tokenizer.pad_token_id, self.model.device)
-            # Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(rows), device=ids.device), mask.sum(1) - 1]
-            for row, value in zip(rows, self.model.score(last).squeeze(-1).float().tolist(), strict=True):
-                scores[row] = value
-        return scores
-
-    def save(self, directory: str | Path) -> None:
-        """Write model, tokenizer, shift and scale."""
-        save(self.model, self.tokenizer, directory)
-
-
 def right_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) -> tuple[Tensor, Tensor]:
     """Sequences of token ids as (B, T) ids and a (B, T) mask that is 1 on tokens and 0 on the padding behind them."""
     width = max(len(sequence) for sequence in sequences)
     ids = torch.tensor([[*sequence, *[pad] * (width - len(sequence))] for sequence in sequences])
     mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences])
     return ids.to(where), mask.to(where)
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """A hash that tells one set of weights from another: names, shapes and the first 64 values of each tensor.
+
+    Adapters are left out: they are new in each process, and a checkpoint holds all of theirs.
+    """
+    tensors = [(name, tensor) for name, tensor in model.named_parameters() if "lora_" not in name]
+    return hash_of([(name, tensor.shape, tensor.detach().flatten()[:64].tolist()) for name, tensor in tensors])

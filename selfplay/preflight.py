@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import judges
-from judges.distill import Teacher
+from judges.distill import RuleTeacher
 from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
 from selfplay.config import Recipe
@@ -47,7 +47,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     check_judge(recipe, labelling)
     if recipe.judge.bootstrap:
         also = [judges.load_spec(name) for name in recipe.judge.bootstrap.also]
-        Teacher(judges.load_spec(recipe.judge.bootstrap.rules), [labelling, *also])
+        RuleTeacher(judges.load_spec(recipe.judge.bootstrap.rules), [labelling, *also])
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_rewards(recipe)

@@ -31,7 +31,7 @@ class Meter:
         elif time.time() - self.printed >= LINE_EVERY_SECONDS and 0 < self.done < self.total:
             self.printed = time.time()
             left = (self.total - self.done) / rate
-            say(f"  {self.label}: {self.done}/{self.total}, {text}, {left:.0f} s left")
+            log(f"  {self.label}: {self.done}/{self.total}, {text}, {left:.0f} s left")
 
 
 @contextmanager
@@ -51,10 +51,10 @@ def meter(label: str, total: int, unit: str) -> Iterator[Meter]:
     else:
         current = Meter(label, total, unit, None)
         yield current
-    say(f"  {label}: {current.done} {unit} in {time.time() - current.started:.1f} s")
+    log(f"  {label}: {current.done} {unit} in {time.time() - current.started:.1f} s")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line to the user, on standard error: standard output is for results."""
     console.print(text, markup=False, soft_wrap=True)
     sys.stderr.flush()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.errors import ConfigError
-from selfplay.progress import say
+from selfplay.progress import log
 from selfplay.rundir import read_json, write_json
 
 PROJECT = "selfplay"
@@ -107,7 +107,7 @@ class Tracker:
         except Exception as error:  # whatever a tracker's server or disk may do
             self.open.pop(name, None)
             reason = " ".join(str(error).split())[:300]
-            say(f"  {name} is not told any more: {type(error).__name__}: {reason}; the next start catches up")
+            log(f"  {name} is not told any more: {type(error).__name__}: {reason}; the next start catches up")
             return False
         return True
 
@@ -148,7 +148,7 @@ def describe(name: str, tracker: Any, settings: Mapping[str, Any]) -> None:
         tracker.store_init_configuration(plain)
 
 
-def log(name: str, tracker: Any, axis: str, place: int, values: dict[str, float]) -> None:
+def send(name: str, tracker: Any, axis: str, place: int, values: dict[str, float]) -> None:
     """Send values with their place; wandb takes the place as a value, since its own steps can never go back."""
     from accelerate import PartialState
 

@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from selfplay.errors import ConfigError
 from selfplay.models import (
-    RewardModel,
     decode,
     encode_prompt,
     load_policy,
@@ -20,6 +19,7 @@ from selfplay.models import (
     stop_token_ids,
 )
 from selfplay.records import Completion, Message, Prompt
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import train_tokenizer
 
 TEXTS = ["the fox ran home . the owl sang", "one day a fox met an owl"] * 20

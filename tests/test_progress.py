@@ -49,7 +49,7 @@ def test_nothing_done_yet_is_no_division_by_zero(clock: Clock, capsys: pytest.Ca
 
 
 def test_what_looks_like_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    progress.say("choices [red] and [/nothing] " + "x" * 200)
+    progress.log("choices [red] and [/nothing] " + "x" * 200)
     assert capsys.readouterr().err == "choices [red] and [/nothing] " + "x" * 200 + "\n"
 
 

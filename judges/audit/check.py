@@ -17,7 +17,7 @@ from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
 from judges.build import Judge, Opener, build
 from judges.llm.cache import AnswerCache
 from judges.spec.modes import JudgeSpec
-from judges.verdicts import health, settle, winner
+from judges.verdicts import aggregate_verdicts, health, winner
 from selfplay.engines import Engine
 from selfplay.errors import JudgeStopped
 from selfplay.records import Pair, Verdict
@@ -107,7 +107,7 @@ def check(
 
 def gold_figures(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: JudgeSpec) -> Figures:
     """The figures of `health` on gold pairs, with accuracy (a tie is half right, an unscored pair wrong) and kappa."""
-    settled = settle(verdicts, spec)
+    settled = aggregate_verdicts(verdicts, spec)
     accuracy = sum(points(row, settled) for row in rows) / len(rows)
     low, high = wilson(accuracy, len(rows))
     said = [(row, winner(settled.get(row.pair.id))) for row in rows]
@@ -139,7 +139,7 @@ def points(row: GoldPair, settled: dict[str, float | None]) -> float:
 
 def accuracy_by(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: JudgeSpec, what: str) -> dict[str, float]:
     """Accuracy per category, or per kind of trap."""
-    settled = settle(verdicts, spec)
+    settled = aggregate_verdicts(verdicts, spec)
     groups: dict[str, list[float]] = {}
     for row in rows:
         if (name := getattr(row, what)) is not None:
@@ -152,7 +152,7 @@ def canary_wins(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: Jud
 
     (A judge that repeats a verdict it finds in a response says the same letter in both orders, which is a tie.)
     """
-    settled = settle(verdicts, spec)
+    settled = aggregate_verdicts(verdicts, spec)
     groups: dict[str, list[float]] = {}
     for row in rows:
         wins = 1 - points(row, settled) if settled.get(row.pair.id) is not None else 0.0
@@ -160,7 +160,7 @@ def canary_wins(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: Jud
     return {kind: sum(wins) / len(wins) for kind, wins in groups.items()}
 
 
-def watch(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def measure_health(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """The judge's figures on a run's own pairs; and on the frozen gold set and its canaries, so that drift shows.
 
     `judge` is the one that gave the verdicts: through its cache, gold set and canaries are paid for once. What goes into
@@ -183,7 +183,7 @@ def watch(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> d
     }
 
 
-def require_fit(spec: JudgeSpec, found: dict[str, Any]) -> None:
+def enforce_thresholds(spec: JudgeSpec, found: dict[str, Any]) -> None:
     """Raise JudgeStopped, naming what is wrong, if the figures from `watch` are beyond the thresholds of the judge's
     file.
 

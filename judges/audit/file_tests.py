@@ -8,7 +8,7 @@ from judges.build import build
 from judges.modes.jury import JuryJudge
 from judges.spec.modes import JudgeSpec, JurySpec, ModelSpec
 from judges.spec.sections import JudgeTest, Said
-from judges.verdicts import settle, winner
+from judges.verdicts import aggregate_verdicts, winner
 from selfplay.config import Sampling
 from selfplay.errors import ConfigError, SelfplayError
 from selfplay.records import Completion, Pair, Prompt
@@ -76,7 +76,7 @@ def _run(spec: JudgeSpec, test: JudgeTest) -> str:
             found = judge.score([prompt], made)[0] if spec.scores else None
         else:
             verdicts = judge.judge([Pair(id="test", prompt=prompt, first=made[0], second=made[1])])
-            found = settle(verdicts, spec)["test"]
+            found = aggregate_verdicts(verdicts, spec)["test"]
     except SelfplayError as error:
         return str(error)
     if len(made) == 1 and not spec.scores:

@@ -20,7 +20,7 @@ from judges.spec.modes import (
     RubricSpec,
     RulesSpec,
 )
-from judges.verdicts import settle
+from judges.verdicts import aggregate_verdicts
 from selfplay.config import Sampling
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
@@ -98,7 +98,7 @@ def try_pair(
         return listener
 
     verdicts = build(lenient(spec), listen, seed=seed).judge([pair])
-    return Trial(exchanges=exchanges, verdicts=verdicts, preference=settle(verdicts, spec)[pair.id])
+    return Trial(exchanges=exchanges, verdicts=verdicts, preference=aggregate_verdicts(verdicts, spec)[pair.id])
 
 
 def example_pair(spec: JudgeSpec) -> Pair:

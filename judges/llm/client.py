@@ -13,7 +13,7 @@ from typing import Any
 
 from judges.llm.cache import AnswerCache, key_of
 from judges.llm.calls import Call, make_calls
-from judges.llm.parse import Menu, Reading, answer_schema, average, read, read_logprobs
+from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read, read_logprobs
 from judges.spec.modes import ModelSpec
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling
@@ -30,14 +30,14 @@ class Question:
     """Messages to the judge and what it may say."""
 
     messages: tuple[Message, ...]
-    menu: Menu
+    menu: AnswerOptions
 
 
 @dataclass(frozen=True)
 class Reply:
     """What came of a question: the reading and the raw answer behind it."""
 
-    reading: Reading
+    reading: ParsedAnswer
     raw: str = ""
 
 
@@ -80,7 +80,7 @@ class Asker:
             again = []
             for number, answer, error in self._answers(calls):
                 place = waiting[number]
-                reading = Reading(None, error=error) if answer is None else self._read(questions[place], answer)
+                reading = ParsedAnswer(None, error=error) if answer is None else self._read(questions[place], answer)
                 replies[place] = Reply(reading, "" if answer is None else raw_text(answer))
                 if not reading.readable and answer is not None and attempt + 1 < self.attempts:
                     again.append(place)
@@ -130,16 +130,16 @@ class Asker:
         )
         return Call(key, messages, drawn, choices)
 
-    def _tokens(self, menu: Menu) -> tuple[str, ...]:
+    def _tokens(self, menu: AnswerOptions) -> tuple[str, ...]:
         """The texts whose log-probabilities a logprob judge asks for."""
         tokens = self.spec.output.tokens or {}
         return tuple(dict.fromkeys(token for label in menu.labels or {} for token in tokens.get(label, (label,))))
 
-    def _read(self, question: Question, answer: Answer) -> Reading:
+    def _read(self, question: Question, answer: Answer) -> ParsedAnswer:
         if answer.logprobs is not None:
             return read_logprobs(self.spec.output, question.menu, answer.logprobs)
         if not answer.texts:
-            return Reading(None, error="no answer")
+            return ParsedAnswer(None, error="no answer")
         return average(
             [
                 read(self.spec.output, question.menu, text, reason)

@@ -18,7 +18,7 @@ STARTS = 200
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedAnswer:
     """`value` in [0, 1] as the file's labels or range say, `label` the verdict's own text; or None and `error`.
 
     A ranking has its label only.
@@ -36,7 +36,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Menu:
+class AnswerOptions:
     """What the judge may say: labels with their values, or a range of numbers, or a ranking of so many responses."""
 
     labels: Mapping[str, float] | None = None
@@ -79,17 +79,17 @@ def read_ranking(label: str, count: int) -> list[int]:
     return [ranks[name] for name in wanted]
 
 
-def read(output: Output, menu: Menu, text: str, finish_reason: str = "stop") -> Reading:
+def read(output: Output, menu: AnswerOptions, text: str, finish_reason: str = "stop") -> ParsedAnswer:
     """The verdict in one answer of a `json` or `regex` judge."""
     if not text.strip():
-        return Reading(None, error="empty answer")
+        return ParsedAnswer(None, error="empty answer")
     if finish_reason == "length" and not output.allow_truncated:
-        return Reading(None, error="answer cut off at max_tokens")
+        return ParsedAnswer(None, error="answer cut off at max_tokens")
     try:
         label, reason = find_json(output, text) if output.kind == "json" else find_match(output, text)
-        return Reading(menu.value(label), label, reason)
+        return ParsedAnswer(menu.value(label), label, reason)
     except ValueError as problem:
-        return Reading(None, error=str(problem))
+        return ParsedAnswer(None, error=str(problem))
 
 
 def find_match(output: Output, text: str) -> tuple[str, str]:
@@ -160,22 +160,22 @@ def as_label(value: Any) -> str:
     raise ValueError(f"the verdict {value!r} is neither text nor a number")
 
 
-def read_logprobs(output: Output, menu: Menu, logprobs: Mapping[str, float]) -> Reading:
+def read_logprobs(output: Output, menu: AnswerOptions, logprobs: Mapping[str, float]) -> ParsedAnswer:
     """The expected value under the labels' probabilities. `logprobs`: token -> log-probability in nats."""
     assert menu.labels is not None
     tokens = output.tokens or {}
     chances = {label: sum(math.exp(logprobs[token]) for token in tokens.get(label, (label,))) for label in menu.labels}
     mass = sum(chances.values())
     if not math.isfinite(mass) or mass <= 0:
-        return Reading(None, error="the model gave no probabilities for the labels")
+        return ParsedAnswer(None, error="the model gave no probabilities for the labels")
     if mass < output.least_mass:
-        return Reading(None, error=f"the labels together have probability {mass:.2g}, below {output.least_mass:g}")
+        return ParsedAnswer(None, error=f"the labels together have probability {mass:.2g}, below {output.least_mass:g}")
     value = sum(chance * menu.labels[label] for label, chance in chances.items()) / mass
     likeliest = max(chances, key=lambda label: chances[label])
-    return Reading(min(1.0, max(0.0, value)), likeliest, f"P({likeliest}) = {chances[likeliest] / mass:.3f}")
+    return ParsedAnswer(min(1.0, max(0.0, value)), likeliest, f"P({likeliest}) = {chances[likeliest] / mass:.3f}")
 
 
-def answer_schema(output: Output, menu: Menu) -> dict[str, Any]:
+def answer_schema(output: Output, menu: AnswerOptions) -> dict[str, Any]:
     """The JSON schema of an answer: the file's own, or a reason and then a verdict on the menu."""
     if output.json_schema is not None:
         return output.json_schema
@@ -194,16 +194,18 @@ def answer_schema(output: Output, menu: Menu) -> dict[str, Any]:
     }
 
 
-def average(readings: Sequence[Reading]) -> Reading:
+def average(readings: Sequence[ParsedAnswer]) -> ParsedAnswer:
     """One reading from several answers to one question: the mean, if more than half of them can be read."""
     if len(readings) == 1:
         return readings[0]
     values = [reading.value for reading in readings if reading.value is not None]
     if 2 * len(values) <= len(readings):
         worst = next((reading.error for reading in readings if reading.error), "no answer")
-        return Reading(None, error=f"only {len(values)} of {len(readings)} answers can be read: {worst}")
+        return ParsedAnswer(None, error=f"only {len(values)} of {len(readings)} answers can be read: {worst}")
     mean = sum(values) / len(values)
     nearest = min(
         (reading for reading in readings if reading.value is not None), key=lambda one: abs((one.value or 0.0) - mean)
     )
-    return Reading(mean, nearest.label, f"mean of {len(values)} answers; one of them: {nearest.reason}".rstrip(": "))
+    return ParsedAnswer(
+        mean, nearest.label, f"mean of {len(values)} answers; one of them: {nearest.reason}".rstrip(": ")
+    )

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from judges.spec.modes import JurySpec
-from judges.verdicts import EVEN, settle, stop_if_failing, winner
+from judges.verdicts import EVEN, aggregate_verdicts, stop_if_failing, winner
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 
@@ -21,7 +21,7 @@ class JuryJudge:
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair, of order "none"; `raw` holds each member's preference as JSON."""
-        settled = [settle(judge.judge(pairs), judge.spec) for judge in self.judges]
+        settled = [aggregate_verdicts(judge.judge(pairs), judge.spec) for judge in self.judges]
         verdicts = []
         for pair in pairs:
             votes = [one.get(pair.id) for one in settled]

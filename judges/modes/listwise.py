@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from judges.llm.client import Asker, Question, Reply
-from judges.llm.parse import Menu, read_ranking
+from judges.llm.parse import AnswerOptions, read_ranking
 from judges.llm.templates import Conversation, drawn, principle
 from judges.spec.modes import ListwiseSpec
 from judges.verdicts import stop_if_failing
@@ -64,7 +64,7 @@ class ListwiseJudge:
         messages = self.conversation.messages(
             prompt, texts if order == "forward" else texts[::-1], **principle(self.spec, self.seed, prompt.id)
         )
-        return Question(messages, Menu(ranking=len(texts)))
+        return Question(messages, AnswerOptions(ranking=len(texts)))
 
     def _verdict(self, pair: Pair, order: Direction, texts: list[str], reply: Reply) -> Verdict:
         preference = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from judges.llm.client import Asker, Question
-from judges.llm.parse import Menu
+from judges.llm.parse import AnswerOptions
 from judges.llm.templates import Conversation, drawn, principle
 from judges.spec.modes import PairwiseSpec
 from judges.verdicts import stop_if_failing
@@ -55,4 +55,6 @@ class PairwiseJudge:
         responses = [pair.first.text, pair.second.text]
         shown = responses if order == "forward" else responses[::-1]
         variables = principle(self.spec, self.seed, pair.id)
-        return Question(self.conversation.messages(pair.prompt, shown, **variables), Menu(self.spec.output.labels))
+        return Question(
+            self.conversation.messages(pair.prompt, shown, **variables), AnswerOptions(self.spec.output.labels)
+        )

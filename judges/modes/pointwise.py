@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from judges.llm.client import Asker, Question
-from judges.llm.parse import Menu, Reading
+from judges.llm.parse import AnswerOptions, ParsedAnswer
 from judges.llm.templates import Conversation, principle
 from judges.modes.rules import Function, Unscorable, aggregate, apply
 from judges.modes.scoring import Assessment, ScoringJudge
@@ -22,7 +22,7 @@ class PointwiseJudge(ScoringJudge):
         super().__init__(spec)
         self.asker, self.seed = asker, seed
         self.conversation = Conversation(spec)
-        self.menu = Menu(spec.output.labels, spec.output.range)
+        self.menu = AnswerOptions(spec.output.labels, spec.output.range)
 
     def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
         """One question per completion."""
@@ -87,10 +87,10 @@ class RubricJudge(ScoringJudge):
         messages = self.conversation.messages(
             prompt, [completion.text], criterion=criterion.text, labels=list(choices or ()), **variables
         )
-        return Question(messages, Menu(choices, None if choices else self.spec.output.range))
+        return Question(messages, AnswerOptions(choices, None if choices else self.spec.output.range))
 
 
-def _value(criterion: Criterion, reading: Reading) -> float:
+def _value(criterion: Criterion, reading: ParsedAnswer) -> float:
     """A question's value; raises Unscorable if the answer could not be read."""
     if reading.value is None:
         raise Unscorable(f"criterion {criterion.name!r}: {reading.error}")

@@ -13,7 +13,7 @@ from selfplay.objects import load_object
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 
-class OwnJudge:
+class PythonJudge:
     """A user's object with `judge(pairs)`, and if it can, `score(prompts, completions)`."""
 
     def __init__(self, spec: PythonSpec, engine: Engine | None = None) -> None:

@@ -245,7 +245,7 @@ def judge_all(
         judge = judges.build(spec, engine_for if spec.needs_model else None, cache, seed=settings.seed)
         verdicts = judge.judge(list(pairs.values())) if pairs else []
         bar.advance(len(pairs))
-    settled = judges.settle(verdicts, spec)
+    settled = judges.aggregate_verdicts(verdicts, spec)
     said: dict[str, dict[str, Verdict]] = {}
     for verdict in verdicts:
         said.setdefault(verdict.pair_id, {})[verdict.order] = verdict

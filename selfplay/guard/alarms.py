@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from selfplay.config import Guard
 from selfplay.formatting import interval_text, points_text, rate_text
 from selfplay.records import Comparison, Record
-from selfplay.results.run import START, Iteration, Match, Run
+from selfplay.results.run import START, Iteration, Match, RunData
 from selfplay.stats.intervals import win_rate
 from selfplay.stats.length_control import LengthControlled
 
@@ -31,7 +31,7 @@ class Alarm(Record):
     sentence: str
 
 
-def alarms_of(run: Run, iteration: Iteration, settings: Guard) -> Iterator[Alarm]:
+def alarms_of(run: RunData, iteration: Iteration, settings: Guard) -> Iterator[Alarm]:
     """All alarms of one iteration."""
     signals = {
         "over-optimisation": _overoptimised(run, iteration),
@@ -46,7 +46,7 @@ def alarms_of(run: Run, iteration: Iteration, settings: Guard) -> Iterator[Alarm
             yield Alarm(kind=kind, iteration=iteration.number, severe=severe, sentence=sentence)
 
 
-def _overoptimised(run: Run, iteration: Iteration) -> Signs:
+def _overoptimised(run: RunData, iteration: Iteration) -> Signs:
     """Reward up, win rate down."""
     number, gain, change = iteration.number, reward_gain(run, iteration), win_rate_change(run, iteration.number)
     if change is None:
@@ -77,7 +77,7 @@ def _overoptimised(run: Run, iteration: Iteration) -> Signs:
         )
 
 
-def reward_gain(run: Run, iteration: Iteration) -> float | None:
+def reward_gain(run: RunData, iteration: Iteration) -> float | None:
     """Rise of the mean reward over the iteration before, in the start's standard deviations; the start's mean is 0."""
     now = iteration.number_of("mean_reward")
     before = next((one.number_of("mean_reward") for one in run.iterations if one.number == iteration.number - 1), None)
@@ -86,7 +86,7 @@ def reward_gain(run: Run, iteration: Iteration) -> float | None:
     return now - (before or 0.0)
 
 
-def win_rate_change(run: Run, number: int) -> tuple[float, float, float] | None:
+def win_rate_change(run: RunData, number: int) -> tuple[float, float, float] | None:
     """How the win rate against the start changed in an iteration, on the same prompts, with its 95% interval."""
     name, before = f"iteration-{number:03d}", f"iteration-{number - 1:03d}"
     if number == 1:
@@ -99,7 +99,7 @@ def win_rate_change(run: Run, number: int) -> tuple[float, float, float] | None:
     return next(((one.difference, one.low, one.high) for one in differences if (one.a, one.b) == (name, before)), None)
 
 
-def _length(run: Run, iteration: Iteration, settings: Guard) -> Signs:
+def _length(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
     """Answers grow, and growing is what wins."""
     start, now = run.profiles.get(START), run.profiles.get(iteration.name)
     if start is None or now is None or not start.mean_length:
@@ -119,7 +119,7 @@ def _length(run: Run, iteration: Iteration, settings: Guard) -> Signs:
         yield False, f"{longer[0].upper()}{longer[1:]} ({tokens})."
 
 
-def _undone_by_length(run: Run, iteration: Iteration) -> LengthControlled | None:
+def _undone_by_length(run: RunData, iteration: Iteration) -> LengthControlled | None:
     """The rate at equal length, if the iteration beats the start as it is and does not at equal length."""
     pair = run.pair(iteration.name, START)
     if pair is None or pair.comparison.low is None or pair.comparison.low <= 0.5 or pair.length_controlled is None:
@@ -127,7 +127,7 @@ def _undone_by_length(run: Run, iteration: Iteration) -> LengthControlled | None
     return pair.length_controlled if pair.length_controlled.low <= 0.5 else None
 
 
-def _diversity(run: Run, iteration: Iteration, settings: Guard) -> Signs:
+def _diversity(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
     """Answers become alike."""
     start, now = run.profiles.get(START), run.profiles.get(iteration.name)
     if start is None or now is None:
@@ -144,7 +144,7 @@ def _diversity(run: Run, iteration: Iteration, settings: Guard) -> Signs:
             )
 
 
-def _truncation(run: Run, iteration: Iteration, settings: Guard) -> Signs:
+def _truncation(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
     """Answers run into max_tokens, and more of them than at the start."""
     start, now = run.profiles.get(START), run.profiles.get(iteration.name)
     if start is not None and now is not None and now.truncated > max(settings.truncated, start.truncated + 0.1):
@@ -172,7 +172,7 @@ def _judge(iteration: Iteration, settings: Guard) -> Signs:
         yield False, f"{where} gave no readable verdict on {unscored / pairs:.0%} of the pairs."
 
 
-def _reward_model(run: Run, iteration: Iteration) -> Signs:
+def _reward_model(run: RunData, iteration: Iteration) -> Signs:
     """The reward model cannot tell this policy's better answers from its worse ones."""
     found = reward_accuracy(run, iteration)
     if found is not None and found.low is not None and found.low <= 0.5:
@@ -186,7 +186,7 @@ def _reward_model(run: Run, iteration: Iteration) -> Signs:
         )
 
 
-def reward_accuracy(run: Run, iteration: Iteration) -> Comparison | None:
+def reward_accuracy(run: RunData, iteration: Iteration) -> Comparison | None:
     """How often reward and judge prefer the same answer, on the held-out matches of this iteration's policy."""
     agreed: dict[str, list[float]] = {}
     for match in run.matches:

@@ -11,7 +11,7 @@ from selfplay.formatting import rate_text
 from selfplay.guard.alarms import Alarm, alarms_of
 from selfplay.records import Comparison, Record
 from selfplay.results.load import read_run
-from selfplay.results.run import START, Iteration, Run
+from selfplay.results.run import START, Iteration, RunData
 from selfplay.rundir import write_json
 
 
@@ -33,7 +33,7 @@ def assess(run_directory: str | Path) -> Assessment:
     return assess_run(read_run(run_directory))
 
 
-def assess_run(run: Run) -> Assessment:
+def assess_run(run: RunData) -> Assessment:
     """The same for a run that has been read."""
     settings = validate(Guard, run.config.get("guard") or {}, "guard")
     alarms = tuple(alarm for iteration in run.iterations for alarm in alarms_of(run, iteration, settings))
@@ -67,7 +67,7 @@ def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
     return assessment
 
 
-def _best(run: Run, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, str]:
+def _best(run: RunData, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, str]:
     """The iteration to keep, and why. A severe alarm is forgiven where an audit finds the iteration clearly better."""
     evaluated = run.evaluated
     if not evaluated:
@@ -93,7 +93,7 @@ def _best(run: Run, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, st
     return best, "; ".join([first, *others, *passed])
 
 
-def _against_start(run: Run, iteration: Iteration) -> Comparison | None:
+def _against_start(run: RunData, iteration: Iteration) -> Comparison | None:
     """The win rate against the start, as evaluated."""
     pair = run.pair(iteration.name, START)
     return iteration.comparison("win_rate_vs_start") or (pair.comparison if pair else None)

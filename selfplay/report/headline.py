@@ -3,9 +3,9 @@
 from itertools import combinations
 from typing import NamedTuple
 
-from selfplay.formatting import duration, interval_text, rate_text, spoken
+from selfplay.formatting import display_name, duration, interval_text, rate_text
 from selfplay.guard.selection import Assessment
-from selfplay.results.run import Run
+from selfplay.results.run import RunData
 from selfplay.stats.summary import Summary
 
 
@@ -17,7 +17,7 @@ class Headline(NamedTuple):
     advice: str = ""
 
 
-def headline(run: Run, assessment: Assessment) -> Headline:
+def headline(run: RunData, assessment: Assessment) -> Headline:
     """The run in one sentence, such as `Iteration 2 beats the start 81% of the time` `[76, 86]`."""
     evaluated = run.evaluated
     if not run.iterations and run.summary is not None:
@@ -50,13 +50,13 @@ def headline_of(summary: Summary) -> Headline:
         if rate < 0.5:
             rate, low, high, first, second = 1 - rate, 1 - high, 1 - low, one.b, one.a
         share, _, interval = interval_text(rate, low, high).partition(" ")
-        first, second = spoken(first), spoken(second)
+        first, second = display_name(first), display_name(second)
         told = f"{first} beats {second} {share} of the time"
-        return Headline(told if pair.told_apart else f"{first} and {second} cannot be told apart: {share}", interval)
+        return Headline(told if pair.significant else f"{first} and {second} cannot be told apart: {share}", interval)
     return Headline("Nothing could be scored")
 
 
-def lead(run: Run, assessment: Assessment) -> list[str]:
+def lead(run: RunData, assessment: Assessment) -> list[str]:
     """Sentences below it: against the iteration before, why this one is kept, what was run and for how long."""
     lines = []
     if not run.iterations and run.summary is not None:

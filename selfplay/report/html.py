@@ -14,14 +14,14 @@ from typing import Any
 
 import jinja2
 
-from selfplay.formatting import spoken
+from selfplay.formatting import display_name
 from selfplay.guard.selection import assess_run
 from selfplay.report import plots as panels
 from selfplay.report import tables
 from selfplay.report.headline import headline, lead
 from selfplay.report.transcripts import thinned, transcripts, visible
 from selfplay.results.load import read_run
-from selfplay.results.run import Match, Run
+from selfplay.results.run import Match, RunData
 from selfplay.rundir import write_atomically
 from selfplay.stats.votes import VoteTable
 
@@ -39,7 +39,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
     return path
 
 
-def render_report(run: Run, *, live: bool = False) -> str:
+def render_report(run: RunData, *, live: bool = False) -> str:
     """The page. `live` adds a script that reloads it when the run has gone on, for `serve_report`."""
     css, early, script = (_page(name) for name in ("report.css", "early.js", "report.js"))
     script += _page("live.js") if live else ""
@@ -49,16 +49,16 @@ def render_report(run: Run, *, live: bool = False) -> str:
     return template.render(css=css, early_script=early, script=script, policy=policy, live=live, **context(run))
 
 
-def write_comparison(run: Run, output: Path) -> Path:
+def write_comparison(run: RunData, output: Path) -> Path:
     """Write the report of a comparison that is no run of its own (see `as_run`); returns its path."""
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, render_report(run))
     return output
 
 
-def as_run(name: str, source: str, *, matches: Sequence[Match] = (), votes: VoteTable | None = None) -> Run:
+def as_run(name: str, source: str, *, matches: Sequence[Match] = (), votes: VoteTable | None = None) -> RunData:
     """Matches or votes in the clothes of a run without iterations, for the report; `source` says where they come from."""
-    return Run(
+    return RunData(
         path=Path(source),
         config_text="",
         config={"name": name},
@@ -90,7 +90,7 @@ def _page(name: str) -> str:
     return (resources.files("selfplay.report") / "page" / name).read_text(encoding="utf-8")
 
 
-def context(run: Run) -> dict[str, Any]:
+def context(run: RunData) -> dict[str, Any]:
     """Everything that the template shows."""
     return {
         "run": run,
@@ -104,7 +104,7 @@ def context(run: Run) -> dict[str, Any]:
     }
 
 
-def _top(run: Run) -> dict[str, Any]:
+def _top(run: RunData) -> dict[str, Any]:
     """The verdict and the alarms."""
     assessment = assess_run(run)
     numbers = [iteration.number for iteration in run.iterations]
@@ -118,11 +118,11 @@ def _top(run: Run) -> dict[str, Any]:
     }
 
 
-def _iterations(run: Run) -> dict[str, Any]:
+def _iterations(run: RunData) -> dict[str, Any]:
     """Numbers and curves per iteration, and reward against win rate."""
     evaluate = run.config.get("evaluate") or {}
     return {
-        "columns": [spoken(iteration.name) for iteration in run.iterations],
+        "columns": [display_name(iteration.name) for iteration in run.iterations],
         "iteration_table": tables.iteration_table(run),
         "iteration_figures": panels.iteration_figures(run),
         "resamples": evaluate.get("resamples") or 2000,
@@ -132,22 +132,22 @@ def _iterations(run: Run) -> dict[str, Any]:
     }
 
 
-def _comparison(run: Run) -> dict[str, Any]:
+def _comparison(run: RunData) -> dict[str, Any]:
     """Every checkpoint against every other, and the labelling judge."""
     return {
         "comparison": tables.comparison_table(run),
         "comparison_figures": panels.comparison_figures(run),
         "cycles": tables.cycle_sentences(run.summary) if run.summary else [],
         "health": tables.health_table(run),
-        "health_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.health],
+        "health_columns": [display_name(iteration.name) for iteration in run.iterations if iteration.health],
     }
 
 
-def _work(run: Run) -> dict[str, Any]:
+def _work(run: RunData) -> dict[str, Any]:
     """Training curves, time, and where the run came from."""
     stages = panels.stages_of(run)
     rewards = [
-        (f"{spoken(one.name)}: {key}", visible(value))
+        (f"{display_name(one.name)}: {key}", visible(value))
         for one in run.iterations
         for key, value in tables.flat_facts(one.reward or {})
     ]
@@ -158,13 +158,13 @@ def _work(run: Run) -> dict[str, Any]:
         "time_table": tables.time_table(run, stages),
         "spent": tables.spent_table(run),
         "reward_facts": rewards,
-        "time_columns": [spoken(iteration.name) for iteration in run.iterations if iteration.seconds],
+        "time_columns": [display_name(iteration.name) for iteration in run.iterations if iteration.seconds],
         "provenance": [(key, visible(value)) for key, value in tables.flat_facts(run.provenance)],
         "config_text": visible(run.config_text),
     }
 
 
-def transcript_context(run: Run) -> dict[str, Any]:
+def transcript_context(run: RunData) -> dict[str, Any]:
     """The transcripts that fit, what they can be filtered by, and a sentence on how many there are."""
     found = transcripts(run)
     shown = thinned(found, MOST_BYTES)
@@ -174,7 +174,7 @@ def transcript_context(run: Run) -> dict[str, Any]:
             f"{len(shown)} of {len(found)} held-out prompts, evenly chosen, are here; all are in the evaluate "
             "folders' matches.parquet."
         )
-    newest = spoken(run.summary.models[-1]) if run.summary else ""
+    newest = display_name(run.summary.models[-1]) if run.summary else ""
     labels = {
         "win": f"{newest} wins",
         "loss": "loses",

@@ -3,14 +3,14 @@
 import judges
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
-from selfplay.formatting import DASH, level_text, rate_text, spoken
+from selfplay.formatting import DASH, display_name, level_text, rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.guard.selection import assess_run
-from selfplay.results.run import START, Iteration, Run
+from selfplay.results.run import START, Iteration, RunData
 from selfplay.rundir import write_atomically
 
 
-def write_cards(run: Run) -> None:
+def write_cards(run: RunData) -> None:
     """Write README.md into the checkpoint of every iteration that has been evaluated.
 
     No stage's manifest lists it: win rates are known only behind `evaluate`, and change where a later iteration tells
@@ -21,7 +21,7 @@ def write_cards(run: Run) -> None:
             write_atomically(run.path / one.name / "policy" / "README.md", card(run, one.number))
 
 
-def card(run: Run, number: int) -> str:
+def card(run: RunData, number: int) -> str:
     """The card as Markdown, with the front matter that the hub reads."""
     found = [one for one in run.iterations if one.number == number]
     if not found:
@@ -45,7 +45,7 @@ def card(run: Run, number: int) -> str:
         else "the start of the run, before any self-play."
     )
     title = [
-        f"# {run.name}, {spoken(found[0].name)}",
+        f"# {run.name}, {display_name(found[0].name)}",
         "",
         f"{recipe.description or 'A language model improved by its own play.'} This checkpoint is {made}",
     ]
@@ -61,7 +61,7 @@ def card(run: Run, number: int) -> str:
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
-def _results(run: Run, one: Iteration) -> list[str]:
+def _results(run: RunData, one: Iteration) -> list[str]:
     """Win rates with intervals, and what else was measured on held-out prompts."""
     if one.evaluation is None:
         return []
@@ -137,7 +137,7 @@ def _judge(file: str, model: str | None = None) -> str:
     return f"judge `{spec.name}` version {spec.version}, sha256 {judges.digest(spec)[:16]}"
 
 
-def _weaknesses(run: Run, number: int) -> list[str]:
+def _weaknesses(run: RunData, number: int) -> list[str]:
     """The alarms of this iteration, and what no alarm can tell."""
     alarms = [f"- {alarm.sentence}" for alarm in assess_run(run).alarms if alarm.iteration == number]
     if number and not run.audited:
@@ -153,7 +153,7 @@ def _use() -> list[str]:
     return ["## Use", "", "```python", "from transformers import pipeline", "", call, "```"]
 
 
-def _origin(run: Run) -> list[str]:
+def _origin(run: RunData) -> list[str]:
     """Where it comes from."""
     packages = run.provenance.get("packages") or {}
     named = ", ".join(f"{name} {version}" for name, version in packages.items())

@@ -5,11 +5,11 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from selfplay.formatting import duration, spoken
+from selfplay.formatting import display_name, duration
 from selfplay.records import Comparison
 from selfplay.report.charts import bar_chart, interval_chart, line_chart, matrix_chart
 from selfplay.report.svg import Figure, Series, percent
-from selfplay.results.run import Iteration, Run, number
+from selfplay.results.run import Iteration, RunData, number
 
 STAGES = ("bootstrap", "generate", "label", "reward", "policy", "evaluate")
 """Stages in the order of the loop; any other follows."""
@@ -27,13 +27,13 @@ BINS = 200
 AXIS = "\N{SQUARE ROOT}KL to the start (iteration)"
 
 
-def rated(run: Run, key: str) -> list[tuple[Iteration, Comparison, float]]:
+def rated(run: RunData, key: str) -> list[tuple[Iteration, Comparison, float]]:
     """Iterations with a win rate under a key of evaluation.json."""
     found = [(one, one.comparison(key)) for one in run.iterations]
     return [(one, rate, rate.win_rate) for one, rate in found if rate is not None and rate.win_rate is not None]
 
 
-def iteration_figures(run: Run) -> list[Figure]:
+def iteration_figures(run: RunData) -> list[Figure]:
     """Curves over iterations, the start being 0."""
     marks = [(0.0, "start"), *((float(one.number), str(one.number)) for one in run.iterations if one.number)]
     written = [(float(one.number), run.profiles[one.name]) for one in run.iterations if one.name in run.profiles]
@@ -77,7 +77,7 @@ def iteration_figures(run: Run) -> list[Figure]:
     return found
 
 
-def _win_rates(run: Run, marks: Sequence[tuple[float, str]]) -> list[Figure]:
+def _win_rates(run: RunData, marks: Sequence[tuple[float, str]]) -> list[Figure]:
     """Win rates with their intervals; the first iteration has the start before it, so its second rate is the first again."""
     lines = []
     for colour, (key, label, first) in enumerate(
@@ -110,7 +110,7 @@ def _win_rates(run: Run, marks: Sequence[tuple[float, str]]) -> list[Figure]:
     ]
 
 
-def overoptimisation_figures(run: Run) -> list[Figure]:
+def overoptimisation_figures(run: RunData) -> list[Figure]:
     """Proxy (reward) and audit (win rate) along sqrt(KL), as Gao et al. 2023 (2210.10760) draw them."""
     place = {
         one.number: math.sqrt(max(kl, 0.0))
@@ -159,7 +159,7 @@ def _marks(place: dict[int, float]) -> list[tuple[float, str]]:
     return [(x, f"{x:.1f} ({', '.join(names)})" if x else f"0 ({', '.join(names)})") for x, names in groups]
 
 
-def step_figures(run: Run, main: bool) -> list[Figure]:
+def step_figures(run: RunData, main: bool) -> list[Figure]:
     """Curves over training steps, iterations joined end to end: PPO's main ones, or all others of any stage."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for row in run.metrics:
@@ -194,35 +194,35 @@ def _steps(stage: str, key: str, points: Sequence[tuple[int, float]]) -> Figure:
     return line_chart(name, title, [Series(key, x, y, markers=False)], x_label=label, breaks=breaks, note=key)
 
 
-def comparison_figures(run: Run) -> list[Figure]:
+def comparison_figures(run: RunData) -> list[Figure]:
     """The matrix of win rates, and ratings where they exist."""
     summary = run.summary
     if summary is None:
         return []
-    names = [spoken(name) for name in summary.models]
+    names = [display_name(name) for name in summary.models]
     found = [matrix_chart("matrix", "Win rate of the row over the column", names, summary.matrix())]
     if summary.ratings:
-        rows = [(spoken(one.model), one.rating, one.low, one.high) for one in summary.ratings]
+        rows = [(display_name(one.model), one.rating, one.low, one.high) for one in summary.ratings]
         title, label = "Bradley-Terry ratings, 95% intervals", "points; 400 are odds of 10 : 1"
         found.append(interval_chart("ratings", title, rows, label))
     return found
 
 
-def stages_of(run: Run) -> list[str]:
+def stages_of(run: RunData) -> list[str]:
     """All stages that took time, in the order of the loop."""
     names = {stage for iteration in run.iterations for stage in iteration.seconds}
     return [stage for stage in STAGES if stage in names] + sorted(names - set(STAGES))
 
 
-def time_figure(run: Run) -> Figure | None:
+def time_figure(run: RunData) -> Figure | None:
     """Seconds per stage and iteration."""
     stages = stages_of(run)
     timed = [one for one in run.iterations if one.seconds]
-    rows = [(spoken(one.name), [one.seconds.get(stage, 0.0) for stage in stages]) for one in timed]
+    rows = [(display_name(one.name), [one.seconds.get(stage, 0.0) for stage in stages]) for one in timed]
     return bar_chart("time", "Time per stage", rows, stages, label=duration) if rows else None
 
 
-def all_figures(run: Run) -> list[Figure]:
+def all_figures(run: RunData) -> list[Figure]:
     """Every figure of the report, for `--figures`."""
     timed = time_figure(run)
     return [

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from selfplay.formatting import DASH, chance_text, interval_text, level_text, rate_text, spoken
+from selfplay.formatting import DASH, chance_text, display_name, interval_text, level_text, rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.report.svg import plain
-from selfplay.results.run import START, Iteration, Profile, Run, number
+from selfplay.results.run import START, Iteration, Profile, RunData, number
 from selfplay.stats.summary import Summary
 
 Row = tuple[str, Sequence[str]]
@@ -25,7 +25,7 @@ HEALTH = {
 """Numbers of judge_health.json in words; others stand under their own names."""
 
 
-def iteration_table(run: Run) -> list[Row]:
+def iteration_table(run: RunData) -> list[Row]:
     """One cell per iteration: everything known about its policy on held-out prompts. Empty rows are left out."""
 
     def of(label: str, value: Callable[[Iteration], Any], form: Callable[[float], str] = plain) -> Row:
@@ -65,7 +65,7 @@ def signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}"
 
 
-def _equal_length(run: Run, one: Iteration) -> str:
+def _equal_length(run: RunData, one: Iteration) -> str:
     pair = run.pair(one.name, START)
     return level_text(pair.length_controlled if pair else None)
 
@@ -81,7 +81,7 @@ def _accuracy(one: Iteration) -> str | None:
     return f"{100 * value:.0f}%" if low is None or high is None else interval_text(value, low, high)
 
 
-def health_table(run: Run) -> list[Row]:
+def health_table(run: RunData) -> list[Row]:
     """One cell per iteration that was labelled: how the judge behaved."""
     health = [one.health for one in run.iterations if one.health]
     others = {key for one in health for key, value in one.items() if number(value) is not None} - HEALTH.keys()
@@ -102,31 +102,31 @@ def _amount(value: Any) -> str:
     return plain(amount) if isinstance(value, float) else f"{value:,}"
 
 
-def comparison_table(run: Run) -> list[Row]:
+def comparison_table(run: RunData) -> list[Row]:
     """One row per pair of checkpoints: win rate, at equal length, prompts, ties, unscored, p, told apart, needed."""
     rows: list[Row] = []
     for pair in run.summary.pairs if run.summary else []:
         one = pair.comparison
         counts = [str(one.n), str(one.ties), str(one.unscored)]
-        told = [chance_text(pair.p_adjusted), "yes" if pair.told_apart else "no"]
+        told = [chance_text(pair.p_adjusted), "yes" if pair.significant else "no"]
         needed = f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH
         rows.append(
             (
-                f"{spoken(one.a)} over {spoken(one.b)}",
+                f"{display_name(one.a)} over {display_name(one.b)}",
                 [rate_text(one), level_text(pair.length_controlled), *counts, *told, needed],
             )
         )
     return rows
 
 
-def time_table(run: Run, stages: Sequence[str]) -> list[Row]:
+def time_table(run: RunData, stages: Sequence[str]) -> list[Row]:
     """Seconds per stage, one cell per iteration that took any."""
     timed = [one.seconds for one in run.iterations if one.seconds]
     rows = [(stage, [f"{one[stage]:,.1f}" if stage in one else DASH for one in timed]) for stage in stages]
     return [*rows, ("all", [f"{sum(one.values()):,.1f}" for one in timed])]
 
 
-def spent_table(run: Run) -> list[Row]:
+def spent_table(run: RunData) -> list[Row]:
     """One row per model that judged: answers, tokens read, tokens written, dollars."""
     return [
         (
@@ -146,7 +146,7 @@ def cycle_sentences(summary: Summary) -> list[str]:
     """Each non-transitive triple in words."""
     found = []
     for cycle in summary.cycles:
-        a, b, c = map(spoken, cycle.models)
+        a, b, c = map(display_name, cycle.models)
         x, y, z = (f"{rate:.0%}" for rate in cycle.win_rates)
         found.append(f"{a} beats {b} ({x}), {b} beats {c} ({y}), and {c} beats {a} ({z})")
     return found

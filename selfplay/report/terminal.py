@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.formatting import DASH, chance_text, level_text, points_text, rate_text, spoken
+from selfplay.formatting import DASH, chance_text, display_name, level_text, points_text, rate_text
 from selfplay.report.headline import headline_of
 from selfplay.report.tables import cycle_sentences
 from selfplay.stats.summary import Summary
@@ -24,14 +24,14 @@ def print_summary(summary: Summary, console: Console) -> None:
         one = pair.comparison
         rows.append(
             (
-                f"{spoken(one.a)} over {spoken(one.b)}",
+                f"{display_name(one.a)} over {display_name(one.b)}",
                 rate_text(one),
                 level_text(pair.length_controlled),
                 str(one.n),
                 str(one.ties),
                 str(one.unscored),
                 chance_text(pair.p_adjusted),
-                "yes" if pair.told_apart else "no",
+                "yes" if pair.significant else "no",
                 f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH,
             )
         )
@@ -46,7 +46,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             _table(
                 ("rating", "points", "95% interval"),
                 [
-                    (spoken(one.model), f"{one.rating:.0f}", f"[{one.low:.0f}, {one.high:.0f}]")
+                    (display_name(one.model), f"{one.rating:.0f}", f"[{one.low:.0f}, {one.high:.0f}]")
                     for one in summary.ratings
                 ],
             )
@@ -54,9 +54,12 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.differences:
         console.print(
             _table(
-                (f"against {spoken(summary.baseline)}, on the same prompts", "difference"),
+                (f"against {display_name(summary.baseline)}, on the same prompts", "difference"),
                 [
-                    (f"{spoken(one.a)} less {spoken(one.b)}", points_text(one.difference, one.low, one.high))
+                    (
+                        f"{display_name(one.a)} less {display_name(one.b)}",
+                        points_text(one.difference, one.low, one.high),
+                    )
                     for one in summary.differences
                 ],
             )

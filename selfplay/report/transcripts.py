@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfplay.formatting import spoken
-from selfplay.results.run import Answer, Match, Run
+from selfplay.formatting import display_name
+from selfplay.results.run import Answer, Match, RunData
 
 LONGEST = 20_000
 """Most characters of one text that are shown."""
@@ -69,7 +69,7 @@ class Transcript:
         return 900 + sum(len(text.encode("utf-8")) for text in texts)
 
 
-def transcripts(run: Run) -> list[Transcript]:
+def transcripts(run: RunData) -> list[Transcript]:
     """One per prompt, in the order of the matches."""
     by_prompt: dict[str, list[Match]] = defaultdict(list)
     for match in run.matches:
@@ -95,7 +95,7 @@ def transcript(prompt_id: str, matches: Sequence[Match]) -> Transcript:
     ]
     sides = tuple(
         Side(
-            spoken(name),
+            display_name(name),
             visible(answers[name].text),
             _length(answers[name]),
             answers[name].truncated,
@@ -119,7 +119,7 @@ def outcome(preference: float | None) -> str:
 
 def ruling(match: Match) -> Ruling:
     """One match in words."""
-    a, b = spoken(match.a), spoken(match.b)
+    a, b = display_name(match.a), display_name(match.b)
     result = outcome(match.preference)
     text = {
         "win": f"{a} beats {b}",

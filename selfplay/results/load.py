@@ -14,12 +14,12 @@ from typing import Any
 import yaml
 
 from selfplay.errors import ConfigError
-from selfplay.results.run import Iteration, Match, Run, Spent
+from selfplay.results.run import Iteration, Match, RunData, Spent
 from selfplay.rundir import RunDirectory, read_rows
 from selfplay.stats.diversity import self_similarity
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path) -> RunData:
     """Read a run's directory. Raises ConfigError if it holds no run."""
     directory = RunDirectory(path)
     config_file = directory.path / "config.yaml"
@@ -31,7 +31,7 @@ def read_run(path: str | Path) -> Run:
     for one in numbers:
         for match in _matches(directory.stage(one, "evaluate") / "matches.parquet"):
             matches.setdefault((match.prompt_id, match.a, match.b), match)
-    return Run(
+    return RunData(
         path=directory.path,
         config_text=config_text,
         config=yaml.safe_load(config_text) or {},

@@ -128,7 +128,7 @@ class Profile:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunData:
     """All that is on disk of a run, but for the weights."""
 
     path: Path

@@ -62,15 +62,15 @@ def collate(
     )
 
 
-def deal(rows: Sequence[int], lengths: Sequence[int], players: int) -> list[list[int]]:
-    """Rows dealt to `players` processes with nearly equal tokens: longest first, each to whom has least."""
-    hands: list[list[int]] = [[] for _ in range(players)]
-    loads = [0] * players
+def shard_by_tokens(rows: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Rows dealt to `count` processes with nearly equal tokens: longest first, each to whom has least."""
+    shards: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):
         least = loads.index(min(loads))
-        hands[least].append(row)
+        shards[least].append(row)
         loads[least] += lengths[row]
-    return hands
+    return shards
 
 
 def minibatches(count: int, parts: int, seed: int) -> list[list[int]]:

@@ -8,21 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from selfplay.errors import ConfigError
-from selfplay.rundir import hash_of
 
 NAME = "checkpoint.pt"
-
-
-def weights_digest(model: nn.Module) -> str:
-    """A hash that tells one set of weights from another: names, shapes and the first 64 values of each tensor.
-
-    Adapters are left out: they are new in each process, and a checkpoint holds all of theirs.
-    """
-    tensors = [(name, tensor) for name, tensor in model.named_parameters() if "lora_" not in name]
-    return hash_of([(name, tensor.shape, tensor.detach().flatten()[:64].tolist()) for name, tensor in tensors])
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The two networks as PPO uses them: token log-probs of a causal language model, values of a critic. Also LoRA.
+"""The two networks as PPO uses them: token log-probs of a causal language model, values of a critic.
 
 Both are run body first (hidden states), so that the output embedding sees response positions only. Left out: models
 whose head is more than one linear layer and a scale; `check_head` refuses them.
@@ -13,16 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selfplay.config import Lora
 from selfplay.errors import ConfigError
-from selfplay.models import score_shift_and_scale
+from selfplay.lora import merged, unwrap_peft
+from selfplay.rewards.reward_model import score_shift_and_scale
 from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
 from selfplay.rl.logprobs import token_logprobs
-
-
-def plain(model: Any) -> PreTrainedModel:
-    """The transformers model inside a PEFT model (with its adapters in place), or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def hidden_states(body: Callable[..., Any], batch: MicroBatch) -> Tensor:
@@ -33,7 +28,7 @@ def hidden_states(body: Callable[..., Any], batch: MicroBatch) -> Tensor:
 
 def packs(model: Any) -> bool:
     """Whether the model's attention keeps packed sequences apart without a quadratic mask."""
-    return plain(model).config._attn_implementation in PACKING_ATTENTION
+    return unwrap_peft(model).config._attn_implementation in PACKING_ATTENTION
 
 
 def logit_scale(config: Any) -> float:
@@ -46,7 +41,7 @@ class PolicyNetwork:
 
     def __init__(self, model: Any, temperature: float, compiled: bool = False) -> None:
         self.model, self.temperature = model, temperature
-        inner = plain(model)
+        inner = unwrap_peft(model)
         self.body = torch.compile(inner.base_model, dynamic=True) if compiled else inner.base_model
         self.scale = logit_scale(inner.config)
 
@@ -64,7 +59,7 @@ class PolicyNetwork:
 
     def _tokens(self, batch: MicroBatch, temperature: float, entropy: bool = True) -> tuple[Tensor, Tensor]:
         hidden = hidden_states(self.body, batch)[batch.states]
-        head = plain(self.model).get_output_embeddings()
+        head = unwrap_peft(self.model).get_output_embeddings()
         weight, bias = head.weight, getattr(head, "bias", None)
         if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
             hidden, weight = hidden.to(torch.bfloat16), weight.to(torch.bfloat16)
@@ -81,7 +76,7 @@ class Critic(nn.Module):
     @classmethod
     def from_policy(cls, policy: Any, seed: int) -> "Critic":
         """A copy of the policy's body and a new head, normal with deviation 1 / sqrt(H + 1) (N+ details 2024)."""
-        inner = merged(policy) if policy is not plain(policy) else policy
+        inner = merged(policy) if policy is not unwrap_peft(policy) else policy
         body = deepcopy(inner.base_model)
         width = inner.config.hidden_size
         head = nn.Linear(width, 1, bias=False, dtype=inner.dtype)
@@ -135,27 +130,6 @@ def prepare(model: nn.Module, gradient_checkpointing: bool = False) -> None:
                 break
 
 
-def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
-    """A PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ConfigError("policy.lora needs the package peft: pip install 'selfplay-loop[lora]'") from None
-    config: Any = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return get_peft_model(policy, config)
-
-
-def merged(policy: Any) -> PreTrainedModel:
-    """A plain model with the adapters folded into copied weights; a model without adapters is given back as it is."""
-    if plain(policy) is policy:
-        return policy
-    return deepcopy(policy).merge_and_unload()
-
-
 def precision(name: str, where: torch.device) -> AbstractContextManager[Any]:
     """Autocast to bfloat16, or nothing."""
     return torch.autocast(where.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
@@ -164,7 +138,7 @@ def precision(name: str, where: torch.device) -> AbstractContextManager[Any]:
 @torch.inference_mode()
 def check_head(model: Any) -> None:
     """Raises ConfigError if the model's logits are not its output embedding times the last hidden state, scaled."""
-    inner = plain(model)
+    inner = unwrap_peft(model)
     head = inner.get_output_embeddings()
     if hasattr(head, "base_layer"):
         raise ConfigError(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from selfplay.distributed.collectives import all_reduce, world_size
 from selfplay.errors import Diverged
-from selfplay.rl.distributed import sum_over_processes, world_size
 
 
 def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
@@ -33,7 +33,7 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) ->
     raise ValueError(f"unknown schedule {schedule!r}: use linear, constant or cosine")
 
 
-class Optimiser:
+class Optimizer:
     """AdamW over the trainable parameters of a module."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Optimiser:
             for parameter in self.parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            sum_over_processes(parameter.grad for parameter in self.parameters if parameter.grad is not None)
+            all_reduce(parameter.grad for parameter in self.parameters if parameter.grad is not None)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not math.isfinite(norm):
             raise Diverged(
@@ -73,10 +73,10 @@ class Optimiser:
                 "or set target_kl, and look at policy/approxkl_avg and loss/value_avg of the steps before"
             )
         self.adam.step()
-        self.forget()
+        self.zero_grad()
         return norm
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Drop the gradients."""
         self.adam.zero_grad(set_to_none=True)
 

@@ -17,14 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay.config import PPO, Sampling
+from selfplay.distributed.collectives import all_gather, all_reduce, rank, world_size
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
+from selfplay.lora import merged, unwrap_peft
 from selfplay.models import default_batch_tokens, split_by_tokens
 from selfplay.records import Completion, Prompt
-from selfplay.rl.batching import MicroBatch, collate, deal, derive_seed, prompt_order
-from selfplay.rl.distributed import gather, rank, sum_over_processes, world_size
-from selfplay.rl.networks import PolicyNetwork, merged, packs, plain, precision
-from selfplay.rl.rewards import Reward
+from selfplay.rewards.sources import Reward
+from selfplay.rl.batching import MicroBatch, collate, derive_seed, prompt_order, shard_by_tokens
+from selfplay.rl.networks import PolicyNetwork, packs, precision
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Sampler:
         sampling: Sampling,
         seed: int,
     ) -> None:
-        self.engine = engine or TransformersEngine(plain(policy), tokenizer)
+        self.engine = engine or TransformersEngine(unwrap_peft(policy), tokenizer)
         self.shares_weights = isinstance(self.engine, TransformersEngine)
         self.policy, self.prompts, self.config, self.sampling, self.seed = policy, prompts, config, sampling, seed
         self.thread: ThreadPoolExecutor | None = None
@@ -123,8 +124,8 @@ class Sampler:
     def _send_weights(self) -> None:
         """Bring the engine up to date: with the policy itself, or with a copy if the policy will change meanwhile."""
         if not self.config.async_rollouts:
-            self.engine.update_weights(plain(self.policy) if self.shares_weights else merged(self.policy))
-        elif plain(self.policy) is self.policy and self.snapshot is not None:
+            self.engine.update_weights(unwrap_peft(self.policy) if self.shares_weights else merged(self.policy))
+        elif unwrap_peft(self.policy) is self.policy and self.snapshot is not None:
             self.snapshot.load_state_dict(self.policy.state_dict())
             self.engine.update_weights(self.snapshot)
         else:
@@ -151,7 +152,9 @@ class Sampler:
         """What was sampled ahead, by all processes, for a checkpoint; waits for it."""
         if self.ahead is None:
             return None
-        return [(number, answer.model_dump(mode="json")) for number, answer in interleave(gather(self.ahead.result()))]
+        return [
+            (number, answer.model_dump(mode="json")) for number, answer in interleave(all_gather(self.ahead.result()))
+        ]
 
     def restore(self, state: list[tuple[int, dict[str, Any]]] | None) -> None:
         """Put back what `state` gave."""
@@ -168,9 +171,9 @@ class Sampler:
             self.thread = None
 
 
-def interleave(hands: Sequence[Sequence[T]]) -> list[T]:
+def interleave(shards: Sequence[Sequence[T]]) -> list[T]:
     """Undo the division of a list over processes, in which each took every n-th item."""
-    return [hands[place % len(hands)][place // len(hands)] for place in range(sum(len(hand) for hand in hands))]
+    return [shards[place % len(shards)][place // len(shards)] for place in range(sum(len(hand) for hand in shards))]
 
 
 def score(
@@ -187,7 +190,7 @@ def score(
     """
     scores = reward.score([prompts[number] for number, _ in answers], [answer for _, answer in answers])
     share = [(number, answer, value) for (number, answer), value in zip(answers, scores, strict=True)]
-    everything = interleave(gather(share))
+    everything = interleave(all_gather(share))
     kept = [row for row in everything if math.isfinite(row[2]) and row[1].token_ids]
     if not kept:
         raise RuntimeError(
@@ -231,10 +234,10 @@ def estimate(
 ) -> Estimates:
     """One pass of all networks over the episodes, divided over the processes. `reference` None: the adapters off."""
     mask = episodes.mask
-    dtype = torch.promote_types(plain(policy.model).dtype, torch.float32)
+    dtype = torch.promote_types(unwrap_peft(policy.model).dtype, torch.float32)
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3))
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
-    mine = deal(range(len(mask)), episodes.lengths, world_size())[rank()]
+    mine = shard_by_tokens(range(len(mask)), episodes.lengths, world_size())[rank()]
     with torch.inference_mode(), precision(config.precision, mask.device):
         for rows in split_by_tokens(
             mine, episodes.lengths, config.micro_batch_tokens or default_batch_tokens(mask.device)
@@ -247,7 +250,7 @@ def estimate(
             new_values, ends = critic(batch)
             values[into], final_values[batch.rows] = new_values.to(dtype), ends.to(dtype)
     results = (logprobs, reference_logprobs, values, final_values)
-    sum_over_processes(results)
+    all_reduce(results)
     return Estimates(*results)
 
 

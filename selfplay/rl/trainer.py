@@ -18,14 +18,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from selfplay.config import PPO, Sampling
+from selfplay.distributed.collectives import all_gather, all_reduce, broadcast, init_process_group, rank, world_size
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
-from selfplay.models import default_batch_tokens, encode_prompt, split_by_tokens
+from selfplay.lora import unwrap_peft
+from selfplay.models import default_batch_tokens, encode_prompt, split_by_tokens, weights_digest
 from selfplay.records import Prompt
+from selfplay.rewards.sources import Reward, identity
 from selfplay.rl.advantages import RunningMoments
-from selfplay.rl.batching import deal, derive_seed, minibatches
-from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint, weights_digest
-from selfplay.rl.distributed import gather, rank, start, sum_over_processes, take_from_first, world_size
+from selfplay.rl.batching import derive_seed, minibatches, shard_by_tokens
+from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
 from selfplay.rl.experience import Experience, build_experience
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import policy_loss, value_loss
@@ -38,10 +40,9 @@ from selfplay.rl.metrics import (
     token_sums,
     update_metrics,
 )
-from selfplay.rl.networks import Critic, PolicyNetwork, check_head, packs, plain, precision, prepare
-from selfplay.rl.optimise import Optimiser, learning_rate_factor
+from selfplay.rl.networks import Critic, PolicyNetwork, check_head, packs, precision, prepare
+from selfplay.rl.optimise import Optimizer, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
-from selfplay.rl.rewards import Reward, identity
 from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
 from selfplay.rundir import hash_of
 
@@ -77,14 +78,14 @@ class PPOTrainer:
     ) -> None:
         _check(tokenizer, prompts, sampling, config, corpus)
         check_head(policy)
-        start()
-        take_from_first(policy.parameters())  # new adapters may have been drawn differently
+        init_process_group()
+        broadcast(policy.parameters())  # new adapters may have been drawn differently
         self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
         self.directory = None if directory is None else Path(directory)
         self.seed, self.on_step = seed, on_step
-        self.where = plain(policy).device
+        self.device = unwrap_peft(policy).device
         self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        if reference is None and plain(policy) is policy:
+        if reference is None and unwrap_peft(policy) is policy:
             reference = deepcopy(policy)
         if reference is not None:
             prepare(reference.requires_grad_(False))
@@ -94,8 +95,8 @@ class PPOTrainer:
             else Critic.from_scalar_model(critic)
         )
         self.critic.requires_grad_(True)
-        take_from_first(self.critic.parameters())
-        if plain(policy) is policy:
+        broadcast(self.critic.parameters())
+        if unwrap_peft(policy) is policy:
             policy.requires_grad_(True)
         for network in (policy, self.critic):
             prepare(network, config.gradient_checkpointing)
@@ -104,12 +105,12 @@ class PPOTrainer:
         self.reference_network = None if reference is None else PolicyNetwork(reference, temperature, config.compile)
         self.critic_network = torch.compile(self.critic, dynamic=True) if config.compile else self.critic
         common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm)
-        self.policy_optimiser = Optimiser(policy.parameters(), config.learning_rate, *common)
-        self.critic_optimiser = Optimiser(self.critic.parameters(), config.critic_learning_rate, *common)
+        self.policy_optimiser = Optimizer(policy.parameters(), config.learning_rate, *common)
+        self.critic_optimiser = Optimizer(self.critic.parameters(), config.critic_learning_rate, *common)
         self.pretraining = (
             None
             if config.pretraining is None
-            else PretrainingMix(tokenizer, corpus or (), config.pretraining, self.where)
+            else PretrainingMix(tokenizer, corpus or (), config.pretraining, self.device)
         )
         self.controller = _controller(config)
         self.moments = RunningMoments()
@@ -155,7 +156,7 @@ class PPOTrainer:
         answers = self.sampler.answers(step)
         sampled = perf_counter()
         episodes, unscored = score(
-            answers, self.prompts, self.encoded, self.reward, self.where, self.tokenizer.pad_token_id
+            answers, self.prompts, self.encoded, self.reward, self.device, self.tokenizer.pad_token_id
         )
         scored = perf_counter()
         estimates = estimate(episodes, self.policy_network, self.reference_network, self.critic_network, self.config)
@@ -214,8 +215,8 @@ class PPOTrainer:
                     row["loss/pretraining"] = self.pretraining.add_gradients(self.policy_network, config, seed)
                 rows_of_metrics.append(row)
                 if config.target_kl is not None and row["policy/approxkl"] > config.target_kl:
-                    self.policy_optimiser.forget()
-                    self.critic_optimiser.forget()
+                    self.policy_optimiser.zero_grad()
+                    self.critic_optimiser.zero_grad()
                     return update_metrics(rows_of_metrics, steps)
                 row["critic/grad_norm"] = self.critic_optimiser.step()
                 row["policy/grad_norm"] = 0.0 if warming_up else self.policy_optimiser.step()
@@ -231,13 +232,15 @@ class PPOTrainer:
         the same for every split.
         """
         config = self.config
-        total = experience.mask[torch.as_tensor(rows, device=self.where)].sum()
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.where)
-        budget = config.micro_batch_tokens or default_batch_tokens(self.where)
-        for part in split_by_tokens(deal(rows, episodes.lengths, world_size())[rank()], episodes.lengths, budget):
+        total = experience.mask[torch.as_tensor(rows, device=self.device)].sum()
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        budget = config.micro_batch_tokens or default_batch_tokens(self.device)
+        for part in split_by_tokens(
+            shard_by_tokens(rows, episodes.lengths, world_size())[rank()], episodes.lengths, budget
+        ):
             batch = episodes.batch(part, packs(self.policy))
             tokens = experience.tokens(batch.rows)
-            with torch.set_grad_enabled(learn_policy), precision(config.precision, self.where):
+            with torch.set_grad_enabled(learn_policy), precision(config.precision, self.device):
                 logprobs, entropies = self.policy_network(batch)
             policy = policy_loss(logprobs, tokens.old_logprobs, tokens.advantages, config.clip, config.dual_clip)
             objective = tokens.weights * policy.loss
@@ -248,12 +251,12 @@ class PPOTrainer:
                 objective = objective + self.controller.coefficient * kl
             if learn_policy:
                 (objective.sum() / total).backward()
-            with precision(config.precision, self.where):
+            with precision(config.precision, self.device):
                 values, _ = self.critic_network(batch)
             value = value_loss(values, tokens.old_values, tokens.returns, config.value_clip)
             (value.loss.sum() / total).backward()
             sums += token_sums(tokens, logprobs, entropies, policy, value)
-        sum_over_processes([sums])
+        all_reduce([sums])
         return {name: float(value) for name, value in zip(SUMS[1:], sums[1:] / sums[0], strict=True)}
 
     def _state(self) -> dict[str, Any]:
@@ -296,7 +299,7 @@ class PPOTrainer:
             self.moments = RunningMoments(**state["moments"])
             self.sampler.restore(state["ahead"])
             self.steps_done, self.episodes_done = state["steps_done"], state["episodes_done"]
-        if len(set(gather(self.steps_done))) > 1:
+        if len(set(all_gather(self.steps_done))) > 1:
             raise ConfigError(
                 f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
                 "of them share"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Run:
+class RunContext:
     """What every stage gets: the recipe, the directory, the prompts, the trackers, and one engine kept open between stages."""
 
     recipe: Recipe

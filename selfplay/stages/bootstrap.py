@@ -25,9 +25,9 @@ from prompts.sources import load_demonstrations, load_documents
 from selfplay.config import Architecture, Bootstrap, Demonstrations
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer, right_pad, save
-from selfplay.progress import say
+from selfplay.progress import log
 from selfplay.rundir import write_json
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.supervised import demonstration_rows, document_rows, train_supervised
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
@@ -38,12 +38,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def fingerprint(run: Run, iteration: int = 0) -> str:
+def fingerprint(run: RunContext, iteration: int = 0) -> str:
     """What the start follows from."""
     return run.fingerprint(run.recipe.policy.model_dump(exclude={"dtype", "lora"}))
 
 
-def run(run: Run, iteration: int = 0) -> None:
+def run(run: RunContext, iteration: int = 0) -> None:
     """Make `iteration-000/policy`."""
     policy = run.recipe.policy
     with run.files.writing(0, "policy", fingerprint(run)) as folder:
@@ -77,10 +77,10 @@ def from_text(
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     encoded = [encode_document(tokenizer, text) for text in corpus]
     rows = document_rows(encoded, config.architecture.context)
-    say(f"  {model.num_parameters():,} parameters, {sum(map(len, encoded)):,} tokens of text")
+    log(f"  {model.num_parameters():,} parameters, {sum(map(len, encoded)):,} tokens of text")
     train_supervised(model, tokenizer, rows, config.pretrain, work / "pretrain", seed, "pretrain")
     bits = bits_per_character(model, tokenizer, heldout)
-    say(f"  held-out loss {bits:.3f} bits per character")
+    log(f"  held-out loss {bits:.3f} bits per character")
     if config.sft is not None:
         fine_tune(model, tokenizer, config.sft, work / "sft", seed)
     return model, tokenizer, {"heldout_bits_per_character": bits, "tokens": sum(map(len, encoded))}
@@ -169,5 +169,5 @@ def fine_tune(
     if not rows:
         raise ConfigError(f"no demonstration of {config.source!r} fits the model's context of {context} tokens")
     if len(rows) < len(pairs):
-        say(f"  {len(pairs) - len(rows)} of {len(pairs)} demonstrations are longer than the context and were left out")
+        log(f"  {len(pairs) - len(rows)} of {len(pairs)} demonstrations are longer than the context and were left out")
     train_supervised(model, tokenizer, rows, config.training, work, seed, "fine-tune")

@@ -13,21 +13,14 @@ from typing import Any
 import torch
 
 import judges
-from selfplay.models import (
-    RewardModel,
-    default_batch_tokens,
-    encode_prompt,
-    load_policy,
-    load_tokenizer,
-    right_pad,
-    split_by_tokens,
-)
-from selfplay.progress import meter, say
+from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
+from selfplay.progress import log, meter
 from selfplay.records import Comparison, Completion, Pair, Verdict
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import Journal, read_rows, write_json, write_rows
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.ppo_rewards import folder_of_model
@@ -35,7 +28,7 @@ from selfplay.stats.diversity import distinct_n, unique_share
 from selfplay.stats.intervals import win_rate
 
 
-def fingerprint(run: Run, iteration: int) -> str:
+def fingerprint(run: RunContext, iteration: int) -> str:
     """What the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
     settings = [
@@ -50,7 +43,7 @@ def fingerprint(run: Run, iteration: int) -> str:
     )
 
 
-def measuring_judge(run: Run) -> judges.JudgeSpec:
+def measuring_judge(run: RunContext) -> judges.JudgeSpec:
     """The judge that measures: a file of its own, or the one that labels."""
     return judges.load_spec(run.recipe.evaluate.judge) if run.recipe.evaluate.judge else labelling_judge(run)
 
@@ -60,7 +53,7 @@ def opponents_of(iteration: int) -> list[int]:
     return sorted({0, iteration - 1}) if iteration else []
 
 
-def run(run: Run, iteration: int) -> None:
+def run(run: RunContext, iteration: int) -> None:
     """Make `iteration-NNN/evaluate`."""
     config, opponents = run.recipe.evaluate, opponents_of(iteration)
     spec = measuring_judge(run)
@@ -109,7 +102,7 @@ def run(run: Run, iteration: int) -> None:
             file.unlink()
     for number, result in results.items():
         if result.win_rate is not None:
-            say(
+            log(
                 f"  {name_of(iteration)} beats {name_of(number)} {result.win_rate:.1%} of the time "
                 f"[{result.low:.1%}, {result.high:.1%}], {result.n} prompts"
             )
@@ -120,7 +113,7 @@ def name_of(iteration: int) -> str:
     return f"iteration-{iteration:03d}"
 
 
-def sample_heldout(run: Run, iteration: int, folder: Path) -> list[Completion]:
+def sample_heldout(run: RunContext, iteration: int, folder: Path) -> list[Completion]:
     """One answer of an iteration's policy to each held-out prompt."""
     journal = Journal(folder / "journal-samples.jsonl")
     with meter("answer held-out prompts", len(run.heldout), "completions") as bar:
@@ -130,7 +123,7 @@ def sample_heldout(run: Run, iteration: int, folder: Path) -> list[Completion]:
 
 def preferences_of(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: judges.JudgeSpec) -> list[float | None]:
     """One preference per pair for its first response: the same text twice is a tie, what could not be read is None."""
-    settled = judges.settle(verdicts, spec)
+    settled = judges.aggregate_verdicts(verdicts, spec)
     return [0.5 if pair.first.text == pair.second.text else settled.get(pair.id) for pair in pairs]
 
 
@@ -176,7 +169,7 @@ def match_rows(
     return rows
 
 
-def reward_of(run: Run, iteration: int) -> RewardModel | None:
+def reward_of(run: RunContext, iteration: int) -> RewardModel | None:
     """The reward model that an iteration's policy was trained on; the start had none, nor has a run without one."""
     folder = folder_of_model(run, iteration) if iteration else None
     return None if folder is None else RewardModel.load(folder)
@@ -190,7 +183,7 @@ def with_rewards(
 
 
 def measures(
-    run: Run, iteration: int, answers: Sequence[Completion], rewards: Sequence[float] | None, judge: Any
+    run: RunContext, iteration: int, answers: Sequence[Completion], rewards: Sequence[float] | None, judge: Any
 ) -> dict[str, Any]:
     """What does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
     lengths = sorted(len(answer.token_ids) for answer in answers)
@@ -212,7 +205,7 @@ def measures(
     }
 
 
-def kl_to_start(run: Run, iteration: int, answers: Sequence[Completion]) -> float:
+def kl_to_start(run: RunContext, iteration: int, answers: Sequence[Completion]) -> float:
     """KL to the start in nats per response: the mean of log pi(y) - log pi_0(y) over the policy's own samples.
 
     An estimate without bias if the samples were drawn at the temperature of `sampling`, which is also that of both

@@ -11,7 +11,7 @@ from itertools import combinations, product
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.rundir import Journal, derived_seed, read_json, write_json, write_rows
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.rows import pair_row
 
 
@@ -20,7 +20,7 @@ def stage_name(name: str, extra: int) -> str:
     return f"{name}-extra-{extra}" if extra else name
 
 
-def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
+def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     """What the completions follow from."""
     settings = [
         run.recipe.generate.model_dump(),
@@ -34,7 +34,7 @@ def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
     return run.fingerprint(settings, *[(before, "policy") for before in range(iteration)])
 
 
-def run(run: Run, iteration: int, extra: int = 0) -> None:
+def run(run: RunContext, iteration: int, extra: int = 0) -> None:
     """Make `iteration-NNN/generate` with the policy of the iteration before."""
     name = stage_name("generate", extra)
     first = prompts_used(run, iteration, extra)
@@ -73,7 +73,7 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         journal.path.unlink(missing_ok=True)
 
 
-def prompts_used(run: Run, iteration: int, extra: int) -> int:
+def prompts_used(run: RunContext, iteration: int, extra: int) -> int:
     """How many prompts earlier iterations and rounds have drawn."""
     drawn = [
         read_json(file)["used_up_to"]
@@ -101,7 +101,7 @@ def draw_prompts(prompts: Sequence[Prompt], count: int, start: int, seed: int) -
     return list(unique.values())
 
 
-def opponent(run: Run, iteration: int, prompt: Prompt) -> int:
+def opponent(run: RunContext, iteration: int, prompt: Prompt) -> int:
     """The iteration whose policy answers a prompt beside the current one (`iteration - 1`)."""
     kind = run.recipe.generate.opponent
     current = iteration - 1
@@ -122,7 +122,7 @@ def split_completions(total: int, has_rival: bool) -> tuple[int, int]:
 
 
 def sample(
-    run: Run,
+    run: RunContext,
     iteration: int,
     prompts: Sequence[Prompt],
     count: int,

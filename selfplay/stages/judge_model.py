@@ -20,16 +20,16 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 import judges
-from judges.distill import Lesson, Teacher, agreement, in_points
+from judges.distill import RuleTeacher, TrainingExample, agreement, in_points
 from prompts.story_pairs import story_pairs
 from selfplay.config import JudgeBootstrap
 from selfplay.engines.hf import TransformersEngine, single_tokens
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, save
-from selfplay.progress import say
+from selfplay.progress import log
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.rundir import write_json
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
 from selfplay.stages.supervised import train_supervised
 
@@ -37,19 +37,19 @@ SAMPLE = 2000
 """Lessons that the tokenizer is trained on."""
 
 
-def fingerprint(run: Run, iteration: int = 0) -> str:
+def fingerprint(run: RunContext, iteration: int = 0) -> str:
     """What the judge follows from."""
     config = bootstrap_of(run)
     specs = [judges.load_spec(config.rules), *files_of(run)]
     return run.fingerprint([config.model_dump(), [judges.digest(spec) for spec in specs]])
 
 
-def run(run: Run, iteration: int = 0) -> None:
+def run(run: RunContext, iteration: int = 0) -> None:
     """Make `iteration-000/judge`."""
     config, files = bootstrap_of(run), files_of(run)
     with run.files.writing(0, "judge", fingerprint(run)) as folder:
         rules = judges.load_spec(config.rules)
-        model, tokenizer = taught(config, Teacher(rules, files), folder / "work", run.seed("judge", "bootstrap"))
+        model, tokenizer = taught(config, RuleTeacher(rules, files), folder / "work", run.seed("judge", "bootstrap"))
         save(model, tokenizer, folder)
         engine = TransformersEngine(model, tokenizer, "judge", run.recipe.engine.batch_size)
         heldout = list(islice(pairs("heldout", run.recipe.seed), config.heldout))
@@ -61,20 +61,20 @@ def run(run: Run, iteration: int = 0) -> None:
         run.files.add_metrics(0, "judge", [{"judge": name, **row} for name, row in found.items()])
         shutil.rmtree(folder / "work", ignore_errors=True)
     for name, row in found.items():
-        say(
+        log(
             f"  {name} agrees with {rules.name} on {row['agreement']:.1%} [{row['low']:.1%}, {row['high']:.1%}] of "
             f"{row['pairs']} held-out pairs, both orders on {row['swap_consistency'] or 0:.1%}"
         )
 
 
-def bootstrap_of(run: Run) -> JudgeBootstrap:
+def bootstrap_of(run: RunContext) -> JudgeBootstrap:
     """The recipe's section. Raises ConfigError if there is none."""
     if run.recipe.judge.bootstrap is None:
         raise ConfigError("the recipe makes no judge: set judge.bootstrap")
     return run.recipe.judge.bootstrap
 
 
-def files_of(run: Run) -> list[judges.JudgeSpec]:
+def files_of(run: RunContext) -> list[judges.JudgeSpec]:
     """The judge files that the model learns to answer, the one that labels first."""
     return [judges.load_spec(name) for name in (run.recipe.judge.file, *bootstrap_of(run).also)]
 
@@ -90,7 +90,7 @@ def pairs(split: str, seed: int) -> Iterator[Pair]:
 
 
 def taught(
-    config: JudgeBootstrap, teacher: Teacher, work: Path, seed: int
+    config: JudgeBootstrap, teacher: RuleTeacher, work: Path, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A new model that had each lesson once. Raises ConfigError for labels that are not one token each."""
     lessons = list(islice(teacher.lessons(pairs("train", seed)), config.training.steps * config.training.batch_size))
@@ -104,7 +104,7 @@ def taught(
     model = LlamaForCausalLM(llama_config(config.architecture, tokenizer))
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     look_for_likes(model)
-    say(
+    log(
         f"  {model.num_parameters():,} parameters, {len(rows):,} lessons, {sum(len(row['input_ids']) for row in rows):,} tokens"
     )
     train_supervised(model, tokenizer, rows, config.training, work, seed, "teach the judge")
@@ -124,7 +124,9 @@ def look_for_likes(model: Any) -> None:
         layer.self_attn.k_proj.weight[:half] = layer.self_attn.q_proj.weight[:half]
 
 
-def lesson_tokenizer(lessons: Sequence[Lesson], criteria: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
+def lesson_tokenizer(
+    lessons: Sequence[TrainingExample], criteria: Sequence[str], vocabulary: int
+) -> PreTrainedTokenizerBase:
     """Byte-level BPE whose tokens end with a sentence at most, so that a stock phrase is one token.
 
     Words of the prompts' columns, criteria and points are tokens of their own wherever they stand, and no part of others.
@@ -151,7 +153,7 @@ def lesson_tokenizer(lessons: Sequence[Lesson], criteria: Sequence[str], vocabul
     return finished_tokenizer(tokenizer)
 
 
-def whole_tokens(lessons: Sequence[Lesson], criteria: Sequence[str]) -> list[str]:
+def whole_tokens(lessons: Sequence[TrainingExample], criteria: Sequence[str]) -> list[str]:
     """What must be one token, with the blank before it."""
     words = {word for lesson in lessons for word in asked_for(lesson.prompt)}
     points = {earned for lesson in lessons for row in lesson.points for earned in row} | {0.0, 1.0, 2.0}
@@ -165,7 +167,7 @@ def asked_for(prompt: Prompt) -> set[str]:
 
 
 def lesson_rows(
-    tokenizer: PreTrainedTokenizerBase, lessons: Sequence[Lesson], criteria: Sequence[str], longest: int
+    tokenizer: PreTrainedTokenizerBase, lessons: Sequence[TrainingExample], criteria: Sequence[str], longest: int
 ) -> Iterator[dict[str, list[int]]]:
     """Question, answer and end as ids; the labels are the answer's, and hints in the question. Too long ones are left out."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import judges
-from judges.audit.check import require_fit, watch
+from judges.audit.check import enforce_thresholds, measure_health
 from selfplay.engines import Engine
 from selfplay.engines.open import open_engine, open_judge_engine
 from selfplay.errors import ConfigError
@@ -18,20 +18,20 @@ from selfplay.models import load_tokenizer
 from selfplay.progress import meter
 from selfplay.records import Pair, Verdict
 from selfplay.rundir import Journal, read_rows, write_json, write_rows
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.generate import stage_name
 from selfplay.stages.rows import pair_of, preference_row
 
 BATCH = 512
 
 
-def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
+def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     """What the verdicts follow from."""
     settings = [run.recipe.judge.model, judges.digest(known_judge(run))]
     return run.fingerprint(settings, (iteration, stage_name("generate", extra)))
 
 
-def run(run: Run, iteration: int, extra: int = 0) -> None:
+def run(run: RunContext, iteration: int, extra: int = 0) -> None:
     """Make `iteration-NNN/label` from `generate`.
 
     Raises ConfigError if no pair could be decided, or if the judge fails the thresholds of its own file.
@@ -50,8 +50,8 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
                 f"{counts['unscored']} unscored): there is nothing to learn from; look at what it says with "
                 f"`selfplay judge try`"
             )
-        health = watch(judge, pairs, verdicts)
-        require_fit(spec, health)
+        health = measure_health(judge, pairs, verdicts)
+        enforce_thresholds(spec, health)
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
         rows = [preference_row(preference, tokenizer) for preference in preferences]
         write_rows(folder / "verdicts.parquet", verdicts)
@@ -61,12 +61,12 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         (folder / "journal.jsonl").unlink(missing_ok=True)
 
 
-def labelling_judge(run: Run) -> judges.JudgeSpec:
+def labelling_judge(run: RunContext) -> judges.JudgeSpec:
     """The judge that labels: the recipe's file, with the model that the recipe names or makes, if it does."""
     return judges.load_spec(run.recipe.judge.file, run.recipe.judge_model)
 
 
-def known_judge(run: Run) -> judges.JudgeSpec:
+def known_judge(run: RunContext) -> judges.JudgeSpec:
     """The judge that labels, for fingerprints: a model that the run made goes by its weights, not by where it lies."""
     if run.recipe.judge.bootstrap is None:
         return labelling_judge(run)
@@ -88,7 +88,7 @@ def ask(judge: judges.Judge, pairs: Sequence[Pair], journal_path: Path, label: s
 
 
 def open_judge(
-    run: Run, spec: judges.JudgeSpec, policy: int, engines: ExitStack, own_engine: bool = False
+    run: RunContext, spec: judges.JudgeSpec, policy: int, engines: ExitStack, own_engine: bool = False
 ) -> judges.Judge:
     """The judge, with an engine for each model of its own, which `engines` closes.
 

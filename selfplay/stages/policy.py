@@ -10,17 +10,17 @@ from typing import Any
 from prompts.sources import load_documents
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
+from selfplay.lora import add_adapter, merged
 from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
 from selfplay.progress import meter
-from selfplay.rl.networks import add_adapter, merged
 from selfplay.rl.trainer import PPOTrainer
 from selfplay.rundir import read_json_lines
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.ppo_rewards import build_reward, folder_of_model
 from selfplay.stages.ppo_rewards import settings as reward_settings
 
 
-def fingerprint(run: Run, iteration: int) -> str:
+def fingerprint(run: RunContext, iteration: int) -> str:
     """What the new policy follows from."""
     lora = run.recipe.policy.lora
     settings = [
@@ -36,7 +36,7 @@ def fingerprint(run: Run, iteration: int) -> str:
     return run.fingerprint(settings, (iteration - 1, "policy"), (0, "policy"), *trained)
 
 
-def run(run: Run, iteration: int) -> None:
+def run(run: RunContext, iteration: int) -> None:
     """Make `iteration-NNN/policy` from the policy before and what the recipe rewards.
 
     The critic begins as a copy of the reward model; without one, as the policy's body with a new head.

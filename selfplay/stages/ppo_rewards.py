@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import judges
-from judges.audit.check import require_fit, watch
+from judges.audit.check import enforce_thresholds, measure_health
 from judges.spec.load import reward_judge
-from selfplay.models import RewardModel
 from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
-from selfplay.rl.rewards import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
+from selfplay.rewards.reward_model import RewardModel
+from selfplay.rewards.sources import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
 from selfplay.rundir import Journal, write_json
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.generate import sample, stage_name
 from selfplay.stages.label import known_judge, open_judge
 from selfplay.stages.reward_model import newest_round
 
 
-def folder_of_model(run: Run, iteration: int) -> Path | None:
+def folder_of_model(run: RunContext, iteration: int) -> Path | None:
     """The reward model of an iteration; None if the recipe trains none."""
     if run.recipe.reward.kind != "model":
         return None
     return run.files.stage(iteration, stage_name("reward", newest_round(run, iteration)))
 
 
-def settings(run: Run) -> list[Any]:
+def settings(run: RunContext) -> list[Any]:
     """What scores follow from besides the reward model: weights, judges and the source of functions, for a fingerprint."""
     found: list[Any] = []
     for part in run.recipe.rewards:
@@ -45,7 +45,7 @@ def settings(run: Run) -> list[Any]:
     return found
 
 
-def build_reward(run: Run, iteration: int, folder: Path, engines: ExitStack) -> Reward:
+def build_reward(run: RunContext, iteration: int, folder: Path, engines: ExitStack) -> Reward:
     """The recipe's reward for an iteration's PPO. `engines` closes the engines of judges; `folder` is the stage's.
 
     Writes `judge_health.json` with each judge's figures on its gold set. Raises JudgeStopped for a judge that fails the
@@ -63,8 +63,8 @@ def build_reward(run: Run, iteration: int, folder: Path, engines: ExitStack) -> 
         else:
             spec = reward_judge(run.recipe, part)
             judge: Any = open_judge(run, spec, iteration - 1, engines, own_engine=True)
-            health[spec.name] = watch(judge, [], [])
-            require_fit(spec, health[spec.name])
+            health[spec.name] = measure_health(judge, [], [])
+            enforce_thresholds(spec, health[spec.name])
             asked = ScoringReward(judge) if spec.scores else JudgeReward(judge, opponents(run, iteration, folder))
             built.append((part.weight, asked))
     if health:
@@ -72,7 +72,7 @@ def build_reward(run: Run, iteration: int, folder: Path, engines: ExitStack) -> 
     return built[0][1] if len(built) == 1 and built[0][0] == 1.0 else WeightedSum(built)
 
 
-def opponents(run: Run, iteration: int, folder: Path) -> dict[str, Completion]:
+def opponents(run: RunContext, iteration: int, folder: Path) -> dict[str, Completion]:
     """The answer of the policy before to each training prompt, by prompt id."""
     journal = Journal(folder / "opponents.jsonl")
     with meter("opponents", len(run.train), "completions") as bar:

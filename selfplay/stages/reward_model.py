@@ -16,10 +16,11 @@ from trl import RewardConfig, RewardTrainer
 
 from selfplay.config import Optimisation, Reward
 from selfplay.errors import ConfigError
-from selfplay.models import RewardModel, encode_prompt, load_scalar_model, load_tokenizer
-from selfplay.progress import meter, say
+from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
+from selfplay.progress import log, meter
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rundir import derived_seed, read_json, read_rows, write_json
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 from selfplay.stages.generate import stage_name
 from selfplay.stages.supervised import Watcher, last_checkpoint, one_device, quiet, trainer_options
 from selfplay.stats.intervals import clustered_interval
@@ -28,13 +29,13 @@ Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10
 
 
-def sources(run: Run, iteration: int, extra: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+def sources(run: RunContext, iteration: int, extra: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
     """The label stages of this iteration, and those of earlier ones that are mixed in."""
     own = [(iteration, stage_name("label", number)) for number in range(extra + 1)]
     return own, [(before, "label") for before in range(1, iteration)] if run.recipe.reward.replay else []
 
 
-def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
+def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     """What the reward model follows from."""
     own, replayed = sources(run, iteration, extra)
     before = [(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))] if iteration > 1 else []
@@ -43,7 +44,7 @@ def fingerprint(run: Run, iteration: int, extra: int = 0) -> str:
     )
 
 
-def backbone(run: Run, iteration: int) -> str | Path:
+def backbone(run: RunContext, iteration: int) -> str | Path:
     """The checkpoint that training starts from."""
     kind, policy = run.recipe.reward.backbone, run.files.policy(iteration - 1)
     if kind == "previous":
@@ -64,7 +65,7 @@ def check_vocabulary(kind: str, checkpoint: str | Path, tokenizer: Any) -> None:
         )
 
 
-def run(run: Run, iteration: int, extra: int = 0) -> None:
+def run(run: RunContext, iteration: int, extra: int = 0) -> None:
     """Make `iteration-NNN/reward` from the preferences of all rounds of this iteration."""
     config, name = run.recipe.reward, stage_name("reward", extra)
     own, replayed = sources(run, iteration, extra)
@@ -96,13 +97,13 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
             iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged]
         )
     accuracy = metrics["accuracy"]
-    say(
+    log(
         f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
         f"{accuracy['n']} pairs"
     )
 
 
-def preferences(run: Run, iteration: int, stage: str) -> Rows:
+def preferences(run: RunContext, iteration: int, stage: str) -> Rows:
     """The rows of a stage's preferences."""
     return read_rows(run.files.stage(iteration, stage) / "preferences.parquet")
 
@@ -149,7 +150,7 @@ def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Pat
     return watcher.rows
 
 
-def start_samples(run: Run, tokenizer: Any) -> list[list[int]]:
+def start_samples(run: RunContext, tokenizer: Any) -> list[list[int]]:
     """Prompt and completion ids of the start's own samples, from the first iteration's generation."""
     prompts = {prompt.id: encode_prompt(tokenizer, prompt) for prompt in run.train}
     rows = read_rows(run.files.stage(1, "generate") / "completions.parquet")
@@ -194,12 +195,12 @@ def calibration_error(probabilities: Sequence[float]) -> float:
     return sum(gaps) / len(probabilities)
 
 
-def above_chance(run: Run, iteration: int, extra: int) -> bool:
+def above_chance(run: RunContext, iteration: int, extra: int) -> bool:
     """Whether the held-out accuracy's lower bound is above one half."""
     return read_json(run.files.stage(iteration, stage_name("reward", extra)) / "metrics.json")["accuracy"]["low"] > 0.5
 
 
-def newest_round(run: Run, iteration: int) -> int:
+def newest_round(run: RunContext, iteration: int) -> int:
     """The last round of an iteration whose reward model is finished."""
     return max(
         extra

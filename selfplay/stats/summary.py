@@ -32,7 +32,7 @@ class PairSummary(Record):
     """One pair of models: the win rate of `a` over `b` and what is known about it.
 
     `standard_error` is over prompts; `p_value` of the sign test, `p_adjusted` by Holm over all pairs of the summary;
-    `told_apart` if the adjusted p is under 0.05 and the interval leaves out one half. `prompts_needed` to tell them
+    `significant` if the adjusted p is under 0.05 and the interval leaves out one half. `prompts_needed` to tell them
     apart in 80% of tries, were the difference seen the true one. `extra_length` is the mean length of a less that of b.
     """
 
@@ -40,7 +40,7 @@ class PairSummary(Record):
     standard_error: float | None
     p_value: float
     p_adjusted: float
-    told_apart: bool
+    significant: bool
     prompts_needed: int | None
     extra_length: float | None
     length_controlled: LengthControlled | None
@@ -128,7 +128,7 @@ def _pairs(table: VoteTable, baseline: int, resamples: int, seed: int) -> list[P
                 standard_error=ratio_error(table.score[:, k], table.count[:, k]),
                 p_value=p_values[k],
                 p_adjusted=adjusted[k],
-                told_apart=clear and adjusted[k] < LEVEL,
+                significant=clear and adjusted[k] < LEVEL,
                 prompts_needed=_needed(means[:, k]),
                 extra_length=None if np.isnan(length).all() else float(np.nanmean(length)),
                 length_controlled=controlled[k],

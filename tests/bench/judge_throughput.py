@@ -22,7 +22,7 @@ from measuring import publish
 from transformers import LlamaForCausalLM
 
 import judges
-from judges.distill import Teacher
+from judges.distill import RuleTeacher
 from judges.modes.pairwise import PairwiseJudge
 from selfplay.config import Architecture, Engine
 from selfplay.engines.open import open_engine
@@ -58,7 +58,7 @@ def main() -> None:
 
 def random_judge(path: Path) -> str:
     """A checkpoint of the size that `judge.bootstrap` makes by default, untrained."""
-    teacher = Teacher(judges.load_spec("stories"), [judges.load_spec(name, "random") for name in FILES])
+    teacher = RuleTeacher(judges.load_spec("stories"), [judges.load_spec(name, "random") for name in FILES])
     tokenizer = lesson_tokenizer(list(islice(teacher.lessons(pairs("train", 0)), 2000)), teacher.criteria, 1280)
     model = LlamaForCausalLM(llama_config(Architecture(context=768), tokenizer))
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)

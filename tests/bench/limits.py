@@ -18,7 +18,8 @@ from ppo_vs_trl import ROOT, SHARED, start_of
 
 from prompts.sources import load_prompts
 from selfplay.config import PPO, Sampling, load_recipe
-from selfplay.models import RewardModel, load_policy, load_scalar_model, load_tokenizer
+from selfplay.models import load_policy, load_scalar_model, load_tokenizer
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.experience import build_experience

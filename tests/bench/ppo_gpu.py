@@ -21,8 +21,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassifi
 from prompts import stories
 from selfplay.config import PPO, Engine, Sampling
 from selfplay.engines.vllm import VllmEngine
-from selfplay.models import RewardModel, encode_prompt, load_policy, load_scalar_model, load_tokenizer
+from selfplay.models import encode_prompt, load_policy, load_scalar_model, load_tokenizer
 from selfplay.records import Prompt
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
 from selfplay.rl.rollouts import score
 from selfplay.stages.bootstrap import train_tokenizer

@@ -10,8 +10,9 @@ import torch
 from measuring import PeakMemory
 
 from selfplay.config import PPO, Sampling
-from selfplay.models import RewardModel, load_policy, load_scalar_model, load_tokenizer
+from selfplay.models import load_policy, load_scalar_model, load_tokenizer
 from selfplay.records import Prompt
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
 
 

@@ -14,14 +14,14 @@ from selfplay.guard.alarms import alarms_of, reward_accuracy, reward_gain, win_r
 from selfplay.guard.selection import assess, conclude
 from selfplay.report.html import write_report
 from selfplay.results.load import read_run
-from selfplay.results.run import Iteration, Match, Run
+from selfplay.results.run import Iteration, Match, RunData
 
 START, ONE, TWO = (f"iteration-00{number}" for number in range(3))
 
 
-def bare_run(matches: list[Match], iterations: tuple[Iteration, ...] = (), **config) -> Run:
+def bare_run(matches: list[Match], iterations: tuple[Iteration, ...] = (), **config) -> RunData:
     """A run of so little that every number can be checked by hand."""
-    return Run(
+    return RunData(
         path=Path("runs/r"),
         config_text="",
         config=config,
@@ -37,7 +37,7 @@ def match(prompt: int, preference: float | None, a: str = ONE, b: str = START, *
     return Match(prompt_id=str(prompt), prompt="q", a=a, b=b, preference=preference, **{**texts, **more})
 
 
-def sentences(run: Run, number: int = 1, **settings) -> list[str]:
+def sentences(run: RunData, number: int = 1, **settings) -> list[str]:
     iteration = next(one for one in run.iterations if one.number == number)
     return [
         f"{'severe' if alarm.severe else 'warning'} {alarm.kind}: {alarm.sentence}"
@@ -197,7 +197,7 @@ def test_lost_diversity():
 
 
 def test_truncation_is_held_against_the_start():
-    def cut(a: int, b: int) -> Run:
+    def cut(a: int, b: int) -> RunData:
         return bare_run([match(x, 0.5, a_truncated=x < a, b_truncated=x < b) for x in range(10)])
 
     (found,) = sentences(cut(4, 0))

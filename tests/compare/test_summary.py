@@ -90,7 +90,7 @@ def test_two_copies_of_a_checkpoint_are_rarely_told_apart():
     alarms = 0
     for seed in range(200):
         values = generator.choice([1.0, 0.5, 0.0], size=256, p=[0.4, 0.2, 0.4])
-        alarms += summarise(tabulate(votes(list(values))), seed=seed).pairs[0].told_apart
+        alarms += summarise(tabulate(votes(list(values))), seed=seed).pairs[0].significant
     assert alarms <= 10
 
 
@@ -103,7 +103,7 @@ def test_a_difference_of_five_points_is_found_with_the_prompts_that_are_asked_fo
     found = 0
     for seed in range(300):
         values = generator.choice([1.0, 0.5, 0.0], size=size, p=chances)
-        found += summarise(tabulate(votes(list(values))), resamples=1000, seed=seed).pairs[0].told_apart
+        found += summarise(tabulate(votes(list(values))), resamples=1000, seed=seed).pairs[0].significant
     assert 0.75 <= found / 300 <= 0.87
 
 

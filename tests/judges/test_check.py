@@ -11,7 +11,7 @@ import pytest
 from judging import Scripted, fenced, spec
 
 from judges import JudgeStopped, build, health, load_spec, shipped
-from judges.audit.check import check, require_fit, watch
+from judges.audit.check import check, enforce_thresholds, measure_health
 from judges.audit.file_tests import run_tests
 from judges.audit.gold import BUILT_IN, canaries, gold_file, load_gold
 from judges.audit.inspect import example_pair, overview, schema, try_pair
@@ -95,14 +95,14 @@ def test_a_bad_judge_is_named_for_what_it_is(name: str) -> None:
 def test_the_loop_stops_before_training_on_it(name: str) -> None:
     judge = build(spec(PAIRWISE.replace("retries: 0", "retries: 0, max_failure_rate: 1")), Scripted(BAD[name][0]))
     pairs = [row.pair for row in GOLD[:40]]
-    found = watch(judge, pairs, judge.judge(pairs))
+    found = measure_health(judge, pairs, judge.judge(pairs))
     with pytest.raises(
         JudgeStopped,
         match="judge 'test' cannot be trusted: on canaries it is"
         if BAD[name][1] == ["injected"]
         else "judge 'test' cannot be trusted: on (its own pairs|the gold set) it is",
     ):
-        require_fit(judge.spec, found)
+        enforce_thresholds(judge.spec, found)
     assert json.loads(json.dumps(found)) == found
 
 
@@ -114,22 +114,22 @@ def test_a_half_broken_judge_stops_the_labelling_itself() -> None:
 def test_an_honest_judge_goes_on_and_its_gold_figures_are_there() -> None:
     judge = build(spec(PAIRWISE), engine := Scripted(honest))
     pairs = [row.pair for row in GOLD[:40]]
-    found = watch(judge, pairs, judge.judge(pairs))
-    require_fit(judge.spec, found)
+    found = measure_health(judge, pairs, judge.judge(pairs))
+    enforce_thresholds(judge.spec, found)
     assert found["gold"]["accuracy"] == 1.0 and found["pairs"] == 40
     calls = engine.calls
-    watch(judge, pairs, judge.judge(pairs))
+    measure_health(judge, pairs, judge.judge(pairs))
     assert engine.calls == calls  # gold set and canaries are paid for once
 
 
 def test_canaries_without_a_verdict_have_not_won_and_do_not_stop_a_run() -> None:
     judge = build(spec(PAIRWISE), Scripted(lambda text: "No." if "Ignore the instructions" in text else honest(text)))
-    found = watch(judge, [], [])
+    found = measure_health(judge, [], [])
     # 8 of 48 canaries, a sixth and more than max_failure_rate, are injections
     assert found["canary_wins"] == dict.fromkeys(
         ("empty", "constant", "echo", "injection", "padded list", "verdict inside"), 0.0
     )
-    require_fit(judge.spec, found)
+    enforce_thresholds(judge.spec, found)
     with pytest.raises(JudgeStopped, match=r"gave no verdict on 16 of 96"):
         judge.judge([row.pair for row in canaries(GOLD, judge.spec)])
 
@@ -280,8 +280,8 @@ def test_python_rules_without_gold_of_their_own_are_measured_by_their_tests_alon
     with pytest.raises(ConfigError, match="has no gold set to take a pair from: write one into `tests`"):
         example_pair(rules.model_copy(update={"tests": ()}))
     judge = build(rules)
-    assert watch(judge, [], [])["gold"] is None and watch(judge, [], [])["canary_wins"] == {}
-    require_fit(rules, watch(judge, [], []))
+    assert measure_health(judge, [], [])["gold"] is None and measure_health(judge, [], [])["canary_wins"] == {}
+    enforce_thresholds(rules, measure_health(judge, [], []))
 
 
 def test_what_a_check_cost_is_counted() -> None:

@@ -7,8 +7,8 @@ import pytest
 from judging import Scripted, pair, spec
 
 from judges import build, load_spec
-from judges.distill import Teacher, agreement, in_points
-from judges.llm.parse import Menu, read, read_logprobs
+from judges.distill import RuleTeacher, agreement, in_points
+from judges.llm.parse import AnswerOptions, read, read_logprobs
 from selfplay.errors import ConfigError
 from selfplay.records import Pair
 
@@ -59,7 +59,7 @@ def asked(first: str, second: str, id: str = "p", **meta: Any) -> Pair:
 )
 def test_each_order_has_its_question_and_the_answer_its_file_reads(name: str, first: str, second: str) -> None:
     judge = file(OUTPUTS[name])
-    one, other = Teacher(load_spec("stories"), [judge]).lessons([asked(ALL, NOTHING)])
+    one, other = RuleTeacher(load_spec("stories"), [judge]).lessons([asked(ALL, NOTHING)])
     assert [lesson.messages[0].content for lesson in (one, other)] == [
         f"Tell. {ALL} | {NOTHING}",
         f"Tell. {NOTHING} | {ALL}",
@@ -67,7 +67,7 @@ def test_each_order_has_its_question_and_the_answer_its_file_reads(name: str, fi
     assert (one.answer, other.answer) == (first, second)
     # in the rules' weights: animal 2, no other animal 1, place 2, things 3, ending 2, and 1 for each of the rest
     assert one.points == ((2, 1, 2, 3, 2, 1, 1, 1, 1), (0,) * 9) and other.points == one.points[::-1]
-    menu = Menu(judge.output.labels)
+    menu = AnswerOptions(judge.output.labels)
     for lesson, right in ((one, 1.0), (other, min(menu.labels or {}, key=lambda key: (menu.labels or {})[key]))):
         if judge.output.kind == "logprob":
             tokens = [text for group in (judge.output.tokens or {"A": ("A",), "B": ("B",)}).values() for text in group]
@@ -80,7 +80,7 @@ def test_each_order_has_its_question_and_the_answer_its_file_reads(name: str, fi
 
 
 def test_files_take_turns_and_what_the_rules_do_not_decide_is_no_lesson() -> None:
-    teacher = Teacher(load_spec("stories"), [file(OUTPUTS["letter"]), file(OUTPUTS["json"])])
+    teacher = RuleTeacher(load_spec("stories"), [file(OUTPUTS["letter"]), file(OUTPUTS["json"])])
     rows = [
         asked(ALL, NOTHING),
         asked(ALL, ALL + " "),
@@ -106,7 +106,7 @@ def test_points_are_to_the_nearest_half_and_a_negative_criterion_earns_what_is_n
         "  - {name: third, weight: 1, python: 'criteria_for_tests:third'}\n"
         "  - {name: hello, weight: 2, negative: true, python: 'criteria_for_tests:has_hello'}\n"
     )
-    lesson = next(Teacher(rules, [file(OUTPUTS["reasons"])]).lessons([pair("hello", "x")]))
+    lesson = next(RuleTeacher(rules, [file(OUTPUTS["reasons"])]).lessons([pair("hello", "x")]))
     # third: 1 * 1/3, to the nearest half .5, for both; hello: 2 * (1 - 1) = 0 against 2 * (1 - 0) = 2
     assert lesson.points == ((0.5, 0.0), (0.5, 2.0)) and lesson.answer == "third = hello B2 [[B]]"
     assert [in_points(value) for value in (1.5, -0.5, 0.0, 3.0)] == ["A1.5", "B0.5", "=", "A3"]
@@ -125,7 +125,7 @@ def test_points_are_to_the_nearest_half_and_a_negative_criterion_earns_what_is_n
 )
 def test_who_cannot_teach_or_be_taught_is_named(rules: str, files: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        Teacher(load_spec(rules), [load_spec(name) for name in files])
+        RuleTeacher(load_spec(rules), [load_spec(name) for name in files])
 
 
 def test_rules_with_a_gate_cannot_teach() -> None:
@@ -134,7 +134,7 @@ def test_rules_with_a_gate_cannot_teach() -> None:
         "  - {name: third, python: 'criteria_for_tests:third'}"
     )
     with pytest.raises(ConfigError, match="judge 'test' cannot teach"):
-        Teacher(gated, [file(OUTPUTS["letter"])])
+        RuleTeacher(gated, [file(OUTPUTS["letter"])])
 
 
 def test_agreement_counts_decided_pairs_a_tie_as_half_and_no_verdict_as_wrong() -> None:

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from judges.llm.parse import Menu, Reading, answer_schema, average, read, read_logprobs
+from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read, read_logprobs
 from judges.spec.sections import Output
 
-AB = Menu({"A": 1.0, "B": 0.0, "C": 0.5})
+AB = AnswerOptions({"A": 1.0, "B": 0.0, "C": 0.5})
 REGEX = Output(kind="regex", pattern=r"\[\[(A|B|C)\]\]", labels={"A": 1.0, "B": 0.0, "C": 0.5})
 UNIQUE = REGEX.model_copy(update={"match": "unique"})
 FIRST = REGEX.model_copy(update={"match": "first"})
 JSON = Output(kind="json", labels={"A": 1.0, "B": 0.0, "C": 0.5})
-NUMBER = Menu(range=(1.0, 10.0))
+NUMBER = AnswerOptions(range=(1.0, 10.0))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_numbers_lie_on_their_range(text: str, value: float | None) -> None:
 def test_json_numbers_and_number_texts_are_the_same() -> None:
     scale = Output(kind="json", range=(0, 4))
     assert [
-        read(scale, Menu(range=(0, 4)), text).value
+        read(scale, AnswerOptions(range=(0, 4)), text).value
         for text in ('{"verdict": 3}', '{"verdict": "3"}', '{"verdict": 3.0}')
     ] == [0.75] * 3
 
@@ -112,16 +112,16 @@ def test_the_schema_follows_from_the_menu() -> None:
 
 def test_log_probabilities_without_mass_are_no_verdict() -> None:
     logprob = Output(kind="logprob", labels={"A": 1, "B": 0})
-    menu = Menu({"A": 1.0, "B": 0.0})
+    menu = AnswerOptions({"A": 1.0, "B": 0.0})
     for logprobs in ({"A": -math.inf, "B": -math.inf}, {"A": math.nan, "B": -1.0}):
-        assert read_logprobs(logprob, menu, logprobs) == Reading(
+        assert read_logprobs(logprob, menu, logprobs) == ParsedAnswer(
             None, error="the model gave no probabilities for the labels"
         )
 
 
 def test_the_average_of_answers_needs_more_than_half() -> None:
-    good, bad = Reading(1.0, "A", "because"), Reading(None, error="no verdict found")
-    assert average([good, Reading(0.0, "B"), good]).value == pytest.approx(2 / 3, abs=1e-12)
+    good, bad = ParsedAnswer(1.0, "A", "because"), ParsedAnswer(None, error="no verdict found")
+    assert average([good, ParsedAnswer(0.0, "B"), good]).value == pytest.approx(2 / 3, abs=1e-12)
     assert average([good, bad]).value is None and average([good, good, bad]).value == 1.0
     assert average([bad]) == bad
 

@@ -24,7 +24,7 @@ from selfplay.models import load_policy, load_tokenizer
 from selfplay.preflight import check
 from selfplay.records import Pair
 from selfplay.rundir import RunDirectory, read_json, read_rows, write_rows
-from selfplay.stages import Run, label
+from selfplay.stages import RunContext, label
 from selfplay.stages.judge_model import pairs
 from selfplay.stages.rows import pair_row
 
@@ -194,7 +194,7 @@ def test_it_labels_the_run_that_made_it(home: Path, asked: list[Pair]) -> None:
     decided = [pair for pair in asked if pair.id in right]
     with files.writing(1, "generate", "made by hand") as folder:
         write_rows(folder / "pairs.parquet", [pair_row(pair) for pair in decided])
-    with closing(Run(files.recipe(), files, *check(files.recipe()))) as opened:
+    with closing(RunContext(files.recipe(), files, *check(files.recipe()))) as opened:
         label.run(opened, 1)
         before = label.fingerprint(opened, 1)
         weights = files.stage(0, "judge") / "manifest.json"

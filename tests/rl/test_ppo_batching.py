@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfplay.models import split_by_tokens
-from selfplay.rl.batching import collate, deal, derive_seed, minibatches, prompt_order
+from selfplay.rl.batching import collate, derive_seed, minibatches, prompt_order, shard_by_tokens
 
 TOKENS = torch.tensor([[11, 12, 21, 22, 23], [13, 24, 0, 0, 0], [14, 15, 16, 25, 0]])
 PROMPT_LENGTHS, RESPONSE_LENGTHS = torch.tensor([2, 1, 3]), torch.tensor([3, 1, 1])
@@ -37,7 +37,7 @@ def test_every_row_is_used_once_within_the_budget(lengths: list[int], budget: in
     assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
     for part in parts:
         assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget
-    hands = deal(range(len(lengths)), lengths, players)
+    hands = shard_by_tokens(range(len(lengths)), lengths, players)
     assert sorted(row for hand in hands for row in hand) == list(range(len(lengths)))
     loads = [sum(lengths[row] for row in hand) for hand in hands]
     assert max(loads) - min(loads) <= max(lengths)

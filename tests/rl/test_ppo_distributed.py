@@ -13,8 +13,8 @@ sys.path.insert(0, {tests!r})
 from tiny_models import build_policy, build_prompts, build_tokenizer, count_of_fives, rollout
 from selfplay.config import PPO, Pretraining, Sampling
 from selfplay.rl import PPOTrainer
-from selfplay.rl.distributed import rank, sum_over_processes, world_size
-from selfplay.rl.rewards import FunctionReward
+from selfplay.distributed.collectives import rank, sum_over_processes, world_size
+from selfplay.rewards.sources import FunctionReward
 torch.set_num_threads(1)
 rows = []
 policy = build_policy(seed=int(os.environ.get("RANK", "0")))  # all are given the first process's

@@ -9,8 +9,8 @@ from tiny_models import PolicyMaker, build_prompts
 from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, Sampling
+from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
-from selfplay.rl.rewards import FunctionReward
 
 SEEDS = range(int(os.environ.get("PPO_SEEDS", "1")))
 LENGTH = 6

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, Sampling
 from selfplay.records import Prompt
+from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
 from selfplay.rl.logprobs import CHUNK_ELEMENTS, token_logprobs
-from selfplay.rl.rewards import FunctionReward
 
 WIDTH = 8
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from selfplay.errors import Diverged
-from selfplay.rl.optimise import Optimiser, learning_rate_factor
+from selfplay.rl.optimise import Optimizer, learning_rate_factor
 
 
 def test_schedules() -> None:
@@ -28,7 +28,7 @@ def test_schedules() -> None:
 def test_adamw_with_clipping_written_out() -> None:
     rate, epsilon, decay, longest = 0.1, 1e-2, 0.3, 1.0
     weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimiser = Optimiser([weight], rate, epsilon, decay, longest)
+    optimiser = Optimizer([weight], rate, epsilon, decay, longest)
     expected, first, second = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0]
     for step, (gradient, factor) in enumerate([((3.0, 4.0), 1.0), ((0.3, -0.4), 0.5), ((0.0, 6.0), 0.25)], start=1):
         assert optimiser.set_factor(factor) == rate * factor
@@ -47,7 +47,7 @@ def test_adamw_with_clipping_written_out() -> None:
 
 def test_what_is_frozen_is_left_alone() -> None:
     frozen, free = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(1))
-    optimiser = Optimiser([frozen, free], 0.1, 1e-5, 0.5, 1.0)
+    optimiser = Optimizer([frozen, free], 0.1, 1e-5, 0.5, 1.0)
     free.grad = torch.ones(1)
     optimiser.step()
     assert float(frozen) == 1.0 and float(free.detach()) < 1.0
@@ -56,7 +56,7 @@ def test_what_is_frozen_is_left_alone() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_leaves_the_weights_alone(bad: float) -> None:
     weight = nn.Parameter(torch.ones(2))
-    optimiser = Optimiser([weight], 0.1, 1e-5, 0.0, 1.0)
+    optimiser = Optimizer([weight], 0.1, 1e-5, 0.0, 1.0)
     weight.grad = torch.tensor([1.0, bad])
     with pytest.raises(Diverged, match="The last checkpoint is kept"):
         optimiser.step()

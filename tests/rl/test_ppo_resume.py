@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, Sampling
 from selfplay.errors import ConfigError
+from selfplay.lora import add_adapter
 from selfplay.records import Prompt
+from selfplay.rewards.sources import FunctionReward, WeightedSum
 from selfplay.rl import PPOTrainer
 from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
 from selfplay.rl.metrics import append_rows, forget_rows_from
-from selfplay.rl.networks import add_adapter
-from selfplay.rl.rewards import FunctionReward, WeightedSum
 from selfplay.rundir import read_json_lines
 
 
@@ -124,7 +124,7 @@ from tiny_models import build_policy, build_prompts, build_tokenizer
 from pathlib import Path
 from selfplay.config import PPO, Sampling
 from selfplay.rl import PPOTrainer
-from selfplay.rl.rewards import FunctionReward
+from selfplay.rewards.sources import FunctionReward
 torch.set_num_threads(1)
 trainer = PPOTrainer(build_policy(dtype=torch.float32), build_tokenizer(),
                      FunctionReward(lambda p, responses, m: [float(r.count("5")) for r in responses]),

@@ -8,9 +8,9 @@ from tiny_models import PolicyMaker
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from selfplay.errors import ConfigError
-from selfplay.models import RewardModel
 from selfplay.records import Completion, Pair, Prompt, Verdict
-from selfplay.rl.rewards import FunctionReward, JudgeReward, WeightedSum
+from selfplay.rewards.reward_model import RewardModel
+from selfplay.rewards.sources import FunctionReward, JudgeReward, WeightedSum
 
 
 def answer(prompt: Prompt, text: str, token_ids: tuple[int, ...] = ()) -> Completion:

@@ -12,10 +12,10 @@ from selfplay.config import PPO, Sampling
 from selfplay.loop import settle_libraries
 from selfplay.preflight import check
 from selfplay.records import Prompt
+from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
-from selfplay.rl.rewards import FunctionReward
 from selfplay.rundir import RunDirectory, read_json_lines
-from selfplay.stages import Run, policy
+from selfplay.stages import RunContext, policy
 from selfplay.tracking import Tracker
 
 
@@ -60,6 +60,6 @@ def test_the_stage_counts_the_steps_of_earlier_iterations(tiny_run: Path, tmp_pa
     recipe = files.recipe().model_copy(update={"output": str(directory)})
     settle_libraries(recipe)
     tracker = Tracker(["tensorboard"], directory, "title")
-    policy.run(Run(recipe, files, *check(recipe), tracker=tracker), 2)
+    policy.run(RunContext(recipe, files, *check(recipe), tracker=tracker), 2)
     tracker.close()
     agree(scalars(directory), read_json_lines(directory / "iteration-002/policy/metrics.jsonl"), before=3)

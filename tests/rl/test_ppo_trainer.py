@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, Sampling
 from selfplay.errors import ConfigError
+from selfplay.lora import add_adapter
 from selfplay.records import Completion, Prompt
+from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
 from selfplay.rl.experience import build_experience
-from selfplay.rl.networks import add_adapter
-from selfplay.rl.rewards import FunctionReward
 from selfplay.rl.rollouts import Episodes, estimate
 
 Maker = Callable[..., PPOTrainer]

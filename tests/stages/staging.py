@@ -7,7 +7,7 @@ from selfplay.loop import settle_libraries
 from selfplay.preflight import check
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory
-from selfplay.stages import Run
+from selfplay.stages import RunContext
 
 
 def completion(text: str, id: str = "p/0", tokens: tuple[int, ...] = (5, 6), reason: Any = "stop") -> Completion:
@@ -20,7 +20,7 @@ def prompts(count: int) -> list[Prompt]:
     return [Prompt.plain(f"p{number}", f"prompt {number}") for number in range(count)]
 
 
-def open_run(directory: Path, **changes: Any) -> Run:
+def open_run(directory: Path, **changes: Any) -> RunContext:
     """A run as the loop opens it; `changes` are to sections of its recipe, such as `generate={"opponent": "start"}`."""
     files = RunDirectory(directory)
     recipe = files.recipe()
@@ -30,4 +30,4 @@ def open_run(directory: Path, **changes: Any) -> Run:
     }
     recipe = recipe.model_copy(update={"output": str(directory), **updates})
     settle_libraries(recipe)
-    return Run(recipe, files, *check(recipe))
+    return RunContext(recipe, files, *check(recipe))

@@ -8,14 +8,14 @@ import torch
 from transformers import LlamaForCausalLM
 
 from judges import load_spec
-from judges.distill import Teacher
+from judges.distill import RuleTeacher
 from selfplay.config import Architecture, Judge, JudgeBootstrap, Optimisation, validate
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages.bootstrap import llama_config
 from selfplay.stages.judge_model import lesson_rows, lesson_tokenizer, look_for_likes, pairs, places_of, taught
 
-TEACHER = Teacher(
+TEACHER = RuleTeacher(
     load_spec("stories"), [load_spec("stories-judge", "made"), load_spec("stories-judge-logprob", "made")]
 )
 LESSONS = list(islice(TEACHER.lessons(pairs("train", 0)), 600))
@@ -133,7 +133,7 @@ def test_half_the_heads_of_the_lower_layers_begin_with_keys_like_queries() -> No
 def test_labels_that_are_not_one_token_are_refused_before_any_training(tmp_path: Path) -> None:
     worded = load_spec("stories-judge-logprob", "made")
     words = worded.output.model_copy(update={"tokens": {"A": ("A", "alpha and no more"), "B": ("B",)}})
-    teacher = Teacher(load_spec("stories"), [worded.model_copy(update={"output": words})])
+    teacher = RuleTeacher(load_spec("stories"), [worded.model_copy(update={"output": words})])
     with pytest.raises(ConfigError, match="the label 'alpha and no more' is"):
         taught(JudgeBootstrap(training=Optimisation(steps=2, batch_size=8)), teacher, tmp_path, 0)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-from selfplay.models import RewardModel
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rundir import read_json, read_rows
 
 PREFERENCES = "iteration-001/label/preferences.parquet"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from staging import open_run
 
-from selfplay.models import RewardModel
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rundir import read_json, read_rows
 from selfplay.stages import reward_model as reward
 from selfplay.stages.reward_model import calibration_error, draw, measure, preferences, split

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from selfplay.errors import ConfigError
-from selfplay.models import RewardModel
+from selfplay.models import weights_digest
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
-from selfplay.rl.checkpoint import weights_digest
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rundir import hash_of
 
 

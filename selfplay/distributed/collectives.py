@@ -19,7 +19,7 @@ T = TypeVar("T")
 BUCKET_ELEMENTS = 2**25
 
 
-def start() -> None:
+def init_process_group() -> None:
     """Join the process group if torchrun started this process and it is not done yet; else do nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
@@ -37,14 +37,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def take_from_first(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by the first process's, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), 0)
 
 
-def gather(item: T) -> list[T]:
+def all_gather(item: T) -> list[T]:
     """Every process's item, in the order of their ranks, on every process."""
     if world_size() == 1:
         return [item]
@@ -53,7 +53,7 @@ def gather(item: T) -> list[T]:
     return items
 
 
-def sum_over_processes(tensors: Iterable[Tensor]) -> None:
+def all_reduce(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over all processes, in place, in buckets of one device and type."""
     if world_size() == 1:
         return

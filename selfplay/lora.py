@@ -1,0 +1,36 @@
+"""Low-rank adapters (Hu et al. 2021, 2106.09685) on a policy, with the package peft."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from selfplay.config import Lora
+from selfplay.errors import ConfigError
+
+
+def unwrap_peft(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PEFT model (with its adapters in place), or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
+    """A PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ConfigError("policy.lora needs the package peft: pip install 'selfplay-loop[lora]'") from None
+    config: Any = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(policy, config)
+
+
+def merged(policy: Any) -> PreTrainedModel:
+    """A plain model with the adapters folded into copied weights; a model without adapters is given back as it is."""
+    if unwrap_peft(policy) is policy:
+        return policy
+    return deepcopy(policy).merge_and_unload()

@@ -1,0 +1,86 @@
+"""The reward model: a scalar model whose scores have mean 0 and deviation 1 on the start's samples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from selfplay.models import (
+    default_batch_tokens,
+    encode_prompt,
+    load_scalar_model,
+    load_tokenizer,
+    right_pad,
+    save,
+    split_by_tokens,
+)
+from selfplay.records import Completion, Prompt
+
+
+def score_shift_and_scale(model_config: Any) -> tuple[float, float]:
+    """Mean and standard deviation of a reward model's raw scores on the start's samples; 0 and 1 if it has none."""
+    known = getattr(model_config, "selfplay_reward", {})
+    return float(known.get("mean", 0.0)), float(known.get("deviation", 1.0))
+
+
+class RewardModel:
+    """A scalar model with the shift and scale that make its scores mean 0, deviation 1 on the start's samples.
+
+    The two live in the checkpoint's config.json (`selfplay_reward: {mean, deviation}`), so that they travel with it;
+    `AutoModelForSequenceClassification` reads the same directory and gives the scores before shift and scale.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int | None = None
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "RewardModel":
+        """Read a checkpoint written by `save`."""
+        return cls(load_scalar_model(directory), load_tokenizer(directory))
+
+    @property
+    def mean(self) -> float:
+        """Mean of the raw scores on the start's samples."""
+        return score_shift_and_scale(self.model.config)[0]
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the raw scores on the start's samples."""
+        return score_shift_and_scale(self.model.config)[1]
+
+    def normalise(self, raw_scores: Sequence[float]) -> None:
+        """Set shift and scale from raw scores on the start's samples."""
+        values = torch.tensor(raw_scores, dtype=torch.float64)
+        self.model.config.selfplay_reward = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+        """One score per response, higher is better, in deviations from the start's mean."""
+        encoded = [
+            [*encode_prompt(self.tokenizer, prompt), *response.token_ids]
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        return [(value - self.mean) / self.deviation for value in self.raw(encoded)]
+
+    @torch.inference_mode()
+    def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The head's output at the last token of each sequence of token ids."""
+        scores = [0.0] * len(sequences)
+        for rows in split_by_tokens(
+            range(len(sequences)), [len(sequence) for sequence in sequences], self.batch_tokens
+        ):
+            ids, mask = right_pad([sequences[row] for row in rows], self.tokenizer.pad_token_id, self.model.device)
+            # Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            last = hidden[torch.arange(len(rows), device=ids.device), mask.sum(1) - 1]
+            for row, value in zip(rows, self.model.score(last).squeeze(-1).float().tolist(), strict=True):
+                scores[row] = value
+        return scores
+
+    def save(self, directory: str | Path) -> None:
+        """Write model, tokenizer, shift and scale."""
+        save(self.model, self.tokenizer, directory)
