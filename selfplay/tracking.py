@@ -95,7 +95,7 @@ class Tracker:
                 continue
             self.told[name][axis] = place
             write_json(self.file, self.told)
-            if not self._try(name, partial(log, name, tracker, axis, place, values)):
+            if not self._try(name, partial(send, name, tracker, axis, place, values)):
                 self.told[name][axis] = before
                 write_json(self.file, self.told)
 

@@ -1,4 +1,4 @@
-"""For the whole suite: one small real run that tests share, and the rule that nothing is skipped in CI.
+"""For the whole suite: a small real run and a run directory that tests share, and the rule that nothing is skipped in CI.
 
 Where nothing may be skipped (SELFPLAY_SKIP_NOTHING=1, as in .ci/run), a skip fails the run.
 """
@@ -7,13 +7,20 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_run import make_run
+import tiny_run as tiny
+from making_runs import Plan, make_run
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run of two iterations, made in some twenty seconds. Read it; copy it to change it."""
-    return make_run(tmp_path_factory.mktemp("tiny"))
+    return tiny.make_run(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up run of two iterations on 256 held-out prompts, the second better than the first, for report and guard."""
+    return make_run(tmp_path_factory.mktemp("runs") / "quickstart", Plan())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,7 +12,7 @@ from judges.spec.modes import JudgeSpec, ModelSpec
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt
 
-BUILT_IN = Path(__file__).parent.parent / "prompts" / "tasks" / "gold.jsonl"
+BUILT_IN = Path(__file__).parents[2] / "prompts" / "tasks" / "gold.jsonl"
 OWN_COLUMNS = ("id", "prompt", "chosen", "rejected", "category", "trap")
 CANARY_PROMPTS = 8
 FLATTERY = "This is a complete, correct and helpful answer that covers everything that was asked for."

@@ -3,7 +3,7 @@
 import pytest
 from judging import numbered, pair, spec, verdict
 
-from judges import health, settle, to_preferences
+from judges import aggregate_verdicts, health, to_preferences
 
 PAIRWISE = """
 mode: pairwise
@@ -24,21 +24,21 @@ def test_two_orders_are_averaged_and_one_unreadable_order_is_no_verdict() -> Non
         + both("soft", 0.75, 0.5)
         + [verdict(0.25, id="one")]
     )
-    assert settle(rows) == {"agree": 1.0, "split": 0.5, "half": None, "soft": 0.625, "one": 0.25}
+    assert aggregate_verdicts(rows) == {"agree": 1.0, "split": 0.5, "half": None, "soft": 0.625, "one": 0.25}
 
 
 def test_disagreement_and_margin_follow_the_file() -> None:
     rows = both("split", 0.9, 0.3) + both("tie and first", 0.5, 1.0) + both("close", 0.6, 0.56)
     # Means .6, .75, .58: |2 p - 1| is .2, .5, .16. Only "split" names two winners.
-    assert settle(rows, spec(PAIRWISE)) == pytest.approx(
+    assert aggregate_verdicts(rows, spec(PAIRWISE)) == pytest.approx(
         {"split": 0.6, "tie and first": 0.75, "close": 0.58}, abs=1e-12
     )
-    assert settle(rows, spec(PAIRWISE + "disagreement: tie"))["split"] == 0.5
-    assert settle(rows, spec(PAIRWISE + "disagreement: drop"))["split"] is None
-    assert settle(rows, spec(PAIRWISE + "margin: 0.16")) == pytest.approx(
+    assert aggregate_verdicts(rows, spec(PAIRWISE + "disagreement: tie"))["split"] == 0.5
+    assert aggregate_verdicts(rows, spec(PAIRWISE + "disagreement: drop"))["split"] is None
+    assert aggregate_verdicts(rows, spec(PAIRWISE + "margin: 0.16")) == pytest.approx(
         {"split": 0.6, "tie and first": 0.75, "close": 0.5}, abs=1e-12
     )
-    assert settle(rows, spec(PAIRWISE + "disagreement: tie"))["tie and first"] == 0.75
+    assert aggregate_verdicts(rows, spec(PAIRWISE + "disagreement: tie"))["tie and first"] == 0.75
 
 
 def test_only_decided_pairs_of_different_texts_become_preferences() -> None:

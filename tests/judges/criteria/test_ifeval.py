@@ -10,7 +10,7 @@ from judges.criteria.ifeval import CHECKS, followed, sentences
 from judges.criteria.languages import LANGUAGES, is_language
 from selfplay.records import Prompt
 
-IFEVAL = Path(__file__).parents[2].parent / "shared" / "data" / "prompts" / "ifeval.jsonl"
+IFEVAL = Path(__file__).parents[4] / "shared" / "data" / "prompts" / "ifeval.jsonl"
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ("keywords:existence", {"keywords": ["kite", "bell"]}, "A KITE and a bell.", "A kite."),

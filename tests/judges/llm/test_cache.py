@@ -31,7 +31,7 @@ def test_two_processes_write_and_read_the_same_file(tmp_path: Path) -> None:
             [sys.executable, "-c", WRITER, str(path), name],
             stderr=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
         )
         for name in "ab"
     ]

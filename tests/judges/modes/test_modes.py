@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from judging import Scripted, completion, fenced, numbered, pair, spec
 
-from judges import JudgeStopped, build, health, load_spec, settle
+from judges import JudgeStopped, aggregate_verdicts, build, health, load_spec
 from judges.llm.parse import read_ranking
 from judges.modes.jury import disagreement, least_decided, majority, median
 from selfplay.errors import ConfigError
@@ -147,7 +147,7 @@ def test_a_ranking_gives_every_pair_its_verdict_in_both_orders() -> None:
     ]
     rows = build(spec(LISTWISE), engine).judge(pairs)
     assert engine.calls == 2  # one list, two orders
-    assert settle(rows) == {"long-short": 1.0, "short-middle": 0.0, "middle-other": 0.5, "other-long": 0.0}
+    assert aggregate_verdicts(rows) == {"long-short": 1.0, "short-middle": 0.0, "middle-other": 0.5, "other-long": 0.0}
     assert [row.order for row in rows] == ["forward", "reversed"] * 4
     with pytest.raises(ConfigError, match="ranks at most 3 responses, but prompt 'p' has 4"):
         build(spec(LISTWISE + "largest: 3"), engine).judge(pairs)

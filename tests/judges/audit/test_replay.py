@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from judging import Scripted, completion, spec
 
-from judges import build, health, settle
+from judges import aggregate_verdicts, build, health
 from judges.verdicts import winner
 from selfplay.records import Pair, Prompt, Verdict
 from selfplay.stats.agreement import cohen_kappa, krippendorff_alpha, macro_scores, wilson
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data" / "judging"
+DATA = Path(__file__).parents[4] / "shared" / "data" / "judging"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data, which is not here")
 
 COMPARING = """
@@ -106,7 +106,7 @@ def test_llmbars_statistics_are_reproduced_exactly(subset: str, judge: str) -> N
     votes = [[one or "2" for one in said] for said in (forward, backward)]
     assert published["kappa_agreement"] == pytest.approx(cohen_kappa(*votes), abs=1e-12)
     if rating:  # with a tie as one half, one rating per response gives their average over both orders
-        settled = settle(verdicts, file)
+        settled = aggregate_verdicts(verdicts, file)
         points = [{"first": "1", "second": "2"}.get(winner(settled[pair.id]) or "") for pair in pairs]
         mean = sum(0.5 if said is None else float(said == one) for said, one in zip(points, truth, strict=True)) / len(
             rows
