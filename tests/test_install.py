@@ -128,7 +128,7 @@ def test_the_script_of_ci_is_valid_and_skips_nothing() -> None:
 
 
 def test_a_skip_fails_the_run_where_nothing_may_be_skipped(tmp_path: Path) -> None:
-    for name in ("conftest.py", "tiny_run.py"):
+    for name in ("conftest.py", "tiny_run.py", "making_runs.py"):
         copy(ROOT / "tests" / name, tmp_path)
     (tmp_path / "test_one.py").write_text("import pytest\ndef test_one():\n    pytest.skip('absent')\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
