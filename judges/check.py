@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from judges.agreement import cohen_kappa, wilson
 from judges.building import Judge, Opener, build
 from judges.cache import AnswerCache
+from judges.cautions import cautions
 from judges.diagnosis import Figures, Problem, diagnose
 from judges.failures import JudgeStopped
 from judges.gold import GoldPair, canaries, gold_file, load_gold
@@ -33,6 +34,8 @@ class CheckReport(BaseModel):
     tests: int
     """Tests in the judge's file."""
     failed_tests: list[str]
+    cautions: list[str]
+    """What to beware of in the file, see `judges.cautions`; no reason to distrust the judge yet."""
     gold: Figures | None
     """Figures on pairs with a known answer; null for Python rules without a gold file of their own."""
     gold_by_category: dict[str, float]
@@ -93,6 +96,7 @@ def check(
         model=getattr(spec, "model", None),
         tests=len(spec.tests),
         failed_tests=failed,
+        cautions=cautions(spec, [row.pair.prompt for row in rows]),
         gold=figures,
         gold_by_category=by_category,
         gold_by_trap=by_trap,

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Template
 
 from judges.spec import ModelSpec
-from prompts.render import Data, compile_template, render, wrap
+from prompts.render import Data, compile_template, render, variables_of, wrap
 from selfplay.records import Message, Prompt
 
 NAMES = tuple(string.ascii_uppercase)
@@ -25,6 +25,7 @@ class Conversation:
         self.templates = [
             (message.role, compile_template(message.content, known, self.where)) for message in spec.messages
         ]
+        self.shows_history = any("history" in variables_of(message.content) for message in spec.messages)
 
     def messages(self, prompt: Prompt, responses: Sequence[str], **variables: Any) -> tuple[Message, ...]:
         """Messages that show prompt and responses, in this order. Raises ConfigError for a column that is missing."""

@@ -88,6 +88,11 @@ def wrap(value: Any, form: Literal["block", "none"] = "block", strip: Sequence[s
     return value if value is None or isinstance(value, (bool, int, float)) else Data(str(value), form, strip)
 
 
+def variables_of(source: str) -> set[str]:
+    """The variables that a valid template uses."""
+    return meta.find_undeclared_variables(ImmutableSandboxedEnvironment().parse(source))
+
+
 def compile_template(source: str, known: Sequence[str], where: str) -> Template:
     """A template that uses none but the `known` variables. Raises ConfigError naming `where` for any other, or bad
     syntax."""

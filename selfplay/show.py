@@ -154,6 +154,8 @@ def print_check(found: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     console.print(f"judge {found['judge']} (version {found['version']}, model {found['model'] or 'none'})")
     console.print(f"tests in the file: {found['tests'] - len(found['failed_tests'])} of {found['tests']} pass")
+    for caution in found["cautions"]:
+        console.print(f"caution: {caution}")
     for name, value in (found["gold"] or {}).items():
         if value is not None:
             console.print(f"{name.replace('_', ' ')}: {_figure(value)}")
