@@ -98,7 +98,14 @@ def test_increasing_numbers(make_policy: PolicyMaker, tokenizer: PreTrainedToken
 def test_staying_close(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, training_seed: int) -> None:
     # Whitening makes whatever the critic gets wrong as large as any signal, so it learns first that there is nothing.
     rows = learn(
-        make_policy, tokenizer, nothing, training_seed, steps=20, kl_coefficient=0.1, learning_rate=3e-4, critic_warmup=5
+        make_policy,
+        tokenizer,
+        nothing,
+        training_seed,
+        steps=20,
+        kl_coefficient=0.1,
+        learning_rate=3e-4,
+        critic_warmup=5,
     )
     assert max(row["objective/kl"] for row in rows) < 0.05
     assert rows[-1]["objective/kl"] != 0
