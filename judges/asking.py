@@ -16,6 +16,7 @@ from judges.calling import Call, make_calls
 from judges.failures import JudgeStopped
 from judges.parse import Menu, Reading, answer_schema, average, read, read_logprobs
 from judges.spec import ModelSpec
+from prompts.cleaning import clean
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling
 from selfplay.records import Message
@@ -62,6 +63,7 @@ class Asker:
     ) -> None:
         self.spec, self.engine, self.cache = spec, engine, cache
         self.seed, self.weights, self.advance = seed, weights, advance
+        self.special = frozenset((*spec.untrusted.special_tokens, *getattr(engine, "special_tokens", ())))
         self.calls = self.tokens = 0
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
@@ -113,7 +115,8 @@ class Asker:
         rules, sampling, messages = self.spec.on_error, self.spec.sampling, question.messages
         changes: dict[str, Any] = {"seed": sampling.seed + self.seed + attempt}
         if attempt and rules.repair is not None and self.spec.output.kind != "logprob" and raw:
-            messages = (*messages, Message(role="assistant", content=raw), Message(role="user", content=rules.repair))
+            said = Message(role="assistant", content=clean(raw, self.special))
+            messages = (*messages, said, Message(role="user", content=rules.repair))
         elif attempt:
             changes["temperature"] = max(sampling.temperature, rules.retry_temperature)
         drawn: Sampling = sampling.model_copy(update=changes)

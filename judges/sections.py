@@ -174,8 +174,9 @@ class Untrusted(Section):
     fence: Literal["block", "none"] = "block"
     """`block`: each stands on lines of its own between fences longer than any run of backticks inside it. `none`: as it
     is, for a judge model that was trained so."""
-    strip: Texts = ()
-    """Further special tokens of the judge model to take out; the common ones always are."""
+    special_tokens: Texts = ()
+    """Special tokens of a judge model behind an endpoint that are not the usual ones, to be shown as plain text. Those of a
+    model in process are known."""
 
 
 class Thresholds(Section):

@@ -52,6 +52,7 @@ class Listener:
 
     def __init__(self, inner: Engine | None) -> None:
         self.inner, self.exchanges = inner, list[Exchange]()
+        self.special_tokens: frozenset[str] = getattr(inner, "special_tokens", frozenset())
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """The inner engine's texts, or none."""

@@ -5,6 +5,7 @@ sampled: text is never tokenized twice. Left out: adapters (see `selfplay.rl`) a
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from selfplay.config import ConfigError
 from selfplay.records import Completion, Prompt
+
+MARKUP = re.compile(r"\s*(?:<.+>|\[.+\])\s*", re.DOTALL)
 
 
 def device() -> torch.device:
@@ -146,6 +149,18 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -
         string for string in strings if string in tokenizer.all_special_tokens or string in tokenizer.get_added_vocab()
     ]
     return set(tokenizer.convert_tokens_to_ids(named))
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The texts that a tokenizer reads as one token with a meaning of its own, wherever they stand.
+
+    Beside those marked special, added ones that look like markup (`<tool_call>`, `[TOOL]`); not added words and blanks.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(
+        {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        | {token.content for token in added if MARKUP.fullmatch(token.content)}
+    )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

@@ -35,7 +35,10 @@ class Answer:
 
 
 class Engine(Protocol):
-    """Turns prompts into text with one set of weights."""
+    """Turns prompts into text with one set of weights.
+
+    One that knows its tokenizer also has `special_tokens`: the texts that it reads as a special token.
+    """
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts."""
