@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from selfplay import guard
+from selfplay.checksums import read_sealed
 from selfplay.compare.card import write_cards
 from selfplay.compare.gather import read_run
 from selfplay.compare.report import write_report
@@ -24,7 +25,7 @@ from selfplay.config import ConfigError, Recipe
 from selfplay.plan import check
 from selfplay.progress import say
 from selfplay.records import Prompt
-from selfplay.rundir import RunDirectory, read_json
+from selfplay.rundir import RunDirectory
 from selfplay.stages import Run
 from selfplay.tracking import Tracker
 
@@ -116,8 +117,10 @@ def learn_reward(run: Run, iteration: int) -> bool:
 
 def do(run: Run, iteration: int, name: str, stage: ModuleType, *extra: int) -> None:
     """Run one stage if it is not done; raises ConfigError if it was done from something else than what is there now."""
+    made_from = stage.fingerprint(run, iteration, *extra)
+    run.files.recover(iteration, name, made_from)
     if run.files.finished(iteration, name):
-        run.files.check_fingerprint(iteration, name, stage.fingerprint(run, iteration, *extra))
+        run.files.check_fingerprint(iteration, name, made_from)
         return
     say(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
     stage.run(run, iteration, *extra)
@@ -163,6 +166,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
         )
     prompts = check(recipe)
     with files.locked(), opened(recipe, files, prompts) as current:
+        files.tidy()
         do(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
         if name == "evaluate":
             write_cards(read_run(directory))
@@ -215,4 +219,4 @@ def outcome(directory: Path) -> dict[str, Any]:
     file = directory / "outcome.json"
     if not file.is_file():
         raise ConfigError(f"the run {str(directory)!r} is not finished: go on with `selfplay run`")
-    return read_json(file)
+    return read_sealed(file)

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from selfplay.checksums import check_folder
 from selfplay.config import ConfigError
 from selfplay.records import Completion, Prompt
 
@@ -61,6 +62,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     Raises ConfigError if `path` holds none, or if it has no token that could serve as padding: with pad == eos a
     reward model reads its score one token too early, and a response cannot be told from its padding.
     """
+    check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -102,6 +104,7 @@ def load_scalar_model(path: str | Path, revision: str | None = None) -> PreTrain
 
 
 def _load(kind: Any, path: str | Path, **options: Any) -> PreTrainedModel:
+    check_folder(path)
     try:
         model = kind.from_pretrained(path, **options)
     except (OSError, ValueError) as error:

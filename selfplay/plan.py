@@ -12,7 +12,7 @@ from judges.lessons import Teacher
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
 from selfplay.records import Prompt
-from selfplay.rundir import read_json
+from selfplay.storage import read_json
 from selfplay.tracking import check_trackers
 
 BYTES_PER_WEIGHT = 4

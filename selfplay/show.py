@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from selfplay.config import ConfigError
-from selfplay.rundir import RunDirectory, read_json, read_rows
+from selfplay.rundir import RunDirectory
+from selfplay.storage import read_json, read_rows
 
 
 def iterations(directory: Path) -> list[dict[str, Any]]:
@@ -25,10 +26,7 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
         if not files.finished(number, "evaluate"):
             continue
         found = read_json(files.stage(number, "evaluate") / "evaluation.json")
-        rounds = sorted(
-            files.iteration(number).glob("reward*/metrics.json"),
-            key=lambda file: (len(file.parent.name), file.parent.name),
-        )
+        rounds = files.rounds(number, "reward")
         health_file = files.stage(number, "label") / "judge_health.json"
         health = read_json(health_file) if health_file.is_file() else None
         rows.append(
@@ -38,7 +36,7 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
                 "win_rate_vs_previous": _rate(found["win_rate_vs_previous"]),
                 "mean_score": found["mean_score"],
                 "mean_reward": found["mean_reward"],
-                "reward_accuracy": read_json(rounds[-1])["accuracy"] if rounds else None,
+                "reward_accuracy": read_json(rounds[-1] / "metrics.json")["accuracy"] if rounds else None,
                 "kl_to_start": found["kl_to_start"],
                 "mean_length": found["mean_length"],
                 "truncated": found["truncated"],

@@ -25,6 +25,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("selfplay.engines",),
     ("selfplay.models", "selfplay.tracking"),
     ("prompts", "selfplay.rundir", *MATHS_OF_COMPARE),
+    ("selfplay.storage", "selfplay.journal"),
+    ("selfplay.checksums", "selfplay.provenance"),
+    ("selfplay.durable",),
     ("selfplay.records", "selfplay.config", "selfplay.progress", "selfplay.doctor"),
 )
 """A module imports from its own package and from rows below. `selfplay` itself only hands on names, when asked for."""

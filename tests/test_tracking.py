@@ -14,7 +14,8 @@ from accelerate.tracking import TensorBoardTracker
 from selfplay.config import ConfigError, load_recipe
 from selfplay.loop import run
 from selfplay.plan import check
-from selfplay.rundir import RunDirectory, read_json
+from selfplay.rundir import RunDirectory
+from selfplay.storage import read_json
 from selfplay.tracking import Tracker, numbers
 
 Points = dict[str, list[tuple[float, float]]]

@@ -1,12 +1,12 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
 import judges
+from selfplay import durable
 from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.rundata import START, Iteration, Run
 from selfplay.compare.wording import DASH, level_text, rate_text, spoken
 from selfplay.config import ConfigError, Recipe, validate
 from selfplay.guard import assess_run
-from selfplay.rundir import write_atomically
 
 
 def write_cards(run: Run) -> None:
@@ -17,7 +17,7 @@ def write_cards(run: Run) -> None:
     """
     for one in run.iterations:
         if one.evaluation is not None:
-            write_atomically(run.path / one.name / "policy" / "README.md", card(run, one.number))
+            durable.write(run.path / one.name / "policy" / "README.md", card(run, one.number))
 
 
 def card(run: Run, number: int) -> str:

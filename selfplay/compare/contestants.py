@@ -8,7 +8,8 @@ from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
 from selfplay.guard import assess
 from selfplay.records import Prompt
-from selfplay.rundir import RunDirectory, hash_of
+from selfplay.rundir import RunDirectory
+from selfplay.storage import hash_of
 
 
 @dataclass(frozen=True)

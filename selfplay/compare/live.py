@@ -11,7 +11,7 @@ from pathlib import Path
 
 from selfplay.compare.gather import read_run
 from selfplay.compare.report import render_report
-from selfplay.rundir import hash_of
+from selfplay.storage import hash_of
 
 WATCHED = (
     "config.yaml",

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from selfplay import durable
 from selfplay.compare import panels, tables
 from selfplay.compare.gather import read_run
 from selfplay.compare.headline import headline, lead
@@ -22,7 +23,6 @@ from selfplay.compare.transcripts import thinned, transcripts, visible
 from selfplay.compare.votes import VoteTable
 from selfplay.compare.wording import spoken
 from selfplay.guard import assess_run
-from selfplay.rundir import write_atomically
 
 MOST_BYTES = 8_000_000
 """Most bytes of transcripts in a report; of more, an even selection is shown, and the page says so."""
@@ -34,7 +34,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
     Raises ConfigError if the directory holds no run.
     """
     path = Path(output) if output is not None else Path(run_directory) / "report.html"
-    write_atomically(path, render_report(read_run(run_directory)))
+    durable.write(path, render_report(read_run(run_directory)))
     return path
 
 
@@ -51,7 +51,7 @@ def render_report(run: Run, *, live: bool = False) -> str:
 def write_comparison(run: Run, output: Path) -> Path:
     """Write the report of a comparison that is no run of its own (see `as_run`); returns its path."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, render_report(run))
+    durable.write(output, render_report(run))
     return output
 
 

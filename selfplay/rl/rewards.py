@@ -13,7 +13,7 @@ from selfplay.config import ConfigError
 from selfplay.models import RewardModel
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rl.checkpoint import weights_digest
-from selfplay.rundir import hash_of
+from selfplay.storage import hash_of
 
 
 class Reward(Protocol):

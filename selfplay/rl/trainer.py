@@ -23,7 +23,7 @@ from selfplay.models import default_batch_tokens, encode_prompt, split_by_tokens
 from selfplay.records import Prompt
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.batching import deal, derive_seed, minibatches
-from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint, weights_digest
+from selfplay.rl.checkpoint import cut_logs, load_checkpoint, logged_so_far, save_checkpoint, weights_digest
 from selfplay.rl.distributed import gather, rank, start, sum_over_processes, take_from_first, world_size
 from selfplay.rl.experience import Experience, build_experience
 from selfplay.rl.kl import KLController, kl_estimate
@@ -42,8 +42,9 @@ from selfplay.rl.optimise import Optimiser, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rewards import Reward, identity
 from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
-from selfplay.rundir import hash_of
+from selfplay.storage import hash_of
 
+LOGS = ("metrics.jsonl", "samples.jsonl")
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
 
 
@@ -275,7 +276,7 @@ class PPOTrainer:
         """Write the checkpoint; the first process does, and all agree on what was sampled ahead."""
         state = self._state()
         if self.directory is not None and rank() == 0:
-            save_checkpoint(self.directory, state)
+            save_checkpoint(self.directory, {**state, "logs": logged_so_far(self.directory, LOGS)})
 
     def _resume(self) -> None:
         """Go back to the checkpoint, if there is one, and forget what was logged behind it."""
@@ -300,8 +301,10 @@ class PPOTrainer:
                 f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
                 "of them share"
             )
-        if rank() == 0:
-            for name in ("metrics.jsonl", "samples.jsonl"):
+        if rank() == 0 and (state is None or "logs" in state):
+            cut_logs(self.directory, LOGS, {} if state is None else state["logs"])
+        elif rank() == 0:  # a checkpoint of the format before
+            for name in LOGS:
                 forget_rows_from(self.directory / name, self.steps_done + 1)
 
 

@@ -6,7 +6,6 @@ the tokenizer. Left out: anything that a pretraining of more than an hour would 
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +24,9 @@ from prompts.sources import load_demonstrations, load_documents
 from selfplay.config import Architecture, Bootstrap, ConfigError, Demonstrations
 from selfplay.models import load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import say
-from selfplay.rundir import write_json
 from selfplay.stages import Run
 from selfplay.stages.supervised import demonstration_rows, document_rows, train_supervised
+from selfplay.storage import write_json, write_json_lines
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, END, SYSTEM, USER, ASSISTANT]
@@ -55,10 +54,9 @@ def run(run: Run, iteration: int = 0) -> None:
             metrics = {}
             if policy.sft is not None:
                 fine_tune(model, tokenizer, policy.sft, folder / "work", seed)
-        shutil.rmtree(folder / "work", ignore_errors=True)
         save(model, tokenizer, folder)
         write_json(folder / "bootstrap.json", {"parameters": model.num_parameters(), **metrics})
-        run.files.add_metrics(0, "bootstrap", [metrics] if metrics else [])
+        write_json_lines(folder / "metrics.jsonl", [metrics] if metrics else [])
 
 
 def from_text(

@@ -15,6 +15,7 @@ import torch
 import judges
 from selfplay.compare.statistics import win_rate
 from selfplay.compare.text import distinct_n, unique_share
+from selfplay.journal import Journal
 from selfplay.models import (
     RewardModel,
     default_batch_tokens,
@@ -28,11 +29,12 @@ from selfplay.progress import meter, say
 from selfplay.records import Comparison, Completion, Pair, Verdict
 from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
-from selfplay.rundir import Journal, read_rows, write_json, write_rows
+from selfplay.rundir import WORK
 from selfplay.stages import Run
 from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.rewards import folder_of_model
+from selfplay.storage import read_rows, write_json, write_rows
 
 
 def fingerprint(run: Run, iteration: int) -> str:
@@ -82,7 +84,7 @@ def run(run: Run, iteration: int) -> None:
                 for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)
             ]
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
-            verdicts = ask(judge, judged, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
+            verdicts = ask(judge, judged, folder / WORK / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
             preferences = preferences_of(pairs, verdicts, spec)
             rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
             if reward and rewards:
@@ -105,8 +107,6 @@ def run(run: Run, iteration: int) -> None:
                 "seconds": round(time.time() - started, 3),
             },
         )
-        for file in folder.glob("journal*.jsonl"):
-            file.unlink()
     for number, result in results.items():
         if result.win_rate is not None:
             say(
@@ -122,7 +122,7 @@ def name_of(iteration: int) -> str:
 
 def sample_heldout(run: Run, iteration: int, folder: Path) -> list[Completion]:
     """One answer of an iteration's policy to each held-out prompt."""
-    journal = Journal(folder / "journal-samples.jsonl")
+    journal = Journal(folder / WORK / "journal-samples.jsonl")
     with meter("answer held-out prompts", len(run.heldout), "completions") as bar:
         groups = sample(run, iteration, run.heldout, 1, "heldout", journal, bar, run.recipe.evaluate.temperature)
     return [group[0] for group in groups]

@@ -5,7 +5,6 @@ held-out accuracy with a 95% interval, Brier score, calibration error. Left out:
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from selfplay.compare.statistics import clustered_interval
 from selfplay.config import ConfigError, Optimisation, Reward
 from selfplay.models import RewardModel, encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.progress import meter, say
-from selfplay.rundir import derived_seed, read_json, read_rows, write_json
 from selfplay.stages import Run
 from selfplay.stages.generate import stage_name
 from selfplay.stages.supervised import Watcher, last_checkpoint, one_device, quiet, trainer_options
+from selfplay.storage import derived_seed, read_json, read_rows, write_json, write_json_lines
 
 Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10
@@ -85,15 +84,13 @@ def run(run: Run, iteration: int, extra: int = 0) -> None:
         logged = train_reward_model(model, train, config, folder / "work", seed)
         model.normalise(model.raw(start_samples(run, tokenizer)))
         metrics = measure(model, heldout)
-        shutil.rmtree(folder / "work", ignore_errors=True)
         model.save(folder)
         write_json(
             folder / "metrics.json",
             {**metrics, "trained_on": len(train), "mean": model.mean, "deviation": model.deviation},
         )
-        run.files.add_metrics(
-            iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged]
-        )
+        named = [{"reward/" + key: value for key, value in row.items()} for row in logged]
+        write_json_lines(folder / "metrics.jsonl", named)
     accuracy = metrics["accuracy"]
     say(
         f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "

@@ -12,15 +12,17 @@ from typing import Any
 import judges
 from judges.check import require_fit, watch
 from judges.files import load_object, reward_judge, source_of
+from selfplay.journal import Journal
 from selfplay.models import RewardModel
 from selfplay.progress import meter
 from selfplay.records import Completion
 from selfplay.rl.rewards import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
-from selfplay.rundir import Journal, write_json
+from selfplay.rundir import WORK
 from selfplay.stages import Run
 from selfplay.stages.generate import sample, stage_name
 from selfplay.stages.label import known_judge, open_judge
 from selfplay.stages.reward import newest_round
+from selfplay.storage import write_json
 
 
 def folder_of_model(run: Run, iteration: int) -> Path | None:
@@ -73,7 +75,7 @@ def build_reward(run: Run, iteration: int, folder: Path, engines: ExitStack) -> 
 
 def opponents(run: Run, iteration: int, folder: Path) -> dict[str, Completion]:
     """The answer of the policy before to each training prompt, by prompt id."""
-    journal = Journal(folder / "opponents.jsonl")
+    journal = Journal(folder / WORK / "opponents.jsonl")
     with meter("opponents", len(run.train), "completions") as bar:
         groups = sample(run, iteration - 1, run.train, 1, "opponents", journal, bar)
     return {prompt.id: group[0] for prompt, group in zip(run.train, groups, strict=True)}

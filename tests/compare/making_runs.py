@@ -14,7 +14,7 @@ import yaml
 
 from selfplay.compare.statistics import win_rate
 from selfplay.compare.text import distinct_n, unique_share
-from selfplay.rundir import write_json, write_rows
+from selfplay.storage import write_json, write_rows
 
 HOSTILE = (
     '</pre></script><script>document.title = "owned"; throw new Error("owned")</script>'

@@ -18,7 +18,7 @@ from selfplay.compare.summary import summarise
 from selfplay.compare.votes import Vote, tabulate
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.engines.hf import TransformersEngine
-from selfplay.rundir import read_rows
+from selfplay.storage import read_rows
 
 MODEL_JUDGE = """\
 name: letters

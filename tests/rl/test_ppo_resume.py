@@ -22,7 +22,7 @@ from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
 from selfplay.rl.metrics import append_rows, forget_rows_from
 from selfplay.rl.networks import add_adapter
 from selfplay.rl.rewards import FunctionReward, WeightedSum
-from selfplay.rundir import read_json_lines
+from selfplay.storage import read_json_lines
 
 
 class Killed(Exception):

@@ -14,8 +14,9 @@ from selfplay.plan import check
 from selfplay.records import Prompt
 from selfplay.rl import PPOTrainer
 from selfplay.rl.rewards import FunctionReward
-from selfplay.rundir import RunDirectory, read_json_lines
+from selfplay.rundir import RunDirectory
 from selfplay.stages import Run, policy
+from selfplay.storage import read_json_lines
 from selfplay.tracking import Tracker
 
 

@@ -25,8 +25,8 @@ from selfplay.compare.statistics import win_rate
 from selfplay.compare.wording import rate_text
 from selfplay.models import RewardModel, encode_prompt, save
 from selfplay.records import Completion, Pair, Verdict
-from selfplay.rundir import read_json, read_rows
 from selfplay.stages.evaluate import match_rows, opponents_of, preferences_of, response_logprobs, with_rewards
+from selfplay.storage import read_json, read_rows
 
 SMALL: dict[str, Any] = {
     "vocab_size": 400,

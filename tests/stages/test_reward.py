@@ -11,9 +11,9 @@ from staging import open_run
 
 from selfplay.compare.statistics import clustered_interval
 from selfplay.models import RewardModel
-from selfplay.rundir import read_json, read_rows
 from selfplay.stages import reward
 from selfplay.stages.reward import calibration_error, draw, measure, preferences, split
+from selfplay.storage import read_json, read_rows
 
 
 def rows(prompts: int, each: int = 3) -> list[dict[str, Any]]:
