@@ -22,9 +22,11 @@ from selfplay.compare.summary import Summary, summarise
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
+from selfplay.journal import Journal
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
-from selfplay.rundir import RunDirectory, derived_seed, hash_of, read_rows, write_json, write_rows
+from selfplay.rundir import RunDirectory
+from selfplay.storage import derived_seed, hash_of, read_rows, write_json, write_rows
 
 
 @dataclass(frozen=True)
@@ -174,11 +176,11 @@ def sample_all(
     with meter("sample", len(found) * len(prompts), "completions") as bar:
         for one in found:
             key = hash_of([one.identity, asked, settings.sampling.model_dump(), settings.engine.kind, settings.dtype])
-            file = folder / "samples" / f"{key[:24]}.parquet"
+            file = folder / "samples" / f"{key[:24]}.jsonl"
             before = answered_before(one, prompts, settings)
-            if before is None and not file.is_file():
+            if before is None and "answers" not in Journal(file).batches:
                 _sample(one, prompts, settings, file)
-            answers[one.name] = before or [Completion.model_validate(row) for row in read_rows(file)]
+            answers[one.name] = before or [Completion.model_validate(row) for row in Journal(file).batches["answers"]]
             bar.advance(len(prompts))
     return answers
 
@@ -193,9 +195,8 @@ def _sample(one: Contestant, prompts: Sequence[Prompt], settings: Settings, file
     finally:
         engine.close()
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    write_rows(partial, [group[0].model_copy(update={"logprobs": None}) for group in groups])
-    partial.replace(file)
+    rows = [group[0].model_copy(update={"logprobs": None}).model_dump(mode="json") for group in groups]
+    Journal(file).append("answers", rows)
 
 
 def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settings) -> list[Completion] | None:
