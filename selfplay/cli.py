@@ -196,9 +196,9 @@ def compare(
         raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
     if votes is not None:
         from selfplay.compare.summary import summarise
-        from selfplay.compare.votes import read_votes
+        from selfplay.compare.vote_files import read_votes
 
-        summary = summarise(read_votes(votes), baseline=baseline)
+        summary = summarise(read_votes(votes, judge).table, baseline=baseline)
         found = {**summary.model_dump(mode="json"), "matrix": summary.matrix()}
     else:
         from selfplay.compare.headtohead import compare as head_to_head
