@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from selfplay.compare.wording import hundredths
 from selfplay.config import ConfigError
 from selfplay.rundir import RunDirectory
 from selfplay.storage import read_json, read_rows
@@ -70,7 +71,7 @@ def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
             number((row["reward_accuracy"] or {}).get("value"), "{:.2f}"),
             number(row["kl_to_start"], "{:.1f}"),
             number(row["mean_length"], "{:.0f}"),
-            number(row["truncated"], "{:.0%}"),
+            "-" if row["truncated"] is None else f"{hundredths(row['truncated'])}%",
             number(sum(row["seconds"].values()), "{:.0f}"),
         )
     console.print(table)
@@ -80,7 +81,8 @@ def interval(rate: dict[str, Any] | None) -> str:
     """A share with its 95% interval, in percent."""
     if rate is None or rate["value"] is None:
         return "-"
-    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    value, low, high = (hundredths(rate[key], 1) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def number(value: float | None, form: str) -> str:

@@ -4,7 +4,7 @@ import judges
 from selfplay import durable
 from selfplay.compare.alarms import reward_accuracy
 from selfplay.compare.rundata import START, Iteration, Run
-from selfplay.compare.wording import DASH, level_text, rate_text, spoken
+from selfplay.compare.wording import DASH, hundredths, level_text, rate_text, spoken
 from selfplay.config import ConfigError, Recipe, validate
 from selfplay.guard import assess_run
 
@@ -72,8 +72,8 @@ def _results(run: Run, one: Iteration) -> list[str]:
         ("reward model agrees with the judge on its answers", rate_text(reward_accuracy(run, one))),
         ("KL to the start, nats per answer", _form(one.number_of("kl_to_start") if one.number else None, "{:.1f}")),
         ("mean length, tokens", _form(one.number_of("mean_length"), "{:.0f}")),
-        ("cut off at the token limit", _form(one.number_of("truncated"), "{:.1%}")),
-        ("different answers", _form(one.number_of("unique"), "{:.0%}")),
+        ("cut off at the token limit", _share(one.number_of("truncated"), 1)),
+        ("different answers", _share(one.number_of("unique"))),
     ]
     said = "On the held-out prompts."
     if pair is not None:
@@ -91,6 +91,10 @@ def _results(run: Run, one: Iteration) -> list[str]:
         "|---|---|",
         *(f"| {label} | {text} |" for label, text in rows if text != DASH),
     ]
+
+
+def _share(value: float | None, places: int = 0) -> str:
+    return DASH if value is None else f"{hundredths(value, places)}%"
 
 
 def _form(value: float | None, form: str) -> str:

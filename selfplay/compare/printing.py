@@ -9,7 +9,7 @@ from rich.text import Text
 from selfplay.compare.headline import headline_of
 from selfplay.compare.summary import Summary
 from selfplay.compare.tables import cycle_sentences
-from selfplay.compare.wording import DASH, chance_text, level_text, points_text, rate_text, spoken
+from selfplay.compare.wording import DASH, bounds_text, chance_text, level_text, points_text, rate_text, spoken
 
 WIDEST_TABLE = 120
 
@@ -45,10 +45,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(
             _table(
                 ("rating", "points", "95% interval"),
-                [
-                    (spoken(one.model), f"{one.rating:.0f}", f"[{one.low:.0f}, {one.high:.0f}]")
-                    for one in summary.ratings
-                ],
+                [(spoken(one.model), f"{one.rating:.0f}", bounds_text(one.low, one.high)) for one in summary.ratings],
             )
         )
     if summary.differences:
