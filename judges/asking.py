@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from judges.cache import AnswerCache, key_of
@@ -125,7 +126,7 @@ class Asker:
         choices = self._tokens(question.menu) if self.spec.output.kind == "logprob" else None
         key = key_of(
             messages=[message.model_dump() for message in messages],
-            model=self.spec.model,
+            model="" if self.weights and Path(str(self.spec.model)).is_absolute() else self.spec.model,  # it may move
             revision=self.spec.revision,
             weights=self.weights,
             url=self.spec.endpoint.url if self.spec.endpoint else "",

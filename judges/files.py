@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ WITHOUT_EFFECT: Any = {
     "description": True,
     "thresholds": True,
     "tests": True,
+    "gold": True,
     "limits": {"calls", "tokens"},
     "endpoint": {
         "key_variable",
@@ -216,14 +218,22 @@ def _load_module(place: str, reference: str) -> ModuleType:
 def digest(spec: JudgeSpec) -> str:
     """Names exactly what the judge does: sha256 over its resolved file and over the Python files that it names.
 
-    Left out is what never changes an answer (`WITHOUT_EFFECT`): limits may be raised and prices mended in a run.
+    Left out is what never changes an answer (`WITHOUT_EFFECT`), so limits may be raised and prices mended in a run, and
+    where files lie: a project that was moved or renamed has the same judges.
     """
     total = hashlib.sha256()
     for part in spec.parts:
-        total.update(part.model_dump_json(exclude=WITHOUT_EFFECT).encode())
+        total.update(json.dumps(_without_places(part.model_dump(mode="json", exclude=WITHOUT_EFFECT))).encode())
         for reference in _references(part):
             total.update(source_of(reference))
     return total.hexdigest()
+
+
+def _without_places(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a judge's tree with the names of the files that it refers to instead of their paths."""
+    named = {key: Path(tree[key]).name for key in ("python", "judge") if isinstance(tree.get(key), str)}
+    inner = {key: [_without_places(one) for one in tree[key]] for key in ("criteria", "members") if tree.get(key)}
+    return {**tree, **named, **inner}
 
 
 def _references(spec: JudgeSpec) -> Iterator[str]:

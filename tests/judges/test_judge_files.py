@@ -181,6 +181,22 @@ def test_the_digest_changes_with_the_file_and_with_the_python_it_names(tmp_path:
     assert first != digest(spec(rules, tmp_path))
 
 
+def test_the_digest_stays_when_a_project_is_moved_or_renamed(tmp_path: Path) -> None:
+    home = tmp_path / "here"
+    home.mkdir()
+    (home / "own.py").write_text("def f(prompt, response):\n    return 1.0\n")
+    (home / "gold.jsonl").write_text("")
+    (home / "rules.yaml").write_text("mode: rules\ngold: gold.jsonl\ncriteria: [{name: x, python: './own.py:f'}]\n")
+    (home / "own.yaml").write_text("mode: python\npython: './own.py:f'\n")
+    (home / "jury.yaml").write_text("mode: jury\nmembers: [{judge: ./rules.yaml}, {judge: ./own.yaml, weight: 2}]\n")
+    before = {name: digest(load_spec(str(home / f"{name}.yaml"))) for name in ("rules", "own", "jury")}
+    moved = home.rename(tmp_path / "a new name")
+    assert before == {name: digest(load_spec(str(moved / f"{name}.yaml"))) for name in before}
+    assert len(set(before.values())) == 3
+    (moved / "own.py").write_text("def f(prompt, response):\n    return 0.0\n")
+    assert all(digest(load_spec(str(moved / f"{name}.yaml"))) != known for name, known in before.items())
+
+
 def test_every_shipped_judge_reads() -> None:
     assert {name: load_spec(name).name for name in shipped()} == {name: name for name in shipped()}
     assert all(load_spec(name).description for name in shipped())
