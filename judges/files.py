@@ -28,6 +28,8 @@ WITHOUT_EFFECT: Any = {
     "limits": {"calls", "tokens"},
     "endpoint": {
         "key_variable",
+        "key_header",
+        "cached_input_price",
         "concurrency",
         "requests_per_minute",
         "timeout",

@@ -298,15 +298,16 @@ def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = Tru
     """A judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
     import judges
     from selfplay.config import Engine
+    from selfplay.engines.ledger import Ledger
 
     spec = judges.load_spec(file, model)
-    config = validate(Engine, {"kind": kind}, "--engine")
+    config, ledger = validate(Engine, {"kind": kind}, "--engine"), Ledger()
     with ExitStack() as engines:
 
         def opener(part: Any) -> Any:
             from selfplay.engines.open import open_judge_engine
 
-            opened = open_judge_engine(part, config)
+            opened = open_judge_engine(part, config, ledger=ledger)
             engines.callback(opened.close)
             return opened
 

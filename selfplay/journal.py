@@ -48,10 +48,11 @@ def entries(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     if not path.is_file():
         return []
     with open(path, "rb") as file:  # whose lines end at a line feed and nowhere else
-        return [(line, _entry(line)) for line in file]
+        return [(line, entry_of(line)) for line in file]
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
+def entry_of(line: bytes) -> dict[str, Any] | None:
+    """Return key and rows of a line of a journal, or None if it is damaged or cut short."""
     check, _, text = line.partition(b" ")
     if not text.endswith(b"\n") or xxhash.xxh3_64_hexdigest(text[:-1]).encode() != check:
         return None

@@ -11,6 +11,7 @@ from judges.files import load_object, reward_judge
 from judges.lessons import Teacher
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
+from selfplay.engines.endpoint_keys import Secrets
 from selfplay.records import Prompt
 from selfplay.storage import read_json
 from selfplay.tracking import check_trackers
@@ -93,7 +94,7 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
-    """Raise ConfigError for a judge that has no model, whose model or Python is not there, or who ranks fewer answers."""
+    """Raise ConfigError for a judge that has no model, whose model, key or Python is not there, or who ranks fewer answers."""
     if not spec.needs_model:
         judges.build(spec)
     for part in asking(spec):
@@ -102,7 +103,9 @@ def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
                 f"judge {part.name!r} asks a language model, but names none: set judge.model to a checkpoint, a hub "
                 "id, or `policy` to let the policy judge itself, or set `model` in the judge's file"
             )
-        if part.endpoint is None and part.model not in ("policy", recipe.judge.bootstrap and recipe.judge_model):
+        if part.endpoint is not None:
+            Secrets.read(part.endpoint)
+        elif part.model not in ("policy", recipe.judge.bootstrap and recipe.judge_model):
             check_checkpoint(f"the model of judge {part.name!r}", part.model)
         if recipe.generate.completions > getattr(part, "largest", math.inf):
             raise ConfigError(

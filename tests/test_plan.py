@@ -200,6 +200,21 @@ def test_a_juror_without_a_model(tmp_path: Path) -> None:
     check(bootstrapped(tmp_path, f"judge.file={jury}"))
 
 
+def test_a_key_is_there_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    remote = 'model: m\nendpoint: {url: "http://127.0.0.1:9/v1", key_variable: JUDGE_KEY}'
+    file = judge_file(tmp_path, PAIRWISE.format(model=remote), "member.yaml")
+    jury = judge_file(tmp_path, "mode: jury\nmembers: [{judge: stories}, {judge: ./member.yaml}]\n", "jury.yaml")
+    for override in (f"judge.file={file}", f"evaluate.judge={file}", f"judge.file={jury}"):
+        monkeypatch.delenv("JUDGE_KEY", raising=False)
+        assert "names the environment variable JUDGE_KEY, which is not set" in refusal(bootstrapped(tmp_path, override))
+        monkeypatch.setenv("JUDGE_KEY", "sk-with a blank")
+        said = refusal(bootstrapped(tmp_path, override))
+        assert "JUDGE_KEY holds whitespace" in said and "sk-" not in said
+        monkeypatch.setenv("JUDGE_KEY", "sk-fine")
+        check(bootstrapped(tmp_path, override))
+
+
 def test_a_rule_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "rules.py").write_text("def good(prompt, response):\n    return 1.0\n")
     file = judge_file(tmp_path, "mode: rules\ncriteria: [{name: x, python: './rules.py:god'}]\n")

@@ -22,6 +22,7 @@ from selfplay.compare.summary import Summary, summarise
 from selfplay.config import ConfigError, PromptSource, Recipe, Sampling
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
+from selfplay.engines.ledger import Ledger
 from selfplay.journal import Journal
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
@@ -143,7 +144,8 @@ def compare(
     cache = AnswerCache((home or folder) / "judge_cache.sqlite") if spec.needs_model else AnswerCache()
     before = cache.spent()["answers"]
     with ExitStack() as engines:
-        matches = judge_all(found, asked_of, answers, spec, cache, settings, engines)
+        ledger = Ledger((home or folder) / "spending.jsonl") if spec.needs_model else Ledger()
+        matches = judge_all(found, asked_of, answers, spec, cache, ledger, settings, engines)
     asked = int(cache.spent()["answers"] - before)
     cache.close()
     summary = summarise(vote_table(matches, [one.name for one in found]), baseline=baseline, resamples=resamples)
@@ -217,6 +219,7 @@ def judge_all(
     answers: dict[str, list[Completion]],
     spec: judges.JudgeSpec,
     cache: AnswerCache,
+    ledger: Ledger,
     settings: Settings,
     engines: ExitStack,
 ) -> list[Match]:
@@ -237,7 +240,7 @@ def judge_all(
     def engine_for(part: judges.JudgeSpec) -> Engine:
         from selfplay.engines.open import open_judge_engine
 
-        engine = open_judge_engine(part, settings.engine, settings.dtype)
+        engine = open_judge_engine(part, settings.engine, settings.dtype, ledger)
         engines.callback(engine.close)
         return engine
 

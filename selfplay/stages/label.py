@@ -100,7 +100,7 @@ def open_judge(
     def engine_for(part: judges.JudgeSpec) -> Engine:
         checkpoint, name = run.files.policy(policy), f"iteration-{policy:03d}"
         if getattr(part, "model", None) != "policy":
-            engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype)
+            engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype, run.ledger)
         elif own_engine:
             engine = open_engine(run.recipe.engine, checkpoint, name, dtype=run.recipe.policy.dtype)
         else:

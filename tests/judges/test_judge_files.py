@@ -57,7 +57,10 @@ output: {kind: regex, pattern: '\\[\\[(A|B)\\]\\]', labels: {A: 1, B: 0}}
             "the last one has the role system, but the judge answers the user",
         ),
         (PAIRWISE.replace("model: m", "endpoint: {url: 'http://127.0.0.1:1/v1'}"), "endpoint is set but model is not"),
-        (PAIRWISE.replace("model: m", "model: m\nendpoint: {url: '127.0.0.1'}"), "endpoint.url = '127.0.0.1'"),
+        (
+            PAIRWISE.replace("model: m", "model: m\nendpoint: {url: '127.0.0.1'}"),
+            "endpoint.url: an address begins with http",
+        ),
         (
             "mode: rules\ncriteria: [{name: x, text: 'Is it good?'}]",
             "'x' is a question for a model; rules are in Python, so use mode rubric",
@@ -218,7 +221,9 @@ def test_the_digest_stays_when_only_limits_and_prices_change(tmp_path: Path) -> 
     def named(**changes: object) -> str:
         return digest(spec(text.format(**{**first, **changes}), tmp_path))
 
-    assert named() == named(endpoint="max_cost: 9, output_price: 4, retries: 1, timeout: 3, concurrency: 2")
+    assert named() == named(
+        endpoint="max_cost: 9, output_price: 4, cached_input_price: 1, retries: 1, timeout: 3, concurrency: 2, key_header: k"
+    )
     assert named() == named(limits="calls: 99, tokens: 5") == named(ties=0.7)
     assert named() != named(limits="response_characters: 100"), "what is shown to the judge"
     assert named() != named(endpoint="guided: false")
