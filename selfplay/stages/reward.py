@@ -16,10 +16,10 @@ from trl import RewardConfig, RewardTrainer
 from selfplay.compare.statistics import clustered_interval
 from selfplay.config import ConfigError, Optimisation, Reward
 from selfplay.models import RewardModel, encode_prompt, load_scalar_model, load_tokenizer
-from selfplay.progress import meter, say
+from selfplay.progress import say
 from selfplay.stages import Run
 from selfplay.stages.generate import stage_name
-from selfplay.stages.supervised import Watcher, last_checkpoint, one_device, quiet, trainer_options
+from selfplay.stages.supervised import one_device, train_or_load, trainer_options
 from selfplay.storage import derived_seed, read_json, read_rows, write_json, write_json_lines
 
 Rows = list[dict[str, Any]]
@@ -118,7 +118,7 @@ def draw(rows: Rows, share: float, seed: int) -> Rows:
 
 
 def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Path, seed: int) -> list[dict[str, float]]:
-    """Train in place with TRL's RewardTrainer; gives what it logged. Goes on from a checkpoint under `work`."""
+    """Train in place with TRL's RewardTrainer; see `supervised.train_or_load`."""
     steps = max(1, math.ceil(len(rows) / config.batch_size) * config.epochs)
     training = Optimisation(
         steps=steps,
@@ -130,19 +130,13 @@ def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Pat
     )
     options = trainer_options(model.model, training, work, seed, checkpoint_every=max(20, steps // 2))
     columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
-    with meter("train reward model", steps, "steps") as bar:
-        watcher = Watcher(bar)
-        trainer = RewardTrainer(
-            model=model.model,
-            processing_class=model.tokenizer,
-            callbacks=[watcher],
-            args=one_device(RewardConfig(**options, max_length=None, dataset_num_proc=None)),
-            train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
-        )
-        quiet(trainer)
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    model.model.eval()
-    return watcher.rows
+    trainer = RewardTrainer(
+        model=model.model,
+        processing_class=model.tokenizer,
+        args=one_device(RewardConfig(**options, max_length=None, dataset_num_proc=None)),
+        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
+    )
+    return train_or_load(trainer, work, "train reward model")
 
 
 def start_samples(run: Run, tokenizer: Any) -> list[list[int]]:

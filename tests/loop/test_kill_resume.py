@@ -16,7 +16,7 @@ MOMENTS = [
     Moment("selfplay.stages.evaluate", "write_rows", 1),  # the start's held-out answers are in the journal only
     Moment("selfplay.journal", "Journal.append", 2),  # generation, one batch done
     Moment("selfplay.stages.label", "write_json", 1),  # verdicts written, health not
-    Moment("selfplay.stages.reward", "Watcher.on_step_end", 5),
+    Moment("selfplay.stages.supervised", "Watcher.on_step_end", 5),
     Moment("selfplay.rl.trainer", "save_checkpoint", 2),  # the second step is learned and not saved
     Moment("selfplay.rl.checkpoint", "write_sealed", 1),  # a checkpoint is half written
     Moment("selfplay.stages.evaluate", "win_rate", 1),
