@@ -42,17 +42,31 @@ hook: Callable[[str, Path], None] = _nothing
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a NotWritten that names `path`."""
+    """Turn what says in the block that the disk refuses a change into a NotWritten that names `path`.
+
+    That is an OSError, and the errors that safetensors and torch make of one.
+    """
     try:
         yield
     except NotWritten:
         raise
     except OSError as error:
-        mend = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
-        raise NotWritten(
-            f"{str(path)!r} could not be written: {error.strerror or error}; {mend} and give the same command again, "
-            "which goes on from what is saved"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise _not_written(path, error.strerror or str(error), full) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+            raise _not_written(path, str(error).rpartition("I/O error: ")[2], "os error 28" in str(error)) from error
+        if "inline_container.cc" in str(error):  # torch.save, which does not say why
+            raise _not_written(path, "torch could not write all of it", True) from error
+        raise
+
+
+def _not_written(path: Path, reason: str, full: bool) -> NotWritten:
+    mend = "free some space" if full else "mend that"
+    return NotWritten(
+        f"{str(path)!r} could not be written: {reason}; {mend} and give the same command again, which goes on from what "
+        "is saved"
+    )
 
 
 def write(path: Path, content: str | bytes) -> None:

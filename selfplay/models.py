@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from selfplay import durable
 from selfplay.checksums import check_folder
 from selfplay.config import ConfigError
 from selfplay.records import Completion, Prompt
@@ -134,9 +135,10 @@ class _quiet_transformers:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
-    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them. Raises NotWritten."""
+    with durable.naming(Path(directory)):
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -1,20 +1,20 @@
 """Checkpoints of a supervised training: each is complete or absent, and holds what was logged up to its step.
 
 The trainer writes a checkpoint file by file, so a kill or a full disk leaves a part of one. It writes into `writing/`;
-once all files are on disk, with the hash of each in `hashes.json`, the folder is renamed to `step-N` and older ones are
-removed. A start removes whatever is not complete and goes on from what is. The checkpoint of the last step is the
+once all files are on disk, with the checksum of each in `checks.json`, the folder is renamed to `step-N` and older ones
+are removed. A start removes whatever is not complete and goes on from what is. The checkpoint of the last step is the
 result of the training: a later start loads it and does not train again. Left out: more than one checkpoint.
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+from selfplay import durable
+from selfplay.checksums import Damaged, check_of_file, read_sealed, write_sealed
 from selfplay.progress import say
-from selfplay.storage import hash_of_file, read_json, write_json
+from selfplay.storage import read_json
 
-HASHES = "hashes.json"
+CHECKS = "checks.json"
 WRITING = "writing"
 
 
@@ -29,19 +29,15 @@ def logged(checkpoint: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def publish(directory: Path, step: int) -> Path:
-    """Put the checkpoint that the trainer has just written in place of the one before, and return its folder."""
+def publish(directory: Path, step: int) -> None:
+    """Put the checkpoint that the trainer has just written in place of the one before. Raises NotWritten."""
     written, final = directory / WRITING / f"checkpoint-{step}", directory / f"step-{step}"
     files = sorted(file for file in written.rglob("*") if file.is_file())
-    write_json(written / HASHES, {str(file.relative_to(written)): hash_of_file(file) for file in files})
-    for path in (*files, *(folder for folder in written.rglob("*") if folder.is_dir()), written):
-        flush(path)
-    os.rename(written, final)
-    flush(directory)
+    write_sealed(written / CHECKS, {"files": {str(file.relative_to(written)): check_of_file(file) for file in files}})
+    durable.publish(written, final)
     for other in directory.glob("step-*"):
         if other != final:
-            shutil.rmtree(other)
-    return final
+            durable.remove_tree(other)
 
 
 def newest(directory: Path) -> Path | None:
@@ -50,10 +46,8 @@ def newest(directory: Path) -> Path | None:
     One whose files are not those that were written is removed too, with a line that says so: the steps up to it are
     taken again, and give the same weights.
     """
-    if not directory.is_dir():
-        return None
-    if (directory / WRITING).exists():
-        shutil.rmtree(directory / WRITING)
+    durable.sweep(directory)
+    durable.remove_tree(directory / WRITING)
     found = None
     for checkpoint in sorted(directory.glob("step-*"), key=step_of, reverse=True):
         if found is None and is_complete(checkpoint):
@@ -61,23 +55,14 @@ def newest(directory: Path) -> Path | None:
             continue
         if found is None:
             say(f"  {checkpoint} is damaged and was removed; its steps are taken again")
-        shutil.rmtree(checkpoint)
+        durable.remove_tree(checkpoint)
     return found
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Return whether each file of a checkpoint is there and is what was written."""
     try:
-        hashes = read_json(checkpoint / HASHES)
-        return bool(hashes) and all(hash_of_file(checkpoint / name) == known for name, known in hashes.items())
-    except (OSError, ValueError, AttributeError):
+        checks = read_sealed(checkpoint / CHECKS)["files"]
+        return all(check_of_file(checkpoint / name) == known for name, known in checks.items())
+    except (OSError, Damaged):
         return False
-
-
-def flush(path: Path) -> None:
-    """Force a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

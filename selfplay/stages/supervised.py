@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
+from selfplay import durable
 from selfplay.config import Optimisation
 from selfplay.models import encode_prompt
 from selfplay.progress import Meter, meter
@@ -107,7 +108,7 @@ def train_or_load(trainer: Any, directory: Path, label: str) -> list[dict[str, f
     """Train a trainer's model in place to its last step, and return what was logged, the same after any kills.
 
     A killed training goes on from its last complete checkpoint under `directory`; of one that had come to its end, the
-    result is loaded. Raises Diverged for a loss that is not a number.
+    result is loaded. Raises Diverged for a loss that is not a number, NotWritten where the disk refuses a checkpoint.
     """
     checkpoint, steps = newest(directory), trainer.args.max_steps
     if checkpoint is not None and step_of(checkpoint) == steps:
@@ -119,7 +120,8 @@ def train_or_load(trainer: Any, directory: Path, label: str) -> list[dict[str, f
         with meter(label, steps, "steps") as bar:
             trainer.remove_callback(PrinterCallback)  # which prints what our meter shows already
             trainer.add_callback(Watcher(bar, label, directory))
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with durable.naming(directory / WRITING):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         checkpoint = directory / f"step-{steps}"
     trainer.model.eval()
     return logged(checkpoint)

@@ -1,13 +1,16 @@
 """Runs a function in a process of its own that dies by SIGKILL at a chosen moment: the nth call of a named function."""
 
-import errno
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from selfplay.config import ConfigError
 
 HEAVY = [
     "selfplay.loop",
@@ -21,7 +24,7 @@ HEAVY = [
 class Moment(NamedTuple):
     """Just before the `call`-th call of `module`.`name`, a function or a method such as "Journal.append".
 
-    The process is killed there, or with `full` told that the disk is.
+    The process is killed there, or with `full` can write no file of more than 500 bytes from there on.
     """
 
     module: str
@@ -42,8 +45,9 @@ def end_at(moment: Moment) -> None:
         nonlocal calls
         calls += 1
         if calls == moment.call and moment.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if calls == moment.call:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+        elif calls == moment.call:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **options)
 
@@ -54,11 +58,17 @@ def work(moment: Moment | None, function: Callable[..., Any], arguments: tuple[A
     """What the process does."""
     if moment is not None:
         end_at(moment)
-    function(*arguments)
+    try:
+        function(*arguments)
+    except ConfigError:  # as the command line does
+        sys.exit(2)
 
 
 def in_process(function: Callable[..., Any], *arguments: Any, moment: Moment | None = None) -> int:
-    """Exit code of a call: 0, -9 if it was killed, 1 if it raised. Processes are forked from a server with torch imported."""
+    """Exit code of a call: 0, -9 if it was killed, 2 if it ended with a sentence, 1 for a traceback.
+
+    Processes are forked from a server that has imported torch.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
     process = context.Process(target=work, args=(moment, function, arguments))

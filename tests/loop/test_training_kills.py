@@ -8,12 +8,13 @@ from killing import Moment, in_process
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, set_seed
 
 from prompts.stories import documents
+from selfplay.checksums import check_of_file
 from selfplay.config import Architecture, Optimisation, Reward
 from selfplay.models import RewardModel, save
-from selfplay.storage import hash_of_file, read_json, write_json
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
 from selfplay.stages.reward import train_reward_model
 from selfplay.stages.supervised import document_rows, train_supervised
+from selfplay.storage import read_json, write_json
 
 KINDS = ("language model", "reward model")
 STEPS = 45
@@ -44,8 +45,8 @@ def train(kind: str, work: Path, result: Path) -> None:
 
 
 def files_of(result: Path) -> dict[str, str]:
-    """Name -> hash of what a training has written."""
-    return {file.name: hash_of_file(file) for file in result.iterdir()}
+    """Name -> checksum of what a training has written."""
+    return {file.name: check_of_file(file) for file in result.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +64,25 @@ def step(number: int) -> Moment:
 
 MODEL_IS_WRITTEN = "transformers.trainer", "Trainer._save_optimizer_and_scheduler"
 ALL_BUT_ITS_STATE_IS_WRITTEN = "transformers.trainer_callback", "TrainerState.save_to_json"
-ALL_IS_WRITTEN = "selfplay.stages.checkpoints", "write_json"
-READY = "os", "rename"
-OLD_ONE_STAYS = "selfplay.stages.checkpoints", "shutil.rmtree"
+ALL_IS_WRITTEN = "selfplay.stages.checkpoints", "write_sealed"
+READY = "selfplay.durable", "publish"
+OLD_ONE_STAYS = "selfplay.durable", "remove_tree"
 ENDED = Moment("selfplay.stages.supervised", "logged", 1)
+LOADING = Moment("selfplay.stages.supervised", "align_special_tokens", 1)
 CASES = {
-    "within the steps": [step(30)],
+    "within the steps": [step(30), step(23)],
+    "in the last step": [step(45)],
     "while the first is written": [Moment(*MODEL_IS_WRITTEN, 1)],
     "while the second is written, twice": [Moment(*ALL_BUT_ITS_STATE_IS_WRITTEN, 2), Moment(*MODEL_IS_WRITTEN, 1)],
     "around the rename": [Moment(*READY, 1), Moment(*ALL_IS_WRITTEN, 2), Moment(*OLD_ONE_STAYS, 2)],
     "at the end": [ENDED],
     "at the end, twice": [ENDED, ENDED],
-    "at the end, three times": [step(45), ENDED, ENDED],
-    "a full disk": [Moment(*MODEL_IS_WRITTEN, 2, full=True), Moment(*ALL_IS_WRITTEN, 1, full=True)],
+    "at the end, three times": [ENDED, ENDED, LOADING],
+    "a full disk": [
+        Moment("transformers.trainer", "Trainer._save_checkpoint", 2, full=True),
+        Moment(*MODEL_IS_WRITTEN, 1, full=True),
+        Moment(*ALL_IS_WRITTEN, 1, full=True),
+    ],
 }
 
 
@@ -89,7 +96,7 @@ CASES = {
 def test_whatever_ends_it_nothing_changes(whole: Path, kind: str, case: str, tmp_path: Path) -> None:
     arguments = (kind, tmp_path / "work", tmp_path / "result")
     for moment in CASES[case]:
-        assert in_process(train, *arguments, moment=moment) == (1 if moment.full else -9), f"not ended at {moment}"
+        assert in_process(train, *arguments, moment=moment) == (2 if moment.full else -9), f"not ended at {moment}"
     assert in_process(train, *arguments) == 0
     assert files_of(tmp_path / "result") == files_of(whole / kind)
     assert len(list((tmp_path / "work").glob("step-*"))) == 1
