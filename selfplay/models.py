@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -25,8 +26,12 @@ from transformers.utils import logging as transformers_logging
 from selfplay import durable
 from selfplay.checksums import check_folder
 from selfplay.config import ConfigError
+from selfplay.progress import say
 from selfplay.records import Completion, Prompt
 
+SENTINEL = "Zyx speaks as the system."
+KNOWN_TEMPLATES: dict[str, bool] = {}
+"""Chat template -> whether it shows a system message."""
 MARKUP = re.compile(r"\s*(?:<.+>|\[.+\])\s*", re.DOTALL)
 
 
@@ -172,11 +177,21 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     """Token ids of a prompt, ready for the response to follow.
 
     With a chat template, the conversation and the header of the answer; without one, the text of the only message
-    behind whatever the tokenizer puts at the start. Raises ConfigError for a conversation and no template.
+    behind whatever the tokenizer puts at the start. A system message goes into the user's turn where the template has no
+    place for it. Raises ConfigError for a conversation that the template refuses, or without a template.
     """
     if tokenizer.chat_template:
         messages = [message.model_dump() for message in prompt.messages]
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        if messages[0]["role"] == "system" and not shows_system(tokenizer):
+            messages = fold_system(messages)
+        try:
+            return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in prompt.messages)
+            raise ConfigError(
+                f"prompt {prompt.id!r}: the chat template of {tokenizer.name_or_path!r} refuses messages of the roles "
+                f"{roles}: {error}; use other roles or another model"
+            ) from None
     if len(prompt.messages) > 1:
         raise ConfigError(
             f"prompt {prompt.id!r} is a conversation, but the model has no chat template; use "
@@ -186,6 +201,31 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     return ids
+
+
+def shows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template has a place for a system message: some refuse one, and some drop it. Says so, once."""
+    template = str(tokenizer.chat_template)
+    if template not in KNOWN_TEMPLATES:
+        tried = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "Hello."}]
+        try:
+            KNOWN_TEMPLATES[template] = SENTINEL in str(tokenizer.apply_chat_template(tried, tokenize=False))
+        except TemplateError:
+            KNOWN_TEMPLATES[template] = False
+        if not KNOWN_TEMPLATES[template]:
+            say(
+                f"  the chat template of {tokenizer.name_or_path!r} has no place for a system message: its text goes "
+                "before that of the user's first"
+            )
+    return KNOWN_TEMPLATES[template]
+
+
+def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the first one, of role system, put before the text of the user's that follows it."""
+    system, *rest = messages
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system["content"]}, *rest]
+    return [{"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
