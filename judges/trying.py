@@ -1,6 +1,6 @@
 """Looks at one judge closely: what it is shown and says for one pair, what judges there are, what a file may hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
@@ -22,7 +22,7 @@ from judges.spec import (
 )
 from judges.trials import case_of
 from selfplay.config import ConfigError, Sampling
-from selfplay.engines import Engine
+from selfplay.engines import Answer, Engine
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
 
 AnySpec = Annotated[
@@ -36,6 +36,8 @@ class Exchange(BaseModel):
 
     messages: list[Message]
     said: list[str] | dict[str, float] | None
+    error: str = ""
+    """Why nothing was said, such as the sentence with which a server refused."""
 
 
 class Trial(BaseModel):
@@ -53,6 +55,8 @@ class Listener:
     def __init__(self, inner: Engine | None) -> None:
         self.inner, self.exchanges = inner, list[Exchange]()
         self.special_tokens: frozenset[str] = getattr(inner, "special_tokens", frozenset())
+        if hasattr(inner, "stream"):
+            self.stream = self._stream
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """The inner engine's texts, or none."""
@@ -68,6 +72,16 @@ class Listener:
         rows = self.inner.choice_logprobs(prompts, choices)
         self._note(prompts, [dict(zip(choices, row, strict=True)) for row in rows])
         return rows
+
+    def _stream(
+        self, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, Answer | None, str]]:
+        """The inner engine's answers as they come, and why there is none."""
+        inner: Any = self.inner
+        for place, answer, error in inner.stream(prompts, sampling, choices):
+            said = None if answer is None else list(answer.texts) if answer.logprobs is None else answer.logprobs
+            self.exchanges.append(Exchange(messages=list(prompts[place].messages), said=said, error=error))
+            yield place, answer, error
 
     def _note(self, prompts: Sequence[Prompt], said: Sequence[Any]) -> None:
         self.exchanges += [

@@ -258,14 +258,18 @@ def judge_check(
     model: ModelOption = None,
     engine: EngineOption = "transformers",
     gold: Annotated[Path | None, typer.Option(help="Pairs of your own with the right answer, JSONL.")] = None,
+    tests_only: Annotated[
+        bool, typer.Option("--tests-only", help="Run the tests in the file, without its model.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a judge's tests, gold pairs and canaries; exit code 1 below the thresholds of its file."""
+    """Run a judge's tests, then gold pairs and canaries; exit code 1 below the thresholds of its file."""
     from judges.check import check
     from judges.gold import load_gold
 
-    with judge_and_engine(file, model, engine) as (spec, opened):
-        found = check(spec, opened, load_gold(gold) if gold is not None else None)
+    with judge_and_engine(file, model, engine, needed=not tests_only) as (spec, opened):
+        pairs = load_gold(gold) if gold is not None else None
+        found = check(spec, opened, pairs, tests_only=tests_only, announce=lambda line: typer.echo(line, err=as_json))
     if as_json:
         emit(found.model_dump(mode="json"))
     else:

@@ -150,12 +150,9 @@ def print_transcripts(found: dict[str, Any], console: Console) -> None:
 
 
 def print_check(found: dict[str, Any]) -> None:
-    """What `judge check` found, a line each."""
+    """What `judge check` found, a line each, but for what it announces before its calls."""
     console = Console(highlight=False, markup=False)
     console.print(f"judge {found['judge']} (version {found['version']}, model {found['model'] or 'none'})")
-    console.print(f"tests in the file: {found['tests'] - len(found['failed_tests'])} of {found['tests']} pass")
-    for caution in found["cautions"]:
-        console.print(f"caution: {caution}")
     for name, value in (found["gold"] or {}).items():
         if value is not None:
             console.print(f"{name.replace('_', ' ')}: {_figure(value)}")
@@ -190,7 +187,8 @@ def print_trial(found: dict[str, Any]) -> None:
         for message in exchange["messages"]:
             console.print(f"[{message['role']}]")
             console.print(message["content"])
-        console.print(f"[said] {exchange['said'] if exchange['said'] is not None else 'nothing: there is no model'}")
+        nothing = f"nothing: {exchange['error'] or 'there is no model'}"
+        console.print(f"[said] {nothing if exchange['said'] is None else exchange['said']}")
     for verdict in found["verdicts"]:
         said = (
             "unscored: " + verdict["error"]

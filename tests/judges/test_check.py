@@ -21,6 +21,7 @@ from judges.spec import ModelSpec
 from judges.trials import run_tests
 from judges.trying import example_pair, overview, schema, try_pair
 from selfplay.config import ConfigError
+from selfplay.show import print_trial
 
 GOLD = load_gold(BUILT_IN)
 RIGHT = {(row.pair.first if row.answer == 1 else row.pair.second).text: row for row in GOLD}
@@ -388,3 +389,68 @@ def test_health_counts_ties_among_answers() -> None:
     judge = build(spec(PAIRWISE), Scripted(lambda text: "[[C]]"))
     pairs = [row.pair for row in GOLD[:3]]
     assert health(pairs, judge.judge(pairs))["tied_answers"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            PAIRWISE + "tests: [{outputs: ['I like A.', '[[B]]'], expect: first}]",
+            "1: expected first, got unscored: no verdict found, in 'I like A.'",
+        ),
+        (
+            "mode: rules\ncriteria: [{name: three, python: 'criteria_for_tests:three'}]\n"
+            "tests: [{responses: [one], expect: 1.0}]",
+            "1: expected 1.0, got unscored: criterion 'three' returned 3, not a number in [0, 1]",
+        ),
+        (
+            "mode: rules\ncriteria: [{name: place, python: 'criteria_for_tests:needs_place'}]\ntests: [{expect: first}]",
+            "1: expected first, got unscored: first: criterion 'place' raised KeyError: 'place'; second: criterion 'place' "
+            "raised KeyError: 'place'",
+        ),
+        (
+            "mode: python\npython: 'criteria_for_tests:Raising'\ntests: [{expect: first}]",
+            "1: it raised ZeroDivisionError: division by zero",
+        ),
+        (
+            "mode: jury\nmembers: [{judge: stories}, {judge: stories}]\ntests: [{expect: first}]",
+            "1: expected first, got unscored: only 0 of 2 members gave a verdict; the quorum is 2 (1. stories: first: criterion "
+            "'animal' raised KeyError: 'animal'",
+        ),
+    ],
+)
+def test_a_failing_test_says_why(text: str, problem: str) -> None:
+    [found] = run_tests(spec(text))
+    assert found.startswith(problem)
+
+
+def test_the_tests_of_a_file_run_first_and_alone_without_its_model() -> None:
+    lines: list[str] = []
+
+    def opening(part: Any) -> Any:
+        lines.append("engine opened")
+        return Scripted(honest)
+
+    text = (
+        PAIRWISE.replace("kind: regex", "kind: regex, match: last")
+        + "tests: [{outputs: ['[[A]]', '[[A]]'], expect: first}]"
+    )
+    alone = check(spec(text), opening, tests_only=True, announce=lines.append)
+    told = ["tests in the file: 0 of 1 pass", "  test 1: expected first, got 0.5 (tie)"]
+    assert lines[:2] == told and lines[2].startswith("caution: judge 'test': output.match = 'last'") and len(lines) == 3
+    assert alone.gold is None and alone.canary_wins == {} and [one.kind for one in alone.problems] == ["tests"]
+    lines.clear()
+    whole = check(spec(text), opening, announce=lines.append)
+    assert lines[:2] == told and lines.index("engine opened") == 3 and whole.gold is not None
+
+
+def test_trying_shows_the_sentence_with_which_a_server_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    class Refusing(Scripted):
+        def stream(self, prompts: Any, sampling: Any, choices: Any = None) -> Any:
+            yield from ((place, None, "the server answered 400: no such model") for place in range(len(prompts)))
+
+    trial = try_pair(spec(PAIRWISE), Refusing())
+    assert [(one.said, one.error) for one in trial.exchanges] == [(None, "the server answered 400: no such model")] * 2
+    print_trial(trial.model_dump(mode="json"))
+    shown = capsys.readouterr().out
+    assert "[said] nothing: the server answered 400: no such model" in shown and "there is no model" not in shown
