@@ -1,11 +1,12 @@
 """Looks at one judge closely: what it is shown and says for one pair, what judges there are, what a file may hold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from judges.building import Opener, build
+from judges.cautions import cautions
 from judges.check import lenient
 from judges.files import load_spec, shipped
 from judges.gold import gold_file, load_gold
@@ -96,13 +97,20 @@ class Listener:
 
 
 def try_pair(
-    spec: JudgeSpec, engine: Engine | Opener | None = None, pair: Pair | None = None, *, seed: int = 0
+    spec: JudgeSpec,
+    engine: Engine | Opener | None = None,
+    pair: Pair | None = None,
+    *,
+    seed: int = 0,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Trial:
     """Judge one pair, by default the first of the judge's gold set, and tell every step. Nothing is cached.
 
-    Without an engine it shows what the model would be asked.
+    Without an engine it shows what the model would be asked. `announce` gets what to beware of, before the first call.
     """
     pair = pair or example_pair(spec)
+    for caution in cautions(spec, [pair.prompt]):
+        announce(f"caution: {caution}")
     exchanges: list[Exchange] = []
 
     def listen(part: JudgeSpec) -> Any:

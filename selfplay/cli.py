@@ -288,7 +288,7 @@ def judge_try(
     from judges.trying import try_pair
 
     with judge_and_engine(file, model, engine, needed=False) as (spec, opened):
-        found = try_pair(spec, opened)
+        found = try_pair(spec, opened, announce=lambda line: typer.echo(line, err=True))
     if as_json:
         emit(found.model_dump(mode="json"))
     else:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import judges
+from judges.cautions import cautions
 from judges.files import load_object, reward_judge
 from judges.lessons import Teacher
 from prompts.sources import load_prompts
 from selfplay.config import ConfigError, Recipe
 from selfplay.engines.endpoint_keys import Secrets
+from selfplay.progress import say
 from selfplay.records import Prompt
 from selfplay.storage import read_json
 from selfplay.tracking import check_trackers
@@ -50,9 +52,20 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_rewards(recipe)
+    beware = [caution for spec in judges_of(recipe) for caution in cautions(spec, (*train, *heldout))]
+    for caution in dict.fromkeys(beware):
+        say(f"  caution: {caution}")
     check_models(recipe)
     check_trackers(recipe.report_to)
     return train, heldout
+
+
+def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
+    """The judges that label, measure and reward."""
+    specs = [judges.load_spec(recipe.judge.file, recipe.judge_model)]
+    specs += [judges.load_spec(recipe.evaluate.judge)] if recipe.evaluate.judge else []
+    specs += [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
+    return specs
 
 
 def check_rewards(recipe: Recipe) -> None:
