@@ -1,5 +1,7 @@
 # `make quickstart` needs Python 3.11 or newer and make; `make test` needs Chromium too, for the report's test.
 # Everything is installed into .venv, once; it is installed again when pyproject.toml changes.
+# `make test-avx2` runs the tests that train with the instructions of another processor, `make test-portable` everything
+# with those of two others, and the tests that train with five seeds.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := torch==2.13.0
@@ -9,13 +11,25 @@ PIP := .venv/bin/pip --disable-pip-version-check -q
 TORCH_INDEX ?= $(shell command -v nvidia-smi > /dev/null || $(PYTHON) -c "from urllib.request import urlopen; \
 	url = 'https://download.pytorch.org/whl/cpu'; urlopen(url + '/torch/', timeout=3); print('--index-url', url)" 2> /dev/null)
 
-.PHONY: quickstart test lint bench clean
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+
+.PHONY: quickstart test test-avx2 test-portable lint bench clean
 
 quickstart: .venv/installed-base
 	.venv/bin/selfplay run runs/quickstart.yaml
 
 test: .venv/installed-test
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
+
+test-avx2: .venv/installed-test
+	$(AVX2) $(PYTEST) -m trains
+
+test-portable: .venv/installed-test
+	$(AVX2) $(PYTEST)
+	$(OLDEST) $(PYTEST)
+	SELFPLAY_TEST_SEEDS=5 $(PYTEST) -m trains
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .

@@ -84,8 +84,6 @@ def build(
     opened = None
     if engine is not None and spec.needs_model:
         opened = cast(Engine, engine) if hasattr(engine, "generate") else cast(Callable[..., Engine], engine)(spec)
-    if opened is not None and hasattr(opened, "spent"):  # an endpoint's limit holds for all that the cache has paid for
-        opened.spent = max(opened.spent, answers.spent()["cost"])
     if isinstance(spec, PythonSpec):
         return PythonJudge(spec, opened)
     if not isinstance(spec, ModelSpec):

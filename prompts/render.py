@@ -1,43 +1,26 @@
 """Messages from Jinja2 templates and text that nobody vouches for.
 
 Prompts, responses and the row's columns may hold anything: template syntax, chat markup, fences, the judge's own
-verdict. Each becomes a `Data` object, whose text enters the message once, cleaned of special tokens and between fences
-longer than any run of backticks inside it, and is never read as a template. Templates run in Jinja2's sandbox and may
+verdict. Each becomes a `Data` object, whose text enters the message once, its special tokens broken, between fences longer
+than any run of backticks inside it, and is never read as a template. Templates run in Jinja2's sandbox and may
 use only variables that exist. Left out: includes and macros from other files.
 """
 
 import difflib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from prompts.cleaning import clean
 from selfplay.errors import ConfigError
 from selfplay.records import Message
 
-SPECIAL_TOKENS = re.compile(
-    r"<\|[^|<>\s]{1,64}\|>|<｜[^｜<>\s]{1,64}｜>"  # <|im_start|>, <|eot_id|>, DeepSeek's full-width bars
-    r"|</?s>|<(?:bos|eos|pad|unk|mask|sep|cls)>|<(?:start|end)_of_turn>"
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
-)
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\ufeff]")
-
-
-def clean(text: str, strip: Sequence[str] = ()) -> str:
-    """The text without chat markup, control characters and half surrogates; line ends become newlines.
-
-    Tokens are taken out until none is left, so that taking out one cannot make another.
-    """
-    text = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode("utf-8")
-    text = CONTROL.sub("", text)
-    before = None
-    while before != text:
-        before, text = text, SPECIAL_TOKENS.sub("", text)
-        for token in strip:
-            text = text.replace(token, "")
-    return text
+Form = Literal["block", "none"]
 
 
 def fence(text: str) -> str:
@@ -49,20 +32,26 @@ def fence(text: str) -> str:
 
 
 class Data:
-    """Text that nobody vouches for. In a template it prints fenced; it compares, counts and tests like its text."""
+    """Text that nobody vouches for. In a template it prints fenced, also within a list; it compares, counts and tests like
+    its text."""
 
     __slots__ = ("_cut", "_form", "_text")
 
-    def __init__(
-        self, text: str, form: Literal["block", "none"] = "block", strip: Sequence[str] = (), limit: int | None = None
-    ) -> None:
-        cleaned = clean(text, strip)
+    def __init__(self, text: str, form: Form = "block", special: Iterable[str] = (), limit: int | None = None) -> None:
+        cleaned = clean(text, special)
         self._form = form
         self._cut = max(0, len(cleaned) - limit) if limit is not None else 0
         self._text = cleaned[:limit] if self._cut else cleaned
 
     def __str__(self) -> str:
-        shown = fence(self._text) if self._form == "block" else self._text
+        return self._with_note(fence(self._text) if self._form == "block" else self._text)
+
+    __repr__ = __str__
+
+    def _unfenced(self) -> str:
+        return self._with_note(self._text)
+
+    def _with_note(self, shown: str) -> str:
         return f"{shown}\n(cut here: {self._cut} more characters)" if self._cut else shown
 
     def __len__(self) -> int:
@@ -78,20 +67,48 @@ class Data:
         return hash(self._text)
 
 
-def wrap(value: Any, form: Literal["block", "none"] = "block", strip: Sequence[str] = ()) -> Any:
+def wrap(value: Any, form: Form = "block", special: Iterable[str] = ()) -> Any:
     """A row's column as data: texts wrapped, lists and mappings gone through (keys cleaned), numbers and None as they
     are."""
     if isinstance(value, Mapping):
-        return {clean(str(key), strip): wrap(item, form, strip) for key, item in value.items()}
+        return {clean(str(key), special): wrap(item, form, special) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [wrap(item, form, strip) for item in value]
-    return value if value is None or isinstance(value, (bool, int, float)) else Data(str(value), form, strip)
+        return [wrap(item, form, special) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float)) else Data(str(value), form, special)
 
 
-def compile_template(source: str, known: Sequence[str], where: str) -> Template:
-    """A template that uses none but the `known` variables. Raises ConfigError naming `where` for any other, or bad
-    syntax."""
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def printed(value: Any, form: Form = "block") -> Any:
+    """What a template prints for a value: a list or mapping as JSON, fenced.
+
+    Raises TypeError for what has no content to print, such as a function, whose text would be an address.
+    """
+    if value is None or isinstance(value, (str, bool, int, float, Data, Undefined)):
+        return value
+    return Data(json.dumps(value, ensure_ascii=False, default=content), form)
+
+
+def content(value: Any) -> Any:
+    """Data as its text, and any collection that is no list as a list. Raises TypeError for what is neither."""
+    if isinstance(value, Data):
+        return value._unfenced()
+    if isinstance(value, Iterable) and not isinstance(value, type):
+        return list(value)
+    raise TypeError(f"a {type(value).__name__} cannot be printed: only texts, numbers, lists and mappings can")
+
+
+def variables_of(source: str) -> set[str]:
+    """The variables that a valid template uses."""
+    return meta.find_undeclared_variables(ImmutableSandboxedEnvironment().parse(source))
+
+
+def compile_template(source: str, known: Sequence[str], where: str, form: Form = "block") -> Template:
+    """A template that uses none but the `known` variables and prints collections of data in `form`.
+
+    Raises ConfigError naming `where` for any other variable, or bad syntax.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=partial(printed, form=form)
+    )
     try:
         tree = environment.parse(source)
     except TemplateSyntaxError as error:

@@ -196,10 +196,10 @@ def compare(
     if (votes is None) == (not targets):
         raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
     if votes is not None:
+        from selfplay.compare.vote_files import read_votes
         from selfplay.stats.summary import summarise
-        from selfplay.stats.votes import read_votes
 
-        summary = summarise(read_votes(votes), baseline=baseline)
+        summary = summarise(read_votes(votes, judge).table, baseline=baseline)
         found = {**summary.model_dump(mode="json"), "matrix": summary.matrix()}
     else:
         from selfplay.compare.head_to_head import compare as head_to_head
@@ -259,14 +259,18 @@ def judge_check(
     model: ModelOption = None,
     engine: EngineOption = "transformers",
     gold: Annotated[Path | None, typer.Option(help="Pairs of your own with the right answer, JSONL.")] = None,
+    tests_only: Annotated[
+        bool, typer.Option("--tests-only", help="Run the tests in the file, without its model.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a judge's tests, gold pairs and canaries; exit code 1 below the thresholds of its file."""
+    """Run a judge's tests, then gold pairs and canaries; exit code 1 below the thresholds of its file."""
     from judges.audit.check import check
     from judges.audit.gold import load_gold
 
-    with judge_and_engine(file, model, engine) as (spec, opened):
-        found = check(spec, opened, load_gold(gold) if gold is not None else None)
+    with judge_and_engine(file, model, engine, needed=not tests_only) as (spec, opened):
+        pairs = load_gold(gold) if gold is not None else None
+        found = check(spec, opened, pairs, tests_only=tests_only, announce=lambda line: typer.echo(line, err=as_json))
     if as_json:
         emit(found.model_dump(mode="json"))
     else:
@@ -285,7 +289,7 @@ def judge_try(
     from judges.audit.inspect import try_pair
 
     with judge_and_engine(file, model, engine, needed=False) as (spec, opened):
-        found = try_pair(spec, opened)
+        found = try_pair(spec, opened, announce=lambda line: typer.echo(line, err=True))
     if as_json:
         emit(found.model_dump(mode="json"))
     else:
@@ -299,15 +303,16 @@ def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = Tru
     """A judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
     import judges
     from selfplay.config import Engine
+    from selfplay.engines.ledger import Ledger
 
     spec = judges.load_spec(file, model)
-    config = validate(Engine, {"kind": kind}, "--engine")
+    config, ledger = validate(Engine, {"kind": kind}, "--engine"), Ledger()
     with ExitStack() as engines:
 
         def opener(part: Any) -> Any:
             from selfplay.engines.open import open_judge_engine
 
-            opened = open_judge_engine(part, config)
+            opened = open_judge_engine(part, config, ledger=ledger)
             engines.callback(opened.close)
             return opened
 

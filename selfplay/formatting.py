@@ -15,14 +15,29 @@ def display_name(name: str) -> str:
     return name if match is None else "start" if int(match[1]) == 0 else f"iteration {int(match[1])}"
 
 
+def hundredths(share: float, places: int = 0) -> str:
+    """A share in percent, with more decimals where fewer would read 0 or 100 and it is neither: 199 of 200 are `99.5`."""
+    for more in range(places, 6):
+        text = f"{100 * share:.{more}f}"
+        if share in (0, 1) or float(text) not in (0, 100):
+            break
+    return text
+
+
 def interval_text(value: float, low: float, high: float) -> str:
     """A share and its interval: `81% [76, 86]`."""
-    return f"{100 * value:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{hundredths(value)}% [{hundredths(low)}, {hundredths(high)}]"
 
 
 def points_text(share: float, low: float, high: float) -> str:
     """A difference of shares in percentage points, with its interval: `5 points [2, 8]`."""
-    return f"{100 * share:.0f} points [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{share * 100 + 0.0:.0f} points [{100 * low + 0.0:.0f}, {100 * high + 0.0:.0f}]"
+
+
+def bounds_text(low: float | None, high: float | None) -> str:
+    """The interval of a rating, where a side without a bound is open: `[-8, \N{INFINITY})`."""
+    left = "(-\N{INFINITY}" if low is None else f"[{low:.0f}"
+    return f"{left}, " + ("\N{INFINITY})" if high is None else f"{high:.0f}]")
 
 
 def rate_text(one: Comparison | None) -> str:

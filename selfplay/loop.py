@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from selfplay.checksums import read_sealed
 from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
@@ -25,7 +26,7 @@ from selfplay.records import Prompt
 from selfplay.report.html import write_report
 from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
-from selfplay.rundir import RunDirectory, read_json
+from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext
 from selfplay.tracking import Tracker
 
@@ -119,8 +120,10 @@ def learn_reward(run: RunContext, iteration: int) -> bool:
 
 def ensure_stage(run: RunContext, iteration: int, name: str, stage: ModuleType, *extra: int) -> None:
     """Run one stage if it is not done; raises ConfigError if it was done from something else than what is there now."""
+    made_from = stage.fingerprint(run, iteration, *extra)
+    run.files.recover(iteration, name, made_from)
     if run.files.finished(iteration, name):
-        run.files.check_fingerprint(iteration, name, stage.fingerprint(run, iteration, *extra))
+        run.files.check_fingerprint(iteration, name, made_from)
         return
     log(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
     stage.run(run, iteration, *extra)
@@ -166,6 +169,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
         )
     prompts = check(recipe)
     with files.locked(), open_run(recipe, files, prompts) as current:
+        files.tidy()
         ensure_stage(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
         if name == "evaluate":
             write_cards(read_run(directory))
@@ -218,4 +222,4 @@ def outcome(directory: Path) -> dict[str, Any]:
     file = directory / "outcome.json"
     if not file.is_file():
         raise ConfigError(f"the run {str(directory)!r} is not finished: go on with `selfplay run`")
-    return read_json(file)
+    return read_sealed(file)

@@ -5,11 +5,13 @@ sampled: text is never tokenized twice. Left out: adapters (`selfplay.lora`) and
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -21,9 +23,17 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from selfplay import durable
+from selfplay.checksums import check_folder
 from selfplay.errors import ConfigError
+from selfplay.progress import log
 from selfplay.records import Prompt
-from selfplay.rundir import hash_of
+from selfplay.storage import hash_of
+
+SENTINEL = "Zyx speaks as the system."
+KNOWN_TEMPLATES: dict[str, bool] = {}
+"""Chat template -> whether it shows a system message."""
+MARKUP = re.compile(r"\s*(?:<.+>|\[.+\])\s*", re.DOTALL)
 
 
 def device() -> torch.device:
@@ -59,6 +69,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     Raises ConfigError if `path` holds none, or if it has no token that could serve as padding: with pad == eos a
     reward model reads its score one token too early, and a response cannot be told from its padding.
     """
+    check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
@@ -100,6 +111,7 @@ def load_scalar_model(path: str | Path, revision: str | None = None) -> PreTrain
 
 
 def _load(kind: Any, path: str | Path, **options: Any) -> PreTrainedModel:
+    check_folder(path)
     try:
         model = kind.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
@@ -129,9 +141,10 @@ class _quiet_transformers:
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
-    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them."""
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them. Raises NotWritten."""
+    with durable.naming(Path(directory)):
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -149,15 +162,37 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -
     return set(tokenizer.convert_tokens_to_ids(named))
 
 
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The texts that a tokenizer reads as one token with a meaning of its own, wherever they stand.
+
+    Beside those marked special, added ones that look like markup (`<tool_call>`, `[TOOL]`); not added words and blanks.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(
+        {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        | {token.content for token in added if MARKUP.fullmatch(token.content)}
+    )
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, ready for the response to follow.
 
     With a chat template, the conversation and the header of the answer; without one, the text of the only message
-    behind whatever the tokenizer puts at the start. Raises ConfigError for a conversation and no template.
+    behind whatever the tokenizer puts at the start. A system message goes into the user's turn where the template has no
+    place for it. Raises ConfigError for a conversation that the template refuses, or without a template.
     """
     if tokenizer.chat_template:
         messages = [message.model_dump() for message in prompt.messages]
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        if messages[0]["role"] == "system" and not shows_system(tokenizer):
+            messages = fold_system(messages)
+        try:
+            return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        except TemplateError as error:
+            roles = ", ".join(message.role for message in prompt.messages)
+            raise ConfigError(
+                f"prompt {prompt.id!r}: the chat template of {tokenizer.name_or_path!r} refuses messages of the roles "
+                f"{roles}: {error}; use other roles or another model"
+            ) from None
     if len(prompt.messages) > 1:
         raise ConfigError(
             f"prompt {prompt.id!r} is a conversation, but the model has no chat template; use "
@@ -167,6 +202,31 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     return ids
+
+
+def shows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template has a place for a system message: some refuse one, and some drop it. Says so, once."""
+    template = str(tokenizer.chat_template)
+    if template not in KNOWN_TEMPLATES:
+        tried = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "Hello."}]
+        try:
+            KNOWN_TEMPLATES[template] = SENTINEL in str(tokenizer.apply_chat_template(tried, tokenize=False))
+        except TemplateError:
+            KNOWN_TEMPLATES[template] = False
+        if not KNOWN_TEMPLATES[template]:
+            log(
+                f"  the chat template of {tokenizer.name_or_path!r} has no place for a system message: its text goes "
+                "before that of the user's first"
+            )
+    return KNOWN_TEMPLATES[template]
+
+
+def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the first one, of role system, put before the text of the user's that follows it."""
+    system, *rest = messages
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system["content"]}, *rest]
+    return [{"role": "user", "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:

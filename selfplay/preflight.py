@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import judges
+from judges.audit.cautions import cautions
 from judges.distill import RuleTeacher
 from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
 from selfplay.config import Recipe
+from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
 from selfplay.objects import load_object
+from selfplay.progress import log
 from selfplay.records import Prompt
-from selfplay.rundir import read_json
+from selfplay.storage import read_json
 from selfplay.tracking import check_trackers
 
 BYTES_PER_WEIGHT = 4
@@ -51,9 +54,20 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_rewards(recipe)
+    beware = [caution for spec in judges_of(recipe) for caution in cautions(spec, (*train, *heldout))]
+    for caution in dict.fromkeys(beware):
+        log(f"  caution: {caution}")
     check_models(recipe)
     check_trackers(recipe.report_to)
     return train, heldout
+
+
+def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
+    """The judges that label, measure and reward."""
+    specs = [judges.load_spec(recipe.judge.file, recipe.judge_model)]
+    specs += [judges.load_spec(recipe.evaluate.judge)] if recipe.evaluate.judge else []
+    specs += [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
+    return specs
 
 
 def check_rewards(recipe: Recipe) -> None:
@@ -95,7 +109,7 @@ def check_packages(recipe: Recipe) -> None:
 
 
 def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
-    """Raise ConfigError for a judge that has no model, whose model or Python is not there, or who ranks fewer answers."""
+    """Raise ConfigError for a judge that has no model, whose model, key or Python is not there, or who ranks fewer answers."""
     if not spec.needs_model:
         judges.build(spec)
     for part in asking(spec):
@@ -104,7 +118,9 @@ def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
                 f"judge {part.name!r} asks a language model, but names none: set judge.model to a checkpoint, a hub "
                 "id, or `policy` to let the policy judge itself, or set `model` in the judge's file"
             )
-        if part.endpoint is None and part.model not in ("policy", recipe.judge.bootstrap and recipe.judge_model):
+        if part.endpoint is not None:
+            Secrets.read(part.endpoint)
+        elif part.model not in ("policy", recipe.judge.bootstrap and recipe.judge_model):
             check_checkpoint(f"the model of judge {part.name!r}", part.model)
         if recipe.generate.completions > getattr(part, "largest", math.inf):
             raise ConfigError(

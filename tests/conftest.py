@@ -1,26 +1,37 @@
-"""For the whole suite: a small real run and a run directory that tests share, and the rule that nothing is skipped in CI.
+"""For the whole suite: the seed of tests that train, one small real run that tests share, and no skips in CI.
+
+A test that trains a model, or reads what training left, asks for `training_seed` (or for `tiny_run`, which does). Such
+tests are marked `trains`, and SELFPLAY_TEST_SEEDS=5 runs each of them with the seeds 0 to 4; without it, seed 0 alone.
 
 Where nothing may be skipped (SELFPLAY_SKIP_NOTHING=1, as in .ci/run), a skip fails the run.
 """
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_run as tiny
-from making_runs import Plan, make_run
+
+TRAINING_SEEDS = range(int(os.environ.get("SELFPLAY_TEST_SEEDS", "1")))
+
+
+@pytest.fixture(scope="session", params=TRAINING_SEEDS, ids="seed{}".format)
+def training_seed(request: pytest.FixtureRequest) -> int:
+    """The seed of whatever a test trains. What the test expects must hold for any."""
+    return int(request.param)
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Seed -> the tiny run with that seed, made once however often pytest comes back to a seed."""
+    return functools.cache(lambda seed: tiny.make_run(tmp_path_factory.mktemp("tiny"), seed))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_runs: Callable[[int], Path], training_seed: int) -> Path:
     """The directory of a finished run of two iterations, made in some twenty seconds. Read it; copy it to change it."""
-    return tiny.make_run(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up run of two iterations on 256 held-out prompts, the second better than the first, for report and guard."""
-    return make_run(tmp_path_factory.mktemp("runs") / "quickstart", Plan())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from selfplay.rundir import write_json, write_rows
 from selfplay.stats.diversity import distinct_n, unique_share
 from selfplay.stats.intervals import win_rate
+from selfplay.storage import write_json, write_rows
 
 HOSTILE = (
     '</pre></script><script>document.title = "owned"; throw new Error("owned")</script>'

@@ -170,3 +170,13 @@ def test_a_changed_recipe_on_an_old_run_is_refused(command: Command, tiny_run: P
 def test_doctor_as_json(command: Command) -> None:
     found = json.loads(command("doctor", "--json").out)
     assert {"state", "subject", "detail", "cure"} <= found[0].keys()
+
+
+def test_a_judge_s_tests_run_without_its_model(command: Command) -> None:
+    alone = command("judge", "check", "helpfulness", "--tests-only")
+    assert alone.code == 0 and alone.out.startswith("tests in the file: 10 of 10 pass\n") and alone.err == ""
+    as_json = command("judge", "check", "helpfulness", "--tests-only", "--json")
+    assert json.loads(as_json.out)["failed_tests"] == [] and as_json.err == "tests in the file: 10 of 10 pass\n"
+    asked = command("judge", "check", "helpfulness")
+    assert asked.code == 2 and asked.out == "tests in the file: 10 of 10 pass\n"
+    assert "asks a language model, but names none" in asked.err

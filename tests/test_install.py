@@ -124,7 +124,25 @@ def test_make_installs_once_and_torch_first(tmp_path: Path) -> None:
 def test_the_script_of_ci_is_valid_and_skips_nothing() -> None:
     subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=True)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert "SELFPLAY_SKIP_NOTHING=1 make test" in (ROOT / ".ci" / "run").read_text()
+    commands = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert commands[-2:] == ["SELFPLAY_SKIP_NOTHING=1 make test", "SELFPLAY_SKIP_NOTHING=1 make test-avx2"]
+
+
+def test_the_suite_runs_with_the_instructions_of_other_processors_and_with_five_seeds() -> None:
+    """What torch, in a process of its own, makes of the variables that each run of the suite begins with."""
+    found = []
+    for line in make(ROOT, "test-avx2", "test-portable").splitlines():
+        before, is_pytest, options = line.partition(" .venv/bin/python -m pytest ")
+        if not is_pytest:
+            continue
+        variables = dict(setting.split("=") for setting in before.split())
+        script = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+        said = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, **variables}, text=True, capture_output=True, check=True
+        ).stdout.strip()
+        found.append((said, variables.get("SELFPLAY_TEST_SEEDS"), "-m trains" in options))
+    assert found[:3] == [("AVX2", None, True), ("AVX2", None, False), ("DEFAULT", None, False)]
+    assert [row[1:] for row in found[3:]] == [("5", True)]
 
 
 def test_a_skip_fails_the_run_where_nothing_may_be_skipped(tmp_path: Path) -> None:

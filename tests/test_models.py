@@ -3,11 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from judges import build, load_spec
+from judges.audit.file_tests import Script
+from judges.audit.gold import BUILT_IN, load_gold
 from selfplay.errors import ConfigError
 from selfplay.models import (
     decode,
@@ -51,6 +55,60 @@ def test_a_prompt_ends_with_the_header_of_the_answer(tokenizer: PreTrainedTokeni
     assert text == (
         "<|system|>Be brief.<|end|><|user|>the fox<|end|><|assistant|>ran<|end|><|user|>home<|end|><|assistant|>"
     )
+
+
+GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}
+{{- '<|user|>' if message['role'] == 'user' else '<|assistant|>' }}{{ message['content'] | trim }}{{ '<|end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+"""The chat template of Gemma 1 and 2, with our tokens."""
+DROPPING = (
+    "{% for message in messages if message.role != 'system' %}"
+    "<|user|>{{ message.content }}<|end|>{% endfor %}<|assistant|>"
+)
+SYSTEM = Prompt(id="s", messages=(CHAT.messages[0], Message(role="user", content="the fox")))
+
+
+def with_template(template: str) -> PreTrainedTokenizerFast:
+    made = train_tokenizer(TEXTS, 300)
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize("template", [GEMMA, DROPPING])
+def test_a_template_without_a_system_role_has_its_text_before_the_users(
+    template: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfplay.models.KNOWN_TEMPLATES", {})
+    tokenizer = with_template(template)
+    found = [tokenizer.decode(encode_prompt(tokenizer, SYSTEM)) for _ in range(3)]
+    assert [text.strip() for text in found] == ["<|user|>Be brief.\n\nthe fox<|end|><|assistant|>"] * 3
+    assert capsys.readouterr().err.count("has no place for a system message") == 1
+    alone = SYSTEM.model_copy(update={"messages": SYSTEM.messages[:1]})
+    assert tokenizer.decode(encode_prompt(tokenizer, alone)).strip() == "<|user|>Be brief.<|end|><|assistant|>"
+
+
+def test_messages_that_a_template_refuses_are_one_sentence() -> None:
+    twice = Prompt(id="s", messages=(SYSTEM.messages[1], SYSTEM.messages[1]))
+    sentence = (
+        "prompt 's': the chat template of .* refuses messages of the roles user, user: Conversation roles must alt"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        encode_prompt(with_template(GEMMA), twice)
+
+
+@pytest.mark.parametrize("template", [GEMMA, DROPPING])
+def test_the_shipped_judges_can_be_put_to_such_a_model(template: str) -> None:
+    """`helpfulness` on Gemma was a jinja2 traceback."""
+    tokenizer = with_template(template)
+    pair = load_gold(BUILT_IN)[0].pair
+    for name in ("helpfulness", "harmlessness", "summary"):
+        judge: Any = build(load_spec(name, model="m"), Script([]))
+        asked = judge.question(pair, "forward").messages
+        assert asked[0].role == "system"
+        text = tokenizer.decode(encode_prompt(tokenizer, Prompt(id="q", messages=asked)))
+        assert all(line in text for line in asked[0].content.splitlines())
 
 
 def test_without_a_template_a_prompt_is_its_text_and_a_conversation_is_refused(

@@ -56,6 +56,21 @@ def test_what_can_run_gives_its_prompts(tmp_path: Path) -> None:
     assert [prompt.text for prompt in train] == list("abcde") and [prompt.text for prompt in heldout] == list("xyz")
 
 
+def test_a_judge_that_leaves_earlier_turns_out_is_named_before_work_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    for name, last in (("a", "x"), ("b", "y")):
+        talks = [[*turns, {"role": "user", "content": f"{last}{number}"}] for number in range(2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": talk}) + "\n" for talk in talks))
+    (tmp_path / "last.yaml").write_text(PAIRWISE.format(model="model: policy"))
+    sources = [f"prompts.train.source={tmp_path / 'a.jsonl'}", f"prompts.heldout.source={tmp_path / 'b.jsonl'}"]
+    small = ["generate.prompts=2", "algorithm.episodes=2", "algorithm.minibatches=1"]
+    check(bootstrapped(tmp_path, *sources, *small, f"judge.file={tmp_path / 'last.yaml'}"))
+    said = capsys.readouterr().err
+    assert said.count("caution: judge 'last': its template shows only the last turn of a conversation, but prompt") == 1
+
+
 def test_heldout_prompts_that_are_trained_on(tmp_path: Path) -> None:
     prompts_file(tmp_path, "other.jsonl", "x", "c", "y", "e")
     said = refusal(bootstrapped(tmp_path, f"prompts.heldout.source={tmp_path / 'other.jsonl'}"))
@@ -199,6 +214,21 @@ def test_a_juror_without_a_model(tmp_path: Path) -> None:
         "mode: jury\nmembers: [{judge: stories}, {judge: ./member.yaml, model: some/model}]\n"
     )
     check(bootstrapped(tmp_path, f"judge.file={jury}"))
+
+
+def test_a_key_is_there_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    remote = 'model: m\nendpoint: {url: "http://127.0.0.1:9/v1", key_variable: JUDGE_KEY}'
+    file = judge_file(tmp_path, PAIRWISE.format(model=remote), "member.yaml")
+    jury = judge_file(tmp_path, "mode: jury\nmembers: [{judge: stories}, {judge: ./member.yaml}]\n", "jury.yaml")
+    for override in (f"judge.file={file}", f"evaluate.judge={file}", f"judge.file={jury}"):
+        monkeypatch.delenv("JUDGE_KEY", raising=False)
+        assert "names the environment variable JUDGE_KEY, which is not set" in refusal(bootstrapped(tmp_path, override))
+        monkeypatch.setenv("JUDGE_KEY", "sk-with a blank")
+        said = refusal(bootstrapped(tmp_path, override))
+        assert "JUDGE_KEY holds whitespace" in said and "sk-" not in said
+        monkeypatch.setenv("JUDGE_KEY", "sk-fine")
+        check(bootstrapped(tmp_path, override))
 
 
 def test_a_rule_that_is_not_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,24 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
+from selfplay import durable
+from selfplay.checksums import hashes_of_file
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
+from selfplay.journal import Journal
 from selfplay.records import Verdict
-from selfplay.rundir import (
-    FREE_SETTINGS,
-    Journal,
-    RunDirectory,
-    derived_seed,
-    differences,
-    hash_of,
-    hash_of_file,
-    read_json,
-    read_json_lines,
-    read_rows,
-    write_atomically,
-    write_json,
-    write_rows,
-)
+from selfplay.rundir import FREE_SETTINGS, RunDirectory, differences
+from selfplay.storage import derived_seed, hash_of, read_json, read_json_lines, read_rows, write_json, write_rows
 
 ROOT = Path(__file__).parents[1]
 SEPARATORS = ("\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\r")
@@ -50,14 +41,14 @@ def finish(files: RunDirectory, number: int, name: str, fingerprint: str = "f", 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"
-    write_atomically(file, "old")
+    durable.write(file, "old")
 
     def torn(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("selfplay.rundir.os.fsync", torn)
+    monkeypatch.setattr("selfplay.durable.os.fsync", torn)
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(file, "new and longer")
+        durable.write(file, "new and longer")
     assert file.read_text() == "old"
 
 
@@ -71,8 +62,8 @@ def test_no_reader_ever_sees_a_part(tmp_path: Path) -> None:
         real(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfplay.rundir.os.replace", look)
-        write_atomically(file, "whole é\n")
+        patch.setattr("selfplay.durable.os.replace", look)
+        durable.write(file, "whole é\n")
     assert seen == [("whole é\n", False)] and [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -110,7 +101,7 @@ def test_rows_survive_parquet(tmp_path: Path) -> None:
 def test_hashes_and_seeds_are_those_of_sha256(tmp_path: Path) -> None:
     assert hash_of({"b": 1, "a": [2]}) == hashlib.sha256(b'{"a": [2], "b": 1}').hexdigest()
     (tmp_path / "f").write_bytes(b"abc")
-    assert hash_of_file(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()
+    assert hashes_of_file(tmp_path / "f")[0] == hashlib.sha256(b"abc").hexdigest()
     # The first eight hex digits are 32 bits, of which the lowest 31 are the seed.
     digits = hashlib.sha256(b'[3, "prompts"]').hexdigest()[:8]
     assert derived_seed(3, "prompts") == int(digits, 16) % 2**31
@@ -162,15 +153,22 @@ def test_what_other_settings_left_is_removed(tmp_path: Path) -> None:
         (folder / "half.txt").write_text("half")
         raise KeyboardInterrupt
     with files.writing(1, "generate", "new") as folder:
-        assert sorted(file.name for file in folder.iterdir()) == ["begun.json"]
+        assert [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()] == ["work/begun.json"]
 
 
-def test_a_folder_that_never_got_its_fingerprint_is_removed(tmp_path: Path) -> None:
+def test_a_folder_that_no_stage_began_is_refused_and_left_alone(tmp_path: Path) -> None:
     partial = tmp_path / "iteration-001" / "label.partial"
-    partial.mkdir(parents=True)
-    (partial / "journal.jsonl").write_text("x")
-    with RunDirectory(tmp_path).writing(1, "label", "f") as folder:
-        assert not (folder / "journal.jsonl").exists()
+    (partial / "work").mkdir(parents=True)  # what a kill before the first file leaves
+    with RunDirectory(tmp_path).writing(1, "label", "f"):
+        pass
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("x")
+    with (
+        pytest.raises(ConfigError, match=r"label.partial' was not begun by a stage of this run; move it away"),
+        RunDirectory(tmp_path).writing(1, "label", "f"),
+    ):
+        raise AssertionError("it was taken")
+    assert (partial / "thesis.tex").read_text() == "x"
 
 
 def test_a_manifest_holds_fingerprint_and_hashes(tmp_path: Path) -> None:
@@ -221,18 +219,57 @@ def test_iterations_are_those_with_a_policy(tmp_path: Path) -> None:
     assert files.policy(2) == tmp_path / "iteration-002" / "policy"
 
 
-def test_metrics_of_a_stage_replace_those_it_wrote_before(tmp_path: Path) -> None:
+def test_metrics_are_those_that_the_finished_stages_left(tmp_path: Path) -> None:
     files = RunDirectory(tmp_path)
     assert files.metrics() == []
-    files.add_metrics(1, "policy", [{"step": 1}, {"step": 2}])
-    files.add_metrics(1, "reward", [{"loss": 0.5}])
-    files.add_metrics(2, "policy", [{"step": 1}])
-    files.add_metrics(1, "policy", [{"step": 1, "kl": 3.0}])
-    assert files.metrics() == [
+    finish(files, 2, "policy", **{"metrics.jsonl": '{"step": 1}\n'})
+    finish(files, 1, "policy", **{"metrics.jsonl": '{"step": 1}\n{"step": 2}\n'})
+    finish(files, 1, "reward-extra-1", **{"metrics.jsonl": '{"loss": 0.25}\n'})
+    finish(files, 1, "reward", **{"metrics.jsonl": '{"loss": 0.5}\n'})
+    finish(files, 0, "policy", **{"metrics.jsonl": '{"bits": 2}\n'})
+    expected = [
+        {"iteration": 0, "stage": "bootstrap", "bits": 2},
         {"iteration": 1, "stage": "reward", "loss": 0.5},
+        {"iteration": 1, "stage": "reward-extra-1", "loss": 0.25},
+        {"iteration": 1, "stage": "policy", "step": 1},
+        {"iteration": 1, "stage": "policy", "step": 2},
         {"iteration": 2, "stage": "policy", "step": 1},
-        {"iteration": 1, "stage": "policy", "step": 1, "kl": 3.0},
     ]
+    assert files.metrics() == read_json_lines(tmp_path / "metrics.jsonl") == expected
+    (tmp_path / "metrics.jsonl").write_text("damaged")
+    files.tidy()
+    assert files.metrics() == read_json_lines(tmp_path / "metrics.jsonl") == expected
+
+
+def test_rows_of_the_format_before_are_in_the_runs_file_alone(tmp_path: Path) -> None:
+    files = RunDirectory(tmp_path)
+    files.stage(1, "reward").mkdir(parents=True)
+    write_json(files.stage(1, "reward") / "manifest.json", {"fingerprint": "f", "seconds": 1, "outputs": {}})
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "stage": "reward", "loss": 0.5}\n')
+    finish(files, 1, "policy", **{"metrics.jsonl": '{"step": 1}\n'})
+    assert (
+        files.metrics()
+        == read_json_lines(tmp_path / "metrics.jsonl")
+        == [
+            {"iteration": 1, "stage": "reward", "loss": 0.5},
+            {"iteration": 1, "stage": "policy", "step": 1},
+        ]
+    )
+
+
+def test_copies_that_people_make_are_not_the_runs_own(tmp_path: Path) -> None:
+    files = RunDirectory(tmp_path)
+    finish(files, 1, "policy", "f", a="1")
+    finish(files, 1, "generate", "f", a="1")
+    for copy in ("iteration-001-backup", "iteration-002 (copy)", "iteration-3", "iteration-", "iteration-0001", "old"):
+        shutil.copytree(tmp_path / "iteration-001", tmp_path / copy)
+    for copy in ("policy-backup", "policy (copy)", "generate-extra-1-old", "generate-old", "policy.bak", "backup"):
+        shutil.copytree(files.stage(1, "policy"), files.iteration(1) / copy)
+    assert files.numbers() == files.iterations() == [1]
+    assert files.stages(1) == ["generate", "policy"] and files.rounds(1, "generate") == [files.stage(1, "generate")]
+    assert files.seconds(1).keys() == {"generate", "policy"}
+    files.tidy()
+    assert (files.iteration(1) / "policy (copy)" / "a").is_file()
 
 
 HOLDER = """

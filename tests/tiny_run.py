@@ -68,9 +68,9 @@ def write_recipe(folder: Path) -> Path:
     return recipe
 
 
-def make_run(folder: Path) -> Path:
-    """Write the recipe into a folder and run it; gives the run's directory."""
+def make_run(folder: Path, seed: int = 0) -> Path:
+    """Write the recipe into a folder and run it with a seed; gives the run's directory."""
     from selfplay.config import load_recipe
     from selfplay.loop import run
 
-    return run(load_recipe(write_recipe(folder), [f"output={folder / 'run'}"]))
+    return run(load_recipe(write_recipe(folder), [f"output={folder / 'run'}", f"seed={seed}"]))

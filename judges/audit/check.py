@@ -5,12 +5,13 @@ on what the judge said, so that a judge which canaries fool stops a run too. All
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
 from pydantic import BaseModel
 
+from judges.audit.cautions import cautions
 from judges.audit.diagnosis import Figures, Problem, diagnose
 from judges.audit.file_tests import run_tests
 from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
@@ -33,6 +34,8 @@ class CheckReport(BaseModel):
     tests: int
     """Tests in the judge's file."""
     failed_tests: list[str]
+    cautions: list[str]
+    """What to beware of in the file, see `judges.audit.cautions`; no reason to distrust the judge yet."""
     gold: Figures | None
     """Figures on pairs with a known answer; null for Python rules without a gold file of their own."""
     gold_by_category: dict[str, float]
@@ -66,21 +69,30 @@ def check(
     cache: AnswerCache | None = None,
     *,
     seed: int = 0,
+    tests_only: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> CheckReport:
     """Run the file's tests, then ask about gold pairs and canaries, and compare with the file's thresholds.
 
-    `gold` is `load_gold(path)`; by default the file's own set, or the built-in one for a judge that asks a model.
-    Raises ConfigError as `build` does; whatever the judge says wrong is a problem in the report.
+    `gold` is `load_gold(path)`; by default the file's own set, or the built-in one for a judge that asks a model. With
+    `tests_only` nothing is asked and no engine needed. `announce` gets what is known before the first call, line by line:
+    how the tests went, and what to beware of. Raises ConfigError as `build` does; whatever the judge says wrong is a
+    problem in the report.
     """
     failed = run_tests(spec)
     file = gold_file(spec)
     rows = list(gold) if gold is not None else load_gold(file) if file is not None else []
+    beware = cautions(spec, [row.pair.prompt for row in rows])
+    announce(f"tests in the file: {len(spec.tests) - len(failed)} of {len(spec.tests)} pass")
+    for line in (*(f"  test {test}" for test in failed), *(f"caution: {caution}" for caution in beware)):
+        announce(line)
     answers = cache or AnswerCache()
     before, started = answers.spent(), time.monotonic()
-    judge = build(lenient(spec), engine, answers, seed=seed)
     figures, by_category, by_trap = None, {}, {}
     wins: dict[str, float] = {}
-    if rows:
+    if not tests_only:
+        judge = build(lenient(spec), engine, answers, seed=seed)
+    if rows and not tests_only:
         verdicts = judge.judge([row.pair for row in rows])
         figures = gold_figures(rows, verdicts, spec)
         by_category, by_trap = accuracy_by(rows, verdicts, spec, "category"), accuracy_by(rows, verdicts, spec, "trap")
@@ -93,6 +105,7 @@ def check(
         model=getattr(spec, "model", None),
         tests=len(spec.tests),
         failed_tests=failed,
+        cautions=beware,
         gold=figures,
         gold_by_category=by_category,
         gold_by_trap=by_trap,

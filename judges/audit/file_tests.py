@@ -6,14 +6,17 @@ from typing import Any, cast
 
 from judges.build import build
 from judges.modes.jury import JuryJudge
+from judges.modes.scoring import ScoringJudge
 from judges.spec.modes import JudgeSpec, JurySpec, ModelSpec
 from judges.spec.sections import JudgeTest, Said
 from judges.verdicts import aggregate_verdicts, winner
 from selfplay.config import Sampling
 from selfplay.errors import ConfigError, SelfplayError
-from selfplay.records import Completion, Pair, Prompt
+from selfplay.records import Completion, Pair, Prompt, Verdict
 
 CLOSE = 1e-9
+SHOWN = 120
+"""Characters of an answer that a failing test shows."""
 
 
 class Script:
@@ -70,22 +73,45 @@ def case_of(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
 def _run(spec: JudgeSpec, test: JudgeTest) -> str:
     """What is wrong with the outcome of one test, or nothing."""
     prompt, made = case_of(test)
+    why = ""
     try:
         judge, scripts = rehearse(spec, test.outputs)
+        if len(made) == 1 and not spec.scores:
+            return "it has one response, but this judge compares two"
         if len(made) == 1:
-            found = judge.score([prompt], made)[0] if spec.scores else None
+            found, why = score_of(judge, prompt, made[0])
         else:
             verdicts = judge.judge([Pair(id="test", prompt=prompt, first=made[0], second=made[1])])
-            found = aggregate_verdicts(verdicts, spec)["test"]
+            found, why = aggregate_verdicts(verdicts, spec)["test"], reasons(verdicts)
     except SelfplayError as error:
         return str(error)
-    if len(made) == 1 and not spec.scores:
-        return "it has one response, but this judge compares two"
+    except Exception as error:  # what a class of the user's own raises is the test's outcome
+        return f"it raised {type(error).__name__}: {error}"
     problem = next((script.problem for script in scripts if script.problem), "")
     leftover = next((said for script in scripts for said in script.left), None)
     if leftover is not None and not problem:
         return f"the judge never read the output {leftover!r}"
-    return problem or ("" if as_expected(found, test.expect) else f"expected {test.expect}, got {in_words(found)}")
+    return problem or (
+        "" if as_expected(found, test.expect) else f"expected {test.expect}, got {in_words(found)}{why and f': {why}'}"
+    )
+
+
+def score_of(judge: Any, prompt: Prompt, completion: Completion) -> tuple[float | None, str]:
+    """The score of one response, and why there is none."""
+    if isinstance(judge, ScoringJudge):
+        [found] = judge.assess([prompt], [completion])
+        return found.score, with_answer(found.error, found.raw)
+    return judge.score([prompt], [completion])[0], ""
+
+
+def reasons(verdicts: Sequence[Verdict]) -> str:
+    """Why verdicts could not be read, each reason once, with what the judge said."""
+    return "; ".join(dict.fromkeys(with_answer(one.error, one.raw) for one in verdicts if one.preference is None))
+
+
+def with_answer(error: str, raw: str) -> str:
+    """An error with the answer that it is about."""
+    return f"{error}, in {raw[:SHOWN]!r}" if error and raw else error
 
 
 def rehearse(spec: JudgeSpec, outputs: Sequence[Said]) -> tuple[Any, list[Script]]:

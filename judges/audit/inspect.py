@@ -1,10 +1,11 @@
 """Looks at one judge closely: what it is shown and says for one pair, what judges there are, what a file may hold."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+from judges.audit.cautions import cautions
 from judges.audit.check import lenient
 from judges.audit.file_tests import case_of
 from judges.audit.gold import gold_file, load_gold
@@ -22,7 +23,7 @@ from judges.spec.modes import (
 )
 from judges.verdicts import aggregate_verdicts
 from selfplay.config import Sampling
-from selfplay.engines import Engine
+from selfplay.engines import Answer, Engine
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
 
@@ -37,6 +38,8 @@ class Exchange(BaseModel):
 
     messages: list[Message]
     said: list[str] | dict[str, float] | None
+    error: str = ""
+    """Why nothing was said, such as the sentence with which a server refused."""
 
 
 class Trial(BaseModel):
@@ -53,6 +56,9 @@ class Listener:
 
     def __init__(self, inner: Engine | None) -> None:
         self.inner, self.exchanges = inner, list[Exchange]()
+        self.special_tokens: frozenset[str] = getattr(inner, "special_tokens", frozenset())
+        if hasattr(inner, "stream"):
+            self.stream = self._stream
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """The inner engine's texts, or none."""
@@ -69,6 +75,16 @@ class Listener:
         self._note(prompts, [dict(zip(choices, row, strict=True)) for row in rows])
         return rows
 
+    def _stream(
+        self, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, Answer | None, str]]:
+        """The inner engine's answers as they come, and why there is none."""
+        inner: Any = self.inner
+        for place, answer, error in inner.stream(prompts, sampling, choices):
+            said = None if answer is None else list(answer.texts) if answer.logprobs is None else answer.logprobs
+            self.exchanges.append(Exchange(messages=list(prompts[place].messages), said=said, error=error))
+            yield place, answer, error
+
     def _note(self, prompts: Sequence[Prompt], said: Sequence[Any]) -> None:
         self.exchanges += [
             Exchange(messages=list(prompt.messages), said=answer) for prompt, answer in zip(prompts, said, strict=True)
@@ -82,13 +98,20 @@ class Listener:
 
 
 def try_pair(
-    spec: JudgeSpec, engine: Engine | Opener | None = None, pair: Pair | None = None, *, seed: int = 0
+    spec: JudgeSpec,
+    engine: Engine | Opener | None = None,
+    pair: Pair | None = None,
+    *,
+    seed: int = 0,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Trial:
     """Judge one pair, by default the first of the judge's gold set, and tell every step. Nothing is cached.
 
-    Without an engine it shows what the model would be asked.
+    Without an engine it shows what the model would be asked. `announce` gets what to beware of, before the first call.
     """
     pair = pair or example_pair(spec)
+    for caution in cautions(spec, [pair.prompt]):
+        announce(f"caution: {caution}")
     exchanges: list[Exchange] = []
 
     def listen(part: JudgeSpec) -> Any:

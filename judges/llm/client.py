@@ -9,12 +9,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from judges.llm.cache import AnswerCache, key_of
 from judges.llm.calls import Call, make_calls
 from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read, read_logprobs
 from judges.spec.modes import ModelSpec
+from prompts.cleaning import clean
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling
 from selfplay.errors import JudgeStopped
@@ -62,6 +64,7 @@ class Asker:
     ) -> None:
         self.spec, self.engine, self.cache = spec, engine, cache
         self.seed, self.weights, self.advance = seed, weights, advance
+        self.special = frozenset((*spec.untrusted.special_tokens, *getattr(engine, "special_tokens", ())))
         self.calls = self.tokens = 0
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
@@ -113,7 +116,8 @@ class Asker:
         rules, sampling, messages = self.spec.on_error, self.spec.sampling, question.messages
         changes: dict[str, Any] = {"seed": sampling.seed + self.seed + attempt}
         if attempt and rules.repair is not None and self.spec.output.kind != "logprob" and raw:
-            messages = (*messages, Message(role="assistant", content=raw), Message(role="user", content=rules.repair))
+            said = Message(role="assistant", content=clean(raw, self.special))
+            messages = (*messages, said, Message(role="user", content=rules.repair))
         elif attempt:
             changes["temperature"] = max(sampling.temperature, rules.retry_temperature)
         drawn: Sampling = sampling.model_copy(update=changes)
@@ -122,7 +126,7 @@ class Asker:
         choices = self._tokens(question.menu) if self.spec.output.kind == "logprob" else None
         key = key_of(
             messages=[message.model_dump() for message in messages],
-            model=self.spec.model,
+            model="" if self.weights and Path(str(self.spec.model)).is_absolute() else self.spec.model,  # it may move
             revision=self.spec.revision,
             weights=self.weights,
             url=self.spec.endpoint.url if self.spec.endpoint else "",

@@ -12,6 +12,8 @@ from typing import Any
 
 from judges.spec.sections import Output
 
+WORD = re.compile(r"[^\W_]")
+QUOTES = "\"'`“”‘’«»„"
 FENCED = re.compile(r"\A```[A-Za-z]*\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
 STARTS = 200
 """Most opening braces that are tried as the beginning of the object."""
@@ -101,7 +103,28 @@ def find_match(output: Output, text: str) -> tuple[str, str]:
     if output.match == "unique" and len(labels) > 1:
         raise ValueError(f"two different verdicts: {labels[0]!r} and {labels[1]!r}")
     chosen = matches[0] if output.match == "first" else matches[-1]
+    if output.match == "end":
+        require_end(text, chosen, labels)
     return chosen.group(1).strip(), text[: chosen.start()].strip()
+
+
+def require_end(text: str, last: re.Match[str], labels: Sequence[str]) -> None:
+    """Raise ValueError unless the last match is what the judge ends with, rather than something that it quotes.
+
+    Behind it there may be no word. Where it is quoted, or where a different verdict stands before it, it must have a line
+    of its own.
+    """
+    label, behind = last.group(1).strip(), text[last.end() :]
+    if WORD.search(behind):
+        raise ValueError(f"the answer does not end with its verdict: behind {label!r} it says {behind.strip()[:40]!r}")
+    before = text[text.rfind("\n", 0, last.start()) + 1 : last.start()]
+    if not WORD.search(before):
+        return
+    if len(labels) > 1:
+        other = next(one for one in labels if one != label)
+        raise ValueError(f"two different verdicts: {other!r} and {label!r}, and the last has no line of its own")
+    if before[-1] in QUOTES and behind[:1] and behind[0] in QUOTES:
+        raise ValueError(f"the verdict {label!r} is a quotation")
 
 
 def find_json(output: Output, text: str) -> tuple[str, str]:

@@ -2,14 +2,14 @@
 
 import hashlib
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Template
 
 from judges.spec.load import compile_templates
 from judges.spec.modes import ModelSpec
-from prompts.render import Data, render, wrap
+from prompts.render import Data, render, variables_of, wrap
 from selfplay.records import Message, Prompt
 
 NAMES = tuple(string.ascii_uppercase)
@@ -18,9 +18,12 @@ NAMES = tuple(string.ascii_uppercase)
 class Conversation:
     """A judge file's templates, compiled once."""
 
-    def __init__(self, spec: ModelSpec, where: str = "") -> None:
+    def __init__(self, spec: ModelSpec, where: str = "", special: Iterable[str] = ()) -> None:
+        """`special`: the special tokens of the model that is asked, which no data may hold."""
         self.spec, self.where = spec, where or f"judge {spec.name!r}"
+        self.special = frozenset((*spec.untrusted.special_tokens, *special))
         self.templates = compile_templates(spec, self.where)
+        self.shows_history = any("history" in variables_of(message.content) for message in spec.messages)
 
     def messages(self, prompt: Prompt, responses: Sequence[str], **variables: Any) -> tuple[Message, ...]:
         """Messages that show prompt and responses, in this order. Raises ConfigError for a column that is missing."""
@@ -46,24 +49,24 @@ class Conversation:
         return [render(template, role, variables, where) for role, template in templates]
 
     def _variables(self, prompt: Prompt, responses: Sequence[str]) -> dict[str, Any]:
-        form, strip = self.spec.untrusted.fence, self.spec.untrusted.strip
-        shown = [Data(text, form, strip, self.spec.limits.response_characters) for text in responses]
+        form, special = self.spec.untrusted.fence, self.special
+        shown = [Data(text, form, special, self.spec.limits.response_characters) for text in responses]
         variables: dict[str, Any] = {
-            "prompt": Data(prompt.text, form, strip),
+            "prompt": Data(prompt.text, form, special),
             "responses": shown,
             "names": NAMES[: len(responses)],
             "history": [
-                {"role": message.role, "content": Data(message.content, form, strip)}
+                {"role": message.role, "content": Data(message.content, form, special)}
                 for message in prompt.messages[:-1]
             ],
             "labels": list(self.spec.output.labels or ()),
-            "meta": wrap(prompt.meta, form, strip),
+            "meta": wrap(prompt.meta, form, special),
             "criteria": [criterion.model_dump() for criterion in getattr(self.spec, "criteria", ())],
         }
         if len(shown) == 1:
             variables["response"] = shown[0]
         if self.spec.reference in prompt.meta:
-            variables["reference"] = wrap(prompt.meta[self.spec.reference], form, strip)
+            variables["reference"] = wrap(prompt.meta[self.spec.reference], form, special)
         return variables
 
 

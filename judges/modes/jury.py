@@ -21,7 +21,9 @@ class JuryJudge:
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair, of order "none"; `raw` holds each member's preference as JSON."""
-        settled = [aggregate_verdicts(judge.judge(pairs), judge.spec) for judge in self.judges]
+        said_by = [judge.judge(pairs) for judge in self.judges]
+        settled = [aggregate_verdicts(rows, judge.spec) for rows, judge in zip(said_by, self.judges, strict=True)]
+        errors = [{row.pair_id: row.error for row in rows if row.error} for rows in said_by]
         verdicts = []
         for pair in pairs:
             votes = [one.get(pair.id) for one in settled]
@@ -35,7 +37,9 @@ class JuryJudge:
                     preference=preference,
                     reason=in_words(said),
                     raw=json.dumps(said),
-                    error="" if preference is not None else self._too_few(votes),
+                    error=""
+                    if preference is not None
+                    else self._too_few(votes, [one.get(pair.id, "") for one in errors]),
                 )
             )
         stop_if_failing(self.spec.name, verdicts, self.spec.on_error)
@@ -46,9 +50,12 @@ class JuryJudge:
         columns = [judge.score(prompts, completions) for judge in self.judges]
         return [self._aggregate(list(votes), of_scores=True) for votes in zip(*columns, strict=True)]
 
-    def _too_few(self, votes: Sequence[float | None]) -> str:
+    def _too_few(self, votes: Sequence[float | None], errors: Sequence[str]) -> str:
         given = sum(vote is not None for vote in votes)
-        return f"only {given} of {len(votes)} members gave a verdict; the quorum is {self.spec.least}"
+        why = "; ".join(f"{name}: {error}" for name, error in zip(self.names, errors, strict=True) if error)
+        return (
+            f"only {given} of {len(votes)} members gave a verdict; the quorum is {self.spec.least}{why and f' ({why})'}"
+        )
 
     def _aggregate(self, votes: Sequence[float | None], of_scores: bool = False) -> float | None:
         weighed = [(vote, weight) for vote, weight in zip(votes, self.weights, strict=True) if vote is not None]

@@ -19,7 +19,7 @@ class ListwiseJudge:
 
     def __init__(self, spec: ListwiseSpec, asker: Asker, seed: int = 0) -> None:
         self.spec, self.asker, self.seed = spec, asker, seed
-        self.conversation = Conversation(spec)
+        self.conversation = Conversation(spec, special=asker.special)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair and order asked, from one ranking per prompt and order.

@@ -18,7 +18,7 @@ class PairwiseJudge:
 
     def __init__(self, spec: PairwiseSpec, asker: Asker, seed: int = 0) -> None:
         self.spec, self.asker, self.seed = spec, asker, seed
-        self.conversation = Conversation(spec)
+        self.conversation = Conversation(spec, special=asker.special)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair and order asked. Raises JudgeStopped above `on_error.max_failure_rate`."""

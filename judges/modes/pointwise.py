@@ -21,7 +21,7 @@ class PointwiseJudge(ScoringJudge):
     def __init__(self, spec: PointwiseSpec, asker: Asker, seed: int = 0) -> None:
         super().__init__(spec)
         self.asker, self.seed = asker, seed
-        self.conversation = Conversation(spec)
+        self.conversation = Conversation(spec, special=asker.special)
         self.menu = AnswerOptions(spec.output.labels, spec.output.range)
 
     def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
@@ -47,7 +47,7 @@ class RubricJudge(ScoringJudge):
     def __init__(self, spec: RubricSpec, asker: Asker | None, seed: int = 0) -> None:
         super().__init__(spec)
         self.asker, self.seed = asker, seed
-        self.conversation = Conversation(spec)
+        self.conversation = Conversation(spec, special=asker.special if asker is not None else ())
         self.functions: dict[str, Function] = {
             criterion.name: load_object(criterion.python) for criterion in spec.criteria if criterion.python is not None
         }

@@ -6,6 +6,7 @@ live anywhere. Python is looked up here but not run before a judge is built.
 
 import difflib
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ WITHOUT_EFFECT: Any = {
     "description": True,
     "thresholds": True,
     "tests": True,
+    "gold": True,
     "limits": {"calls", "tokens"},
     "endpoint": {
         "key_variable",
+        "key_header",
+        "cached_input_price",
         "concurrency",
         "requests_per_minute",
         "timeout",
@@ -114,7 +118,10 @@ def compile_templates(spec: ModelSpec, where: str) -> list[tuple[str, Template]]
     Raises ConfigError, naming `where`, if one is not valid or uses a variable that does not exist.
     """
     known = VARIABLES + VARIABLES_OF_MODE.get(spec.mode, ())
-    return [(message.role, compile_template(message.content, known, where)) for message in spec.messages]
+    return [
+        (message.role, compile_template(message.content, known, where, spec.untrusted.fence))
+        for message in spec.messages
+    ]
 
 
 def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:
@@ -175,14 +182,22 @@ def reward_judge(recipe: Recipe, part: Reward | AddedReward) -> JudgeSpec:
 def digest(spec: JudgeSpec) -> str:
     """Names exactly what the judge does: sha256 over its resolved file and over the Python files that it names.
 
-    Left out is what never changes an answer (`WITHOUT_EFFECT`): limits may be raised and prices mended in a run.
+    Left out is what never changes an answer (`WITHOUT_EFFECT`), so limits may be raised and prices mended in a run, and
+    where files lie: a project that was moved or renamed has the same judges.
     """
     total = hashlib.sha256()
     for part in spec.parts:
-        total.update(part.model_dump_json(exclude=WITHOUT_EFFECT).encode())
+        total.update(json.dumps(_without_places(part.model_dump(mode="json", exclude=WITHOUT_EFFECT))).encode())
         for reference in _references(part):
             total.update(source_of(reference))
     return total.hexdigest()
+
+
+def _without_places(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a judge's tree with the names of the files that it refers to instead of their paths."""
+    named = {key: Path(tree[key]).name for key in ("python", "judge") if isinstance(tree.get(key), str)}
+    inner = {key: [_without_places(one) for one in tree[key]] for key in ("criteria", "members") if tree.get(key)}
+    return {**tree, **named, **inner}
 
 
 def _references(spec: JudgeSpec) -> Iterator[str]:

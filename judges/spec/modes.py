@@ -27,7 +27,13 @@ from selfplay.config import Count, Endpoint, Positive, Section, Texts, Unit
 Mode = Literal["pairwise", "pointwise", "listwise", "rubric", "rules", "jury", "python"]
 
 
-CRITERION = """Someone was asked:
+CRITERION = """{% for turn in history %}
+Earlier, the {{ turn.role }} said:
+
+{{ turn.content }}
+
+{% endfor %}
+Someone was asked:
 
 {{ prompt }}
 

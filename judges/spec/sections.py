@@ -71,8 +71,10 @@ class Output(Section):
     """Instead of labels, for scores: the smallest and the largest number, mapped to 0 and 1."""
     pattern: str | None = None
     """regex: a pattern with one group, the verdict. It must not match in ordinary prose."""
-    match: Literal["last", "unique", "first"] = "last"
-    """regex: which match counts; `unique` refuses an answer with two different verdicts."""
+    match: Literal["end", "last", "unique", "first"] = "end"
+    """regex: which match counts. `end`: the one that the answer ends with; where an earlier one says something else, or
+    where it is quoted, only on a line of its own. `last` and `first` also read a verdict that the judge merely quotes;
+    `unique` refuses an answer with two different verdicts."""
     key: str = "verdict"
     """json: where the verdict stands."""
     reason_key: str = "reason"
@@ -172,8 +174,9 @@ class Untrusted(Section):
     fence: Literal["block", "none"] = "block"
     """`block`: each stands on lines of its own between fences longer than any run of backticks inside it. `none`: as it
     is, for a judge model that was trained so."""
-    strip: Texts = ()
-    """Further special tokens of the judge model to take out; the common ones always are."""
+    special_tokens: Texts = ()
+    """Special tokens of a judge model behind an endpoint that are not the usual ones, to be shown as plain text. Those of a
+    model in process are known."""
 
 
 class Thresholds(Section):

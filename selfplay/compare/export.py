@@ -1,14 +1,12 @@
 """`selfplay export`: an iteration's policy as a clean checkpoint of its own, to keep, to serve or to share."""
 
-import os
-import shutil
 from pathlib import Path
 
+from selfplay import durable
 from selfplay.compare.targets import Contestant, resolve
 from selfplay.errors import ConfigError
 from selfplay.report.model_card import card
 from selfplay.results.load import read_run
-from selfplay.rundir import write_atomically
 
 
 def export(target: str, directory: str | Path, *, push_to_hub: str | None = None) -> Path:
@@ -23,16 +21,10 @@ def export(target: str, directory: str | Path, *, push_to_hub: str | None = None
         raise ConfigError(f"{target!r} is no run: name one, such as runs/quickstart@best")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ConfigError(f"{str(final)!r} is not empty; name a new directory")
-    partial = final.with_name(f"{final.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    _save(one, partial)
     iteration = int(Path(one.checkpoint).parent.name.rpartition("-")[2])
-    write_atomically(partial / "README.md", card(read_run(one.run), iteration))
-    if final.exists():
-        final.rmdir()
-    os.rename(partial, final)
+    with durable.new_folder(final) as folder:
+        _save(one, folder)
+        durable.write(folder / "README.md", card(read_run(one.run), iteration))
     if push_to_hub is not None:
         _push(final, push_to_hub)
     return final

@@ -20,12 +20,15 @@ from selfplay.compare.targets import Contestant, check_unseen, contestants, reci
 from selfplay.config import Engine as EngineConfig
 from selfplay.config import PromptSource, Recipe, Sampling
 from selfplay.engines import Engine
+from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
+from selfplay.journal import Journal
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.results.run import Match, vote_table
-from selfplay.rundir import RunDirectory, derived_seed, hash_of, read_rows, write_json, write_rows
+from selfplay.rundir import RunDirectory
 from selfplay.stats.summary import Summary, summarise
+from selfplay.storage import derived_seed, hash_of, read_rows, write_json, write_rows
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ def compare(
     cache = AnswerCache((home or folder) / "judge_cache.sqlite") if spec.needs_model else AnswerCache()
     before = cache.spent()["answers"]
     with ExitStack() as engines:
-        matches = judge_all(found, asked_of, answers, spec, cache, settings, engines)
+        ledger = Ledger((home or folder) / "spending.jsonl") if spec.needs_model else Ledger()
+        matches = judge_all(found, asked_of, answers, spec, cache, ledger, settings, engines)
     asked = int(cache.spent()["answers"] - before)
     cache.close()
     summary = summarise(vote_table(matches, [one.name for one in found]), baseline=baseline, resamples=resamples)
@@ -175,11 +179,11 @@ def sample_all(
     with meter("sample", len(found) * len(prompts), "completions") as bar:
         for one in found:
             key = hash_of([one.identity, asked, settings.sampling.model_dump(), settings.engine.kind, settings.dtype])
-            file = folder / "samples" / f"{key[:24]}.parquet"
+            file = folder / "samples" / f"{key[:24]}.jsonl"
             before = answered_before(one, prompts, settings)
-            if before is None and not file.is_file():
+            if before is None and "answers" not in Journal(file).batches:
                 _sample(one, prompts, settings, file)
-            answers[one.name] = before or [Completion.model_validate(row) for row in read_rows(file)]
+            answers[one.name] = before or [Completion.model_validate(row) for row in Journal(file).batches["answers"]]
             bar.advance(len(prompts))
     return answers
 
@@ -194,9 +198,8 @@ def _sample(one: Contestant, prompts: Sequence[Prompt], settings: Settings, file
     finally:
         engine.close()
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    write_rows(partial, [group[0].model_copy(update={"logprobs": None}) for group in groups])
-    partial.replace(file)
+    rows = [group[0].model_copy(update={"logprobs": None}).model_dump(mode="json") for group in groups]
+    Journal(file).append("answers", rows)
 
 
 def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settings) -> list[Completion] | None:
@@ -217,6 +220,7 @@ def judge_all(
     answers: dict[str, list[Completion]],
     spec: judges.JudgeSpec,
     cache: AnswerCache,
+    ledger: Ledger,
     settings: Settings,
     engines: ExitStack,
 ) -> list[Match]:
@@ -237,7 +241,7 @@ def judge_all(
     def engine_for(part: judges.JudgeSpec) -> Engine:
         from selfplay.engines.open import open_judge_engine
 
-        engine = open_judge_engine(part, settings.engine, settings.dtype)
+        engine = open_judge_engine(part, settings.engine, settings.dtype, ledger)
         engines.callback(engine.close)
         return engine
 

@@ -9,7 +9,8 @@ from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard.selection import assess
 from selfplay.records import Prompt
-from selfplay.rundir import RunDirectory, hash_of
+from selfplay.rundir import RunDirectory
+from selfplay.storage import hash_of
 
 
 @dataclass(frozen=True)

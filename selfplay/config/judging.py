@@ -1,28 +1,43 @@
 """The judge of a run, its model, and the server that may hold it."""
 
+import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts
 from selfplay.config.models import Architecture, Optimisation
+
+LIKE_A_KEY = re.compile(r"(sk|gsk|hf|xai|pk|rk|or|nvapi|AIza|Bearer )[-_A-Za-z0-9]*[-_ ]?[A-Za-z0-9]{16,}")
+NAMES_A_KEY = re.compile(r"key|secret|token|authorization|password|credential", re.IGNORECASE)
+NAMES_A_KEY_IN_EXTRA = re.compile(r"^(x-)?(api[-_]?key|authorization|password|secret|access[-_]?token)$", re.IGNORECASE)
+HEADER = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
+HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 class Endpoint(Section):
     """A server that speaks OpenAI's protocol: `vllm serve`, or a hosted model."""
 
-    url: Annotated[str, Field(pattern=r"^https?://")]
-    """Where it is, up to and with `/v1`."""
+    url: str
+    """Where it is, up to and with `/v1`. A server that answers with a redirect is refused."""
     api: Literal["chat", "completions"] = "chat"
     """`chat` sends messages; `completions` sends the text of a single message, for models without a chat template."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key. The key itself never stands in a file."""
+    key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key; null for a server that needs none. The key itself never stands in a file.
+    One that is not set is refused before work starts, unless it is the default and the URL begins with http://."""
+    key_header: str = "Authorization"
+    """Header that carries the key: `Authorization: Bearer KEY`, or, under any other name, the key alone (Azure: api-key)."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Further headers. `$NAME` stands for the environment variable NAME, which is kept as secret as the key."""
+    query: dict[str, str] = Field(default_factory=dict)
+    """Query parameters of every call, such as {api-version: preview}."""
     concurrency: Count = 16
     """Most calls under way at once."""
     requests_per_minute: Count | None = None
     """Most calls begun in any minute."""
     timeout: Positive = 120.0
-    """Seconds after which a call is given up, slow bytes included."""
+    """Seconds by the clock after which a call is given up, from the first byte sent to the last one read."""
     retries: Annotated[int, Field(ge=0)] = 5
     """How often a call that failed on the way (429, 5xx, timeout, cut connection, unreadable answer) is made again."""
     longest_wait: Positive = 60.0
@@ -33,14 +48,63 @@ class Endpoint(Section):
     """Further fields of each call, such as {reasoning_effort: low}; null takes out one that is sent by default."""
     input_price: NonNegative = 0.0
     """Dollars per million tokens read."""
+    cached_input_price: NonNegative | None = None
+    """Dollars per million tokens read that the server remembers from an earlier call; default `input_price`."""
     output_price: NonNegative = 0.0
-    """Dollars per million tokens written."""
+    """Dollars per million tokens written, thinking included."""
     max_cost: Positive | None = None
-    """Dollars that one run may spend; then it stops, with everything saved. Needs the prices."""
+    """Dollars that one run may spend, over all its judges; then it stops, with everything saved. Needs the prices."""
+
+    @property
+    def costs(self) -> bool:
+        """Whether a call has a price."""
+        return any((self.input_price, self.cached_input_price, self.output_price))
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether a key that is not set is a mistake: one was named, or the address is not one of a local network."""
+        return self.key_variable != "OPENAI_API_KEY" or self.url.startswith("https://")
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        """A value that may hold a key appears in no message."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an address begins with http:// or https:// and names a host")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("the address holds a user name or a key: take it out, and set key_variable instead")
+        if parts.query or parts.fragment:
+            raise ValueError("the address ends with a query: put its parameters into `query`")
+        return url
+
+    @field_validator("key_variable")
+    @classmethod
+    def _check_key_variable(cls, name: str | None) -> str | None:
+        if name is not None and (not re.fullmatch(r"[A-Za-z_]\w{0,63}", name, re.ASCII) or LIKE_A_KEY.match(name)):
+            raise ValueError("this is the name of an environment variable, such as MY_KEY, and never the key itself")
+        return name
+
+    @field_validator("headers", "query", "extra")
+    @classmethod
+    def _check_no_secrets(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for name, value in values.items():
+            if info.field_name == "headers" and not (HEADER.fullmatch(name) and HEADER_VALUE.fullmatch(value)):
+                raise ValueError(
+                    f"{name!r} is no header that can be sent: names are letters, digits and -, values ASCII"
+                )
+            from_environment = info.field_name == "headers" and value.startswith("$")
+            secret = NAMES_A_KEY if info.field_name != "extra" else NAMES_A_KEY_IN_EXTRA
+            if not from_environment and (secret.search(name) or (isinstance(value, str) and LIKE_A_KEY.match(value))):
+                raise ValueError(
+                    f"{name!r} looks like a key, which never stands in a file: set key_variable and key_header, or give "
+                    "`$NAME` as the value of a header, to read it from the environment"
+                )
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> "Endpoint":
-        if self.max_cost is not None and not (self.input_price or self.output_price):
+        if self.max_cost is not None and not self.costs:
             raise ValueError(
                 "max_cost limits nothing while input_price and output_price are 0: set the prices, in dollars per "
                 "million tokens"

@@ -104,7 +104,10 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+    message = f"{message[0].lower()}{message[1:]}"
+    if "endpoint" in location:  # a key may have been put where it does not belong
+        return f"{key}: {message}"
+    return f"{key} = {error['input']!r}: {message}"
 
 
 def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+from selfplay import durable
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
 
@@ -25,7 +26,7 @@ def write_recipe(file: Path, force: bool = False) -> None:
         raise ConfigError(f"{str(file)!r} is there already; give another name, or --force to replace it")
     if not file.parent.is_dir():
         raise ConfigError(f"there is no folder {str(file.parent)!r}; make it first")
-    file.write_text(commented_recipe(str(file)), encoding="utf-8")
+    durable.write(file, commented_recipe(str(file)))
 
 
 def commented_recipe(file: str = "recipe.yaml") -> str:

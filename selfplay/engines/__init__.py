@@ -22,20 +22,25 @@ class GuidedSampling(Sampling):
 class Answer:
     """What a model said to one prompt, and what that took.
 
-    `texts` and how each ended (`stop` or `length`); or, where log-probabilities were asked for, choice -> nats. `cost` is in
-    dollars. Token counts are 0 where the engine does not count.
+    `texts` and how each ended (`stop` or `length`); or, where log-probabilities were asked for, choice -> nats. `thoughts`
+    is what the model thought before each text, where a server tells it apart, else empty. `cost` is in dollars. Token
+    counts are 0 where the engine does not count.
     """
 
     texts: tuple[str, ...] = ()
     finish_reasons: tuple[str, ...] = ()
     logprobs: dict[str, float] | None = None
+    thoughts: tuple[str, ...] = ()
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
 
 
 class Engine(Protocol):
-    """Turns prompts into text with one set of weights."""
+    """Turns prompts into text with one set of weights.
+
+    One that knows its tokenizer also has `special_tokens`: the texts that it reads as a special token.
+    """
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts."""

@@ -1,8 +1,8 @@
-"""Text from a server that speaks OpenAI's protocol, such as `vllm serve` or a hosted model, by the `openai` client.
+"""Text from a server that speaks OpenAI's protocol, such as `vllm serve` or a hosted model.
 
 Calls run side by side, so many at once and so many a minute as the settings allow. One that fails on the way is made
 again after a capped, growing wait; one that the server refuses is not. The key comes from the environment and goes
-nowhere else. Left out: streaming of tokens, and batches by upload.
+nowhere else. Nothing that the server sends is taken on trust. Left out: streaming of tokens, and batches by upload.
 """
 
 import asyncio
@@ -13,8 +13,11 @@ from typing import NoReturn
 
 from selfplay.config import Endpoint, Sampling
 from selfplay.engines import Answer
-from selfplay.engines.endpoint_calls import request_body
-from selfplay.engines.endpoint_client import Calls, Create, key_of
+from selfplay.engines.endpoint_calls import request_body, worst_cost
+from selfplay.engines.endpoint_client import Calls, Post
+from selfplay.engines.endpoint_http import Connections
+from selfplay.engines.endpoint_keys import Secrets
+from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt
 
@@ -22,10 +25,12 @@ Row = tuple[int, Answer | None, str]
 
 
 class EndpointEngine:
-    """Generates through a server. `spent` is what its calls cost, in dollars; set it to go on under one limit."""
+    """Generates through a server. `ledger` counts what its calls cost; engines that share one share `max_cost`."""
 
-    def __init__(self, config: Endpoint, model: str, spent: float = 0.0) -> None:
-        self.config, self.name, self.spent = config, model, spent
+    def __init__(self, config: Endpoint, model: str, ledger: Ledger | None = None) -> None:
+        """Raises ConfigError for a key that is missing or cannot be sent."""
+        self.config, self.name, self.ledger = config, model, ledger or Ledger()
+        self.secrets = Secrets.read(config)
         self._line: Line | None = None
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
@@ -63,14 +68,16 @@ class EndpointEngine:
         nothing any more, or if the run has spent its money. Leaving the iteration ends the calls under way.
         """
         bodies = [request_body(self.config, self.name, prompt, sampling, choices) for prompt in prompts]
-        self._line = self._line or Line(self.config)
-        calls = Calls(self.config, self.spent, 1 if choices is not None else sampling.n, choices)
+        if bodies:
+            worst_cost(self.config, bodies[0])
+        self._line = self._line or Line(Connections(self.config, self.secrets))
+        count = 1 if choices is not None else sampling.n
+        calls = Calls(self.config, self.secrets, self.ledger, self.name, count, choices)
         rows: queue.SimpleQueue[Row | BaseException | None] = queue.SimpleQueue()
-        under_way = asyncio.run_coroutine_threadsafe(_make(calls, self._line.create, bodies, rows.put), self._line.loop)
+        under_way = asyncio.run_coroutine_threadsafe(_make(calls, self._line.post, bodies, rows.put), self._line.loop)
         row: Row | BaseException | None = None
         try:
             while (row := rows.get()) is not None:
-                self.spent = calls.spent
                 if isinstance(row, BaseException):
                     raise row
                 yield row
@@ -78,7 +85,6 @@ class EndpointEngine:
             under_way.cancel()
             while row is not None:
                 row = rows.get()
-            self.spent = calls.spent
 
     def update_weights(self, model: object) -> NoReturn:
         """A server's weights are its own: raises ConfigError."""
@@ -92,25 +98,17 @@ class EndpointEngine:
 
 
 class Line:
-    """One `openai` client, which keeps its connections, on an event loop in a thread of its own."""
+    """Connections to a server, on an event loop in a thread of its own."""
 
-    def __init__(self, config: Endpoint) -> None:
-        try:
-            from openai import AsyncOpenAI
-        except ImportError:
-            raise ConfigError("an endpoint needs the package openai: pip install openai") from None
-        self.client = AsyncOpenAI(
-            base_url=config.url, api_key=key_of(config) or "none", max_retries=0, timeout=config.timeout
-        )
-        part = self.client.chat.completions if config.api == "chat" else self.client.completions
-        self.create: Create = part.with_raw_response.create
+    def __init__(self, connections: Connections) -> None:
+        self.connections, self.post = connections, connections.post
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="endpoint", daemon=True)
         self.thread.start()
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        asyncio.run_coroutine_threadsafe(self.client.close(), self.loop).result()
+        asyncio.run_coroutine_threadsafe(self.connections.close(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -118,13 +116,13 @@ class Line:
 
 async def _make(
     calls: Calls,
-    create: Create,
+    post: Post,
     bodies: Sequence[dict[str, object]],
     give: Callable[[Row | BaseException | None], None],
 ) -> None:
     """Make all calls and give each outcome; then an error, if there is one; in the end None."""
     try:
-        await calls.make_all(create, bodies, give)
+        await calls.make_all(post, bodies, give)
     except Exception as error:  # handed to the thread that waits for the rows
         give(error)
     finally:

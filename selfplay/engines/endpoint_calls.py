@@ -3,9 +3,10 @@
 Nothing of the answer is taken on trust: a page of HTML, an object without choices or one with other fields is no
 answer."""
 
+import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfplay.config import Endpoint, Sampling
 from selfplay.engines import Answer, GuidedSampling
@@ -14,8 +15,16 @@ from selfplay.records import Prompt
 
 TOP_LOGPROBS = 20
 """Most log-probabilities that servers give per token."""
-OVERHEAD_TOKENS = 64
-"""Tokens that a chat template may add to a message, for the upper bound of a call's cost."""
+OVERHEAD_TOKENS = 256
+"""Tokens that a chat template may add to a call, for the upper bound of its cost."""
+MOST_TOKENS = 10_000_000
+"""A count of tokens above this is nonsense: no model reads or writes as many in a call."""
+LARGEST_LOGPROB = 1e-3
+"""A log-probability is at most 0, but for rounding."""
+LEAST_LOGPROB = -1e4
+"""Anything below counts as this, whose probability is 0."""
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Where servers put what a model thought: vLLM, SGLang, DeepSeek and llama.cpp; OpenRouter and Ollama; others."""
 
 
 class BadAnswer(Exception):
@@ -59,57 +68,118 @@ def request_body(
     return {key: value for key, value in {**body, **config.extra}.items() if value is not None}
 
 
+class Usage(NamedTuple):
+    """Tokens that a server counted: read, those of them that it remembered from an earlier call, and written."""
+
+    read: int = 0
+    cached: int = 0
+    written: int = 0
+
+
 def worst_cost(config: Endpoint, body: dict[str, Any]) -> float:
-    """Dollars that a call can cost at most: a token is at least one byte of the prompt."""
-    texts = [message["content"] for message in body["messages"]] if "messages" in body else [body["prompt"]]
-    read = sum(len(text.encode("utf-8", "replace")) + OVERHEAD_TOKENS for text in texts)
-    written = body.get("max_tokens", body.get("max_completion_tokens", 0)) * body.get("n", 1)
-    return cost_of(config, read, written)
+    """Dollars that a call can cost at most: a token read is at least one byte of the call.
+
+    Raises ConfigError if `extra` leaves the tokens written without a limit while there is one on the cost.
+    """
+    if not config.costs:
+        return 0.0
+    read = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")) + OVERHEAD_TOKENS
+    limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if name in body]
+    counts = [*limits, body.get("n", 1)]
+    if not limits or not all(type(count) is int and count > 0 for count in counts):
+        raise ConfigError(
+            "what a call may cost is not known: endpoint.extra leaves neither max_tokens nor max_completion_tokens with a "
+            "number in it (nor n, if it sets that): give one, such as max_completion_tokens: 2048"
+        )
+    prices = (
+        config.input_price,
+        config.input_price if config.cached_input_price is None else config.cached_input_price,
+    )
+    return (read * max(prices) + max(limits) * counts[-1] * config.output_price) / 1e6
 
 
-def cost_of(config: Endpoint, read: int, written: int) -> float:
+def cost_of(config: Endpoint, usage: Usage) -> float:
     """Dollars for so many tokens."""
-    return (read * config.input_price + written * config.output_price) / 1e6
+    remembered = config.input_price if config.cached_input_price is None else config.cached_input_price
+    fresh = usage.read - usage.cached
+    return (fresh * config.input_price + usage.cached * remembered + usage.written * config.output_price) / 1e6
 
 
-def spent_on(config: Endpoint, payload: Any) -> tuple[int, int, float]:
-    """Tokens read, tokens written and dollars, as the server counts them; 0 where it does not."""
+def read_usage(payload: Any) -> Usage | None:
+    """The tokens that the server counted; None if it did not count. Raises BadAnswer for counts that cannot be."""
     usage = payload.get("usage") if isinstance(payload, dict) else None
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    read, written = (count if isinstance(count, int) else 0 for count in counts)
-    return read, written, cost_of(config, read, written)
+    if usage is None:
+        return None
+    if not isinstance(usage, dict):
+        raise BadAnswer(f"the answer's usage is no object: {str(usage)[:100]}")
+    counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if counts == [None, None]:
+        return None
+    if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts):
+        raise BadAnswer(f"the answer's usage cannot be: {str(usage)[:100]}")
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
+    return Usage(counts[0], cached if type(cached) is int and 0 <= cached <= counts[0] else 0, counts[1])
 
 
 def read_answer(config: Endpoint, payload: Any, count: int, choices: Sequence[str] | None) -> Answer:
-    """The server's `payload` as an answer of `count` texts, or of log-probabilities. Raises BadAnswer if it is none."""
+    """The server's `payload` as an answer of `count` texts, or of log-probabilities. Raises BadAnswer if it is none.
+
+    What it cost is not looked at here.
+    """
     if not isinstance(payload, dict):
         raise BadAnswer(f"the answer is a {type(payload).__name__}, not an object")
     given = payload.get("choices")
     if not isinstance(given, list) or not given or not all(isinstance(choice, dict) for choice in given):
         raise BadAnswer(f"the answer has no choices: {str(payload.get('error') or payload)[:200]}")
-    read, written, cost = spent_on(config, payload)
     if choices is not None:
-        return Answer(
-            logprobs=read_logprobs(config, given[0], choices), input_tokens=read, output_tokens=written, cost=cost
-        )
+        return Answer(logprobs=read_logprobs(config, given[0], choices))
     if len(given) != count:
         raise BadAnswer(f"the answer has {len(given)} choices, not {count}")
+    said = [read_text(config, choice) for choice in given]
+    thoughts = tuple(thought for _, thought in said)
     return Answer(
-        tuple(_text(config, choice) for choice in given),
+        tuple(text for text, _ in said),
         tuple(_reason(choice) for choice in given),
-        input_tokens=read,
-        output_tokens=written,
-        cost=cost,
+        thoughts=thoughts if any(thoughts) else (),
     )
 
 
-def _text(config: Endpoint, choice: dict[str, Any]) -> str:
-    """The text of one choice; a message without content is an empty text."""
-    holder, name = (choice.get("message"), "content") if config.api == "chat" else (choice, "text")
-    text = holder.get(name) if isinstance(holder, dict) and name in holder else False
-    if text is not None and not isinstance(text, str):
+def read_text(config: Endpoint, choice: dict[str, Any]) -> tuple[str, str]:
+    """The text of one choice and what the model thought before it, each empty if there is none.
+
+    A message without content is an empty text, or the sentence with which the model refuses. Raises BadAnswer for a text
+    that cannot be one.
+    """
+    holder = choice.get("message") if config.api == "chat" else choice
+    if not isinstance(holder, dict):
         raise BadAnswer(f"a choice holds no text: {str(choice)[:200]}")
-    return text or ""
+    thought = next((holder[name] for name in THOUGHT_FIELDS if isinstance(holder.get(name), str)), "")
+    name = "content" if config.api == "chat" else "text"
+    if name not in holder and not thought:
+        raise BadAnswer(f"a choice holds no text: {str(choice)[:200]}")
+    text = holder.get(name)
+    if isinstance(text, list):
+        parts = [_part(part) for part in text]
+        text, thought = "".join(said for said, _ in parts), thought or "".join(thinking for _, thinking in parts)
+    text = text if text is not None else holder.get("refusal") or ""
+    if not isinstance(text, str):
+        raise BadAnswer(f"a choice holds no text: {str(choice)[:200]}")
+    for value in (text, thought):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise BadAnswer("a text holds half of a surrogate pair, which is no character")
+    return text, thought
+
+
+def _part(part: Any) -> tuple[str, str]:
+    """One part of a content in parts, as (text, thought)."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    value = part.get(kind) if kind in ("text", "thinking") else None
+    if kind == "thinking" and isinstance(value, list):
+        value = "".join(_part(piece)[0] for piece in value)
+    if not isinstance(value, str):
+        raise BadAnswer(f"a part of the content holds no text: {str(part)[:200]}")
+    return (value, "") if kind == "text" else ("", value)
 
 
 def _reason(choice: dict[str, Any]) -> str:
@@ -125,15 +195,21 @@ def read_logprobs(config: Endpoint, choice: dict[str, Any], choices: Sequence[st
 
     Servers name only the likeliest tokens: a choice that is not among them gets the least value named, an upper bound
     that makes a preference milder and never stronger; if none of the choices is, all are nan. Raises BadAnswer if the
-    answer names no log-probabilities.
+    answer names no log-probabilities, or some that are none.
     """
     try:
         if config.api == "chat":
-            named = {row["token"]: float(row["logprob"]) for row in choice["logprobs"]["content"][0]["top_logprobs"]}
+            named = {row["token"]: row["logprob"] for row in choice["logprobs"]["content"][0]["top_logprobs"]}
         else:
-            named = {token: float(value) for token, value in choice["logprobs"]["top_logprobs"][0].items()}
+            named = dict(choice["logprobs"]["top_logprobs"][0].items())
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise BadAnswer("the answer names no log-probabilities; does the server give them?") from None
+    for token, value in named.items():
+        if type(value) not in (int, float) or not value <= LARGEST_LOGPROB:
+            raise BadAnswer(f"the log-probability of {str(token)[:40]!r} is {str(value)[:40]}, and none is above 0")
+    named = {token: float(max(value, LEAST_LOGPROB)) for token, value in named.items()}
+    if sum(math.exp(value) for value in named.values()) > 1.01:
+        raise BadAnswer(f"the probabilities of tokens add up to more than 1: {str(named)[:200]}")
     if not named or not any(token in named for token in choices):
         return dict.fromkeys(choices, math.nan)
     least = min(named.values())

@@ -1,26 +1,37 @@
-"""Makes calls to one server side by side: concurrency, pace, time limits, waits between tries, and the money spent."""
+"""Makes calls to one server side by side: concurrency, pace, waits between tries, and the money they may spend."""
 
 import asyncio
 import json
-import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
+
+from httpx import HTTPError, InvalidURL
 
 from selfplay.config import Endpoint
 from selfplay.engines import Answer
-from selfplay.engines.endpoint_calls import BadAnswer, read_answer, spent_on, worst_cost
+from selfplay.engines.endpoint_calls import BadAnswer, cost_of, read_answer, read_usage, worst_cost
+from selfplay.engines.endpoint_cures import cure_of, sentence_of
+from selfplay.engines.endpoint_http import UNSENT, Response
+from selfplay.engines.endpoint_keys import Secrets
+from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 
 Outcome = tuple[int, Answer | None, str]
-Create = Callable[..., Any]
+Post = Callable[[Mapping[str, Any]], Awaitable[Response]]
+"""`endpoint_http.Connections.post`."""
 PASSING = (408, 409, 425, 429)
 """Refusals that may pass; 5xx may too."""
+BILLED = (408, 504, 524)
+"""Refusals by a gateway that did not wait for the answer: the call is charged as if it had been given."""
 GIVE_UP = 24
 """Calls that failed for good in a row, with no answer between them, after which the server counts as down."""
+SECONDS_BETWEEN_LOOKS = 0.02
 
 
 class Retry(Exception):
@@ -35,28 +46,36 @@ class Refused(Exception):
     """A call that the server will not answer, however often it is made."""
 
 
-def key_of(config: Endpoint) -> str:
-    """The key, from the environment; empty if there is none."""
-    return os.environ.get(config.key_variable, "")
+class Charge:
+    """What one try costs: nothing until it is sent, then the most it can, until the server says how much."""
+
+    def __init__(self, call: str, worst: float) -> None:
+        self.call, self.worst, self.cost = call, worst, 0.0
+        self.tokens: dict[str, int] = {}
 
 
 class Calls:
-    """Calls that ask for `count` texts each, or for the log-probabilities of `choices`."""
+    """Calls that ask for `count` texts each, or for the log-probabilities of `choices`; `ledger` counts what they cost."""
 
-    def __init__(self, config: Endpoint, spent: float, count: int, choices: Sequence[str] | None) -> None:
-        self.config, self.spent, self.count, self.choices = config, spent, count, choices
-        self.key = key_of(config)
+    def __init__(
+        self, config: Endpoint, secrets: Secrets, ledger: Ledger, model: str, count: int, choices: Sequence[str] | None
+    ) -> None:
+        self.config, self.secrets, self.ledger, self.model = config, secrets, ledger, model
+        self.count, self.choices = count, choices
         self.fatal = ""
-        self.reserved, self.calls_under_way = 0.0, 0
-        self.purse = asyncio.Condition()
-        self.failed_in_a_row = 0
+        self.failed_in_a_row = self.refused_in_a_row = 0
         self.begun: deque[float] = deque()
         self.not_before = 0.0
 
-    async def make_all(self, create: Create, bodies: Sequence[dict[str, Any]], give: Callable[[Outcome], None]) -> None:
+    async def make_all(self, post: Post, bodies: Sequence[dict[str, Any]], give: Callable[[Outcome], None]) -> None:
         """Make the calls and `give` each outcome as it comes. Raises ConfigError if there is no use in going on."""
         waiting = iter(enumerate(bodies))
-        await asyncio.gather(*(self._work(create, waiting, give) for _ in range(self.config.concurrency)))
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                for _ in range(min(self.config.concurrency, len(bodies))):
+                    lanes.create_task(self._work(post, waiting, give))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
         if self.fatal:
             raise ConfigError(self.fatal)
 
@@ -65,112 +84,139 @@ class Calls:
         return bool(self.fatal)
 
     async def _work(
-        self, create: Create, waiting: Iterator[tuple[int, dict[str, Any]]], give: Callable[[Outcome], None]
+        self, post: Post, waiting: Iterator[tuple[int, dict[str, Any]]], give: Callable[[Outcome], None]
     ) -> None:
         """One of the lanes: takes the next body until there is none or no use in going on."""
         for place, body in waiting:
             if self.fatal:
                 return
-            answer, error = await self._call(create, body)
+            answer, error, refused = await self._call(post, body)
             if answer is None and self.given_up():  # another lane may have given up meanwhile
                 return
             self.failed_in_a_row = 0 if answer is not None else self.failed_in_a_row + 1
+            self.refused_in_a_row = self.refused_in_a_row + 1 if refused else 0
             give((place, answer, error))
             if self.failed_in_a_row >= GIVE_UP and not self.fatal:
-                self.fatal = (
-                    f"{self.config.url} failed on {GIVE_UP} calls in a row, last with: {error}; the answers "
-                    "so far are saved: "
-                    "give the same command again when the server is well"
-                )
+                self.fatal = self._hopeless(error)
 
-    async def _call(self, create: Create, body: dict[str, Any]) -> tuple[Answer | None, str]:
-        """One call with its tries: the answer, or why there is none."""
+    def _hopeless(self, error: str) -> str:
+        """Why there is no use in going on after calls that all failed, the last one with `error`."""
+        if self.refused_in_a_row >= GIVE_UP:
+            return f"{self.config.url} refused {GIVE_UP} calls in a row, the last one so: {error}; the answers so far are saved"
+        return (
+            f"{self.config.url} failed on {GIVE_UP} calls in a row, last with: {error}; the answers so far are saved: "
+            "give the same command again when the server is well"
+        )
+
+    async def _call(self, post: Post, body: dict[str, Any]) -> tuple[Answer | None, str, bool]:
+        """One call with its tries: the answer, or why there is none and whether the server refused it for good."""
         worst, error = worst_cost(self.config, body), ""
         for attempt in range(self.config.retries + 1):
-            await self._reserve(worst)
+            charge = await self._reserve(worst)
+            if charge is None:
+                return None, self.fatal, False
             try:
                 await self._pace()
                 if self.fatal:
-                    return None, self.fatal
-                return await self._try(create, body), ""
+                    return None, self.fatal, False
+                return await self._try(post, body, charge), "", False
             except Retry as problem:
-                error = str(problem)
-                if attempt < self.config.retries:
-                    await self._wait(attempt, problem.wait)
+                error, wish = str(problem), problem.wait
             except Refused as problem:
-                return None, str(problem)
+                return None, str(problem), True
             finally:
-                await self._release(worst)
-        return None, f"{error} ({self.config.retries + 1} tries)"
+                if charge.call:
+                    self.ledger.settle(charge.call, charge.cost, **charge.tokens)
+            if attempt < self.config.retries:
+                await self._wait(attempt, wish)
+        return None, f"{error} ({self.config.retries + 1} tries)", False
 
-    async def _reserve(self, worst: float) -> None:
+    async def _reserve(self, worst: float) -> Charge | None:
         """Set aside what a call can cost at most, waiting for calls under way to give back what they did not need.
 
-        Where even that is too little, the run stops.
+        None, with `fatal` set, where even that is too little, or where another lane gave up meanwhile.
         """
-        limit = self.config.max_cost
-        async with self.purse:
-            if limit is not None:
-                await self.purse.wait_for(lambda: self.reserved == 0 or self.spent + self.reserved + worst <= limit)
-                if self.spent + self.reserved + worst > limit and not self.fatal:
-                    self.fatal = (
-                        f"the run has spent ${self.spent:.4f} at {self.config.url}, and the next call could "
-                        "pass "
-                        f"its limit endpoint.max_cost of ${limit:g}; the answers so far are saved: raise the "
-                        "limit "
-                        "and give the same command to go on"
-                    )
-            self.reserved += worst
-            self.calls_under_way += 1
+        if not self.config.costs:
+            return Charge("", 0.0)
+        while not self.fatal:
+            alone = not self.ledger.own
+            call = self.ledger.reserve(worst, self.config.max_cost, model=self.model)
+            if call is not None:
+                return Charge(call, worst)
+            if alone:
+                self.fatal = (
+                    f"the run has spent ${self.ledger.total:.4f} on its endpoints, and the next call at {self.config.url}, "
+                    f"at ${worst:.4f} at most, could pass the limit endpoint.max_cost of ${self.config.max_cost:g}; the "
+                    "answers so far are saved: raise the limit and give the same command to go on"
+                )
+                return None
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        return None
 
-    async def _release(self, worst: float) -> None:
-        """Give back what was set aside for a call."""
-        async with self.purse:
-            self.calls_under_way -= 1
-            self.reserved = self.reserved - worst if self.calls_under_way else 0.0
-            self.purse.notify_all()
-
-    async def _try(self, create: Create, body: dict[str, Any]) -> Answer:
+    async def _try(self, post: Post, body: dict[str, Any], charge: Charge) -> Answer:
         """One try. Raises Retry or Refused."""
-        from openai import APIConnectionError, APIStatusError, OpenAIError
-
-        named = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
-        rest = {name: value for name, value in body.items() if name not in named}
+        charge.cost = charge.worst
         try:
-            async with asyncio.timeout(self.config.timeout):
-                response = await create(**named, extra_body=rest)
-            return self._read(response.http_response.text)
+            response = await post(body)
+            if 200 <= response.status < 300:
+                return self._read(response.text, charge)
         except TimeoutError:
             raise Retry(f"no answer within {self.config.timeout:g} s") from None
-        except APIStatusError as error:
-            raise self._refusal(error.status_code, str(error), error.response.headers.get("retry-after", "")) from None
-        except APIConnectionError as error:
-            raise Retry(f"the connection failed: {self._redact(str(error.__cause__ or error))}") from None
-        except (BadAnswer, OpenAIError) as error:
-            raise Retry(self._redact(str(error))) from None
+        except UNSENT as error:
+            charge.cost = 0.0
+            raise self._failed("the connection failed", error) from None
+        except (HTTPError, InvalidURL, OSError) as error:
+            raise self._failed("the connection failed", error) from None
+        except BadAnswer as error:
+            raise Retry(self.secrets.hide_in_message(str(error))) from None
+        if response.status not in BILLED:
+            charge.cost = 0.0
+        raise self._refusal(response)
 
-    def _read(self, text: str) -> Answer:
-        """The body of a response as an answer; what it cost counts even if it is none."""
+    def _failed(self, what: str, error: Exception) -> Retry:
+        return Retry(f"{what}: {self.secrets.hide_in_message(str(error) or type(error).__name__)[:200]}")
+
+    def _read(self, text: str, charge: Charge) -> Answer:
+        """The body of a response as an answer, and what it cost, which counts even if it is none.
+
+        The most it can cost, where the server does not say how much it did.
+        """
         try:
-            payload = json.loads(text)
+            payload = self.secrets.hide(json.loads(text))
         except (ValueError, RecursionError):
-            raise BadAnswer(f"the answer is not JSON: {text[:100]!r}") from None
-        self.spent += spent_on(self.config, payload)[2]
-        return read_answer(self.config, payload, self.count, self.choices)
+            raise BadAnswer(f"the answer is not JSON: {self.secrets.hide_in_message(text)[:100]!r}") from None
+        usage = read_usage(payload)
+        if usage is not None:
+            charge.cost = cost_of(self.config, usage)
+            charge.tokens = usage._asdict()
+        answer = read_answer(self.config, payload, self.count, self.choices)
+        read, written = (usage.read, usage.written) if usage is not None else (0, 0)
+        return replace(answer, input_tokens=read, output_tokens=written, cost=charge.cost)
 
-    def _refusal(self, status: int, message: str, retry_after: str) -> Exception:
-        """What a status other than 200 means."""
-        said = f"the server answered {status}: {self._redact(message)[:200]}"
-        if status in PASSING or status >= 500:
-            return Retry(said, seconds_of(retry_after))
-        if status in (401, 403):
+    def _refusal(self, response: Response) -> Exception:
+        """What a status other than 2xx means."""
+        status, url = response.status, self.config.url
+        message = self.secrets.hide_in_message(sentence_of(response.text))[:300]
+        said = f"the server answered {status}: {message}"
+        if 300 <= status < 400:
+            target = urlsplit(self.secrets.hide_in_message(response.headers.get("location", "")))
+            place = f"{target.scheme}://{target.hostname}" if target.hostname else "elsewhere"
             self.fatal = (
-                f"{self.config.url} refuses the key ({status}): set the environment variable "
-                f"{self.config.key_variable} to a valid one"
+                f"{url} sends its callers to {place[:100]} ({status}), and the prompts go nowhere but to endpoint.url: set "
+                "endpoint.url to the address that answers"
+            )
+        elif status in PASSING or status >= 500:
+            return Retry(said, seconds_of(response.headers.get("retry-after", "")))
+        elif status in (401, 403):
+            variable = self.config.key_variable
+            self.fatal = f"{url} refuses the key ({status}): " + (
+                f"set the environment variable {variable} to a valid one"
+                if variable
+                else "set endpoint.key_variable to the environment variable that holds one"
             )
         elif status == 404:
-            self.fatal = f"{self.config.url} does not know what was asked for: {said}; check endpoint.url and model"
-        return Refused(said)
+            self.fatal = f"{url} does not know what was asked for: {said}; check endpoint.url and model"
+        return Refused(f"{said}; {cure_of(message)}")
 
     async def _wait(self, attempt: int, wish: float) -> None:
         """Wait between two tries: 1, 2, 4, ... s with jitter, or longer if the server wishes so, but within the cap."""
@@ -193,18 +239,14 @@ class Calls:
                 return
             await asyncio.sleep(pause)
 
-    def _redact(self, text: str) -> str:
-        """A text without the key."""
-        return text.replace(self.key, "***") if self.key else text
-
 
 def seconds_of(retry_after: str) -> float:
-    """Seconds of a Retry-After header, given as a number or a date; 0 for none or nonsense."""
+    """Seconds of a Retry-After header, given as a number or a date; 0 for none, for the past and for nonsense."""
     try:
-        return max(0.0, float(retry_after))
+        seconds = float(retry_after)
     except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError, IndexError, OSError):
+            return 0.0
+    return seconds if seconds > 0 else 0.0  # not a number is no time to wait either

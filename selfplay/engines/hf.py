@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from selfplay.config import Sampling
 from selfplay.errors import ConfigError
-from selfplay.models import decode, encode_prompt, special_tokens, stop_token_ids
+from selfplay.models import decode, encode_prompt, special_texts, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 
 LEAST_ROWS_TO_DROP = 8
@@ -115,6 +115,7 @@ class TransformersEngine:
     ) -> None:
         self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
         self.stop_ids = frozenset(stop_token_ids(model.generation_config, tokenizer))
+        self.special_tokens = special_texts(tokenizer)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
+from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer
 
@@ -29,10 +30,11 @@ def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "
     engine.name = name
 
 
-def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32") -> Engine:
+def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32", ledger: Ledger | None = None) -> Engine:
     """The engine that answers for a judge's file: its endpoint, or the given kind of engine over its model.
 
-    Raises ConfigError if the file names no model.
+    `ledger` counts what an endpoint costs. Raises ConfigError if the file names no model, or for an endpoint's key that
+    is missing.
     """
     endpoint, model = getattr(spec, "endpoint", None), getattr(spec, "model", None)
     if model is None:
@@ -43,5 +45,5 @@ def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32") -
     if endpoint is not None:
         from selfplay.engines.endpoint import EndpointEngine
 
-        return EndpointEngine(endpoint, model)
+        return EndpointEngine(endpoint, model, ledger)
     return open_engine(config, model, model, dtype=dtype, revision=getattr(spec, "revision", None))

@@ -27,7 +27,7 @@ from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
 from selfplay.engines.vllm_worker import OWNER_VARIABLE
 from selfplay.errors import ConfigError
-from selfplay.models import decode, encode_prompt, load_tokenizer, special_tokens, stop_token_ids
+from selfplay.models import decode, encode_prompt, load_tokenizer, special_texts, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -50,6 +50,7 @@ class VllmEngine:
         self.name, self.may_sleep, self.asleep = name, config.sleep, False
         self.on_gpu, self.tensor_parallel = torch.cuda.is_available(), config.tensor_parallel
         self.tokenizer = load_tokenizer(path, revision)
+        self.special_tokens = special_texts(self.tokenizer)
         self.model_config = AutoConfig.from_pretrained(path, revision=revision).get_text_config()
         if not self.on_gpu:
             check_head_size(head_size(self.model_config), str(path))

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 from selfplay.config import Guard
-from selfplay.formatting import interval_text, points_text, rate_text
+from selfplay.formatting import hundredths, interval_text, points_text, rate_text
 from selfplay.records import Comparison, Record
 from selfplay.results.run import START, Iteration, Match, RunData
 from selfplay.stats.intervals import win_rate
@@ -108,7 +108,7 @@ def _length(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
     longer = f"iteration {iteration.number}'s answers are {growth:.1f} times as long as the start's"
     share, level, why = (iteration.health or {}).get("longer_share"), _undone_by_length(run, iteration), []
     if share is not None and share >= settings.longer_share:
-        why.append(f"the labelling judge preferred the longer answer in {share:.0%} of the pairs")
+        why.append(f"the labelling judge preferred the longer answer in {hundredths(share)}% of the pairs")
     if level is not None:
         rate = interval_text(level.win_rate, level.low, level.high)
         why.append(f"at equal length it no longer beats the start ({rate})")
@@ -138,8 +138,8 @@ def _diversity(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
             yield (
                 after < settings.diversity**2 * before,
                 (
-                    f"Diversity fell: iteration {iteration.number} has {after / before:.0%} of the start's share of {what} "
-                    f"({after:.2f} against {before:.2f})."
+                    f"Diversity fell: iteration {iteration.number} has {hundredths(after / before)}% of the start's share "
+                    f"of {what} ({after:.2f} against {before:.2f})."
                 ),
             )
 
@@ -151,8 +151,8 @@ def _truncation(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
         yield (
             now.truncated > 2 * settings.truncated,
             (
-                f"{now.truncated:.0%} of iteration {iteration.number}'s answers are cut off at the token limit, "
-                f"{start.truncated:.0%} of the start's."
+                f"{hundredths(now.truncated)}% of iteration {iteration.number}'s answers are cut off at the token limit, "
+                f"{hundredths(start.truncated)}% of the start's."
             ),
         )
 
@@ -163,13 +163,15 @@ def _judge(iteration: Iteration, settings: Guard) -> Signs:
     consistent, pairs, unscored = health.get("swap_consistency"), health.get("pairs"), health.get("unscored")
     if consistent is not None and consistent < settings.swap_consistency:
         first = health.get("first_share")
-        place = f", choosing the first place in {first:.0%}" if first is not None else ""
+        place = f", choosing the first place in {hundredths(first)}%" if first is not None else ""
         yield (
             False,
-            (f"{where} agreed with itself in only {consistent:.0%} of the pairs when their order was swapped{place}."),
+            (
+                f"{where} agreed with itself in only {hundredths(consistent)}% of the pairs when their order was swapped{place}."
+            ),
         )
     if pairs and unscored and unscored / pairs > settings.unscored:
-        yield False, f"{where} gave no readable verdict on {unscored / pairs:.0%} of the pairs."
+        yield False, f"{where} gave no readable verdict on {hundredths(unscored / pairs)}% of the pairs."
 
 
 def _reward_model(run: RunData, iteration: Iteration) -> Signs:

@@ -3,16 +3,19 @@
 Reads what the stages wrote and knows no model. The recipe's `guard.action` says what an alarm does.
 """
 
-import os
+import contextlib
 from pathlib import Path
 
+from selfplay import durable
+from selfplay.checksums import write_sealed
 from selfplay.config import Guard, validate
+from selfplay.durable import NotWritten
 from selfplay.formatting import rate_text
 from selfplay.guard.alarms import Alarm, alarms_of
+from selfplay.progress import log
 from selfplay.records import Comparison, Record
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, RunData
-from selfplay.rundir import write_json
 
 
 class Assessment(Record):
@@ -51,7 +54,7 @@ def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
     directory = Path(run_directory)
     assessment = assess(directory)
     folder = f"iteration-{assessment.best_iteration:03d}/policy"
-    write_json(
+    write_sealed(
         directory / "outcome.json",
         {
             "best": assessment.best_iteration,
@@ -60,10 +63,12 @@ def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
             "alarms": [alarm.model_dump() for alarm in assessment.alarms],
         },
     )
-    fresh = directory / ".best"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(folder, target_is_directory=True)
-    os.replace(fresh, directory / "best")
+    best = directory / "best"
+    if best.exists() and not best.is_symlink():
+        log(f"  {best} is not a link of this run and was left as it is; outcome.json names the best iteration")
+    else:
+        with contextlib.suppress(NotWritten):  # where there are no links, outcome.json is enough
+            durable.link(best, folder)
     return assessment
 
 

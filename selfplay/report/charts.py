@@ -6,6 +6,7 @@ Each takes numbers and gives a `Figure`; what they mean is said by `panels`.
 from collections.abc import Callable, Sequence
 from html import escape
 
+from selfplay.formatting import bounds_text, hundredths
 from selfplay.report.svg import DASHES, MARKERS, Figure, Scale, Series, percent, plain, ticks
 
 
@@ -132,17 +133,22 @@ def matrix_chart(
             colour = "c0" if rate >= 0.5 else "c1"
             parts.append(box(*place, f'class="{colour}" fill="currentColor" fill-opacity="{strength}"'))
             parts.append(box(*place, 'class="grid" fill="none" stroke="currentColor"'))
-            parts.append(words(x + cell_w / 2, middle, f"{100 * rate:.0f}%", "middle"))
+            parts.append(words(x + cell_w / 2, middle, f"{hundredths(rate)}%", "middle"))
     return Figure(name, title, "".join(parts), left + cell_w * len(labels) + 8, top + cell_h * len(labels) + 8, note)
 
 
 def interval_chart(
-    name: str, title: str, rows: Sequence[tuple[str, float, float, float]], x_label: str, note: str = ""
+    name: str,
+    title: str,
+    rows: Sequence[tuple[str, float, float | None, float | None]],
+    x_label: str,
+    note: str = "",
 ) -> Figure:
-    """Rows of (label, value, low, high) as dots with bars over one axis, 0 marked."""
+    """Rows of (label, value, low, high) as dots with bars over one axis, 0 marked; a side without a bound is an arrow."""
     width, row_h, top = 360, 30, 8
     left, base = 16 + 7 * max(len(row[0]) for row in rows), top + row_h * len(rows)
-    marks = ticks(min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows)))
+    ends = [value for row in rows for value in row[1:] if value is not None]
+    marks = ticks(min(0.0, *ends), max(0.0, *ends))
     x = Scale(marks[0], marks[-1], left, width - 18)
     parts = []
     for tick in marks:
@@ -150,10 +156,13 @@ def interval_chart(
         parts.append(words(x(tick), base + 14, plain(tick), "middle", "muted"))
     for index, (label, value, low, high) in enumerate(rows):
         y = top + row_h * (index + 0.5)
-        bar = f"M{x(low)} {y}H{x(high)}M{x(low)} {y - 4}v8M{x(high)} {y - 4}v8"
+        left_end, right_end = x(marks[0] if low is None else low), x(marks[-1] if high is None else high)
+        left_tip = f"M{left_end + 5} {y - 4}l-5 4l5 4" if low is None else f"M{left_end} {y - 4}v8"
+        right_tip = f"M{right_end - 5} {y - 4}l5 4l-5 4" if high is None else f"M{right_end} {y - 4}v8"
+        bar = f"M{left_end} {y}H{right_end}{left_tip}{right_tip}"
         parts.append(words(left - 10, y + 4, label, "end"))
         parts.append(
-            f'<g class="c0"><title>{escape(label)}: {plain(value)} [{plain(low)}, {plain(high)}]</title><path '
+            f'<g class="c0"><title>{escape(label)}: {plain(value)} {bounds_text(low, high)}</title><path '
             f'd="{bar}" stroke="currentColor" stroke-width="1.6" fill="none"/>{marker(0, x(value), y)}</g>'
         )
     parts.append(words((left + width) / 2, base + 30, x_label, "middle", "muted"))

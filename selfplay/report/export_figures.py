@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from selfplay import durable
 from selfplay.errors import ConfigError
 from selfplay.report.plots import all_figures
 from selfplay.report.svg import Figure
@@ -30,7 +31,7 @@ def save_figures(run_directory: Path, folder: Path, formats: Sequence[str] | Non
     for figure in figures:
         for one in formats:
             path = folder / f"{figure.name}.{one}"
-            path.write_bytes(figure.standalone().encode() if one == "svg" else png(figure))
+            durable.write(path, figure.standalone() if one == "svg" else png(figure))
             paths.append(path)
     return paths
 

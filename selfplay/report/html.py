@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from selfplay import durable
 from selfplay.formatting import display_name
 from selfplay.guard.selection import assess_run
 from selfplay.report import plots as panels
@@ -22,7 +23,6 @@ from selfplay.report.headline import headline, lead
 from selfplay.report.transcripts import thinned, transcripts, visible
 from selfplay.results.load import read_run
 from selfplay.results.run import Match, RunData
-from selfplay.rundir import write_atomically
 from selfplay.stats.votes import VoteTable
 
 MOST_BYTES = 8_000_000
@@ -35,7 +35,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
     Raises ConfigError if the directory holds no run.
     """
     path = Path(output) if output is not None else Path(run_directory) / "report.html"
-    write_atomically(path, render_report(read_run(run_directory)))
+    durable.write(path, render_report(read_run(run_directory)))
     return path
 
 
@@ -52,7 +52,7 @@ def render_report(run: RunData, *, live: bool = False) -> str:
 def write_comparison(run: RunData, output: Path) -> Path:
     """Write the report of a comparison that is no run of its own (see `as_run`); returns its path."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, render_report(run))
+    durable.write(output, render_report(run))
     return output
 
 

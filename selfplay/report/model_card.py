@@ -1,13 +1,13 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
 import judges
+from selfplay import durable
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
-from selfplay.formatting import DASH, display_name, level_text, rate_text
+from selfplay.formatting import DASH, display_name, hundredths, level_text, rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.guard.selection import assess_run
 from selfplay.results.run import START, Iteration, RunData
-from selfplay.rundir import write_atomically
 
 
 def write_cards(run: RunData) -> None:
@@ -18,7 +18,7 @@ def write_cards(run: RunData) -> None:
     """
     for one in run.iterations:
         if one.evaluation is not None:
-            write_atomically(run.path / one.name / "policy" / "README.md", card(run, one.number))
+            durable.write(run.path / one.name / "policy" / "README.md", card(run, one.number))
 
 
 def card(run: RunData, number: int) -> str:
@@ -73,8 +73,8 @@ def _results(run: RunData, one: Iteration) -> list[str]:
         ("reward model agrees with the judge on its answers", rate_text(reward_accuracy(run, one))),
         ("KL to the start, nats per answer", _form(one.number_of("kl_to_start") if one.number else None, "{:.1f}")),
         ("mean length, tokens", _form(one.number_of("mean_length"), "{:.0f}")),
-        ("cut off at the token limit", _form(one.number_of("truncated"), "{:.1%}")),
-        ("different answers", _form(one.number_of("unique"), "{:.0%}")),
+        ("cut off at the token limit", _share(one.number_of("truncated"), 1)),
+        ("different answers", _share(one.number_of("unique"))),
     ]
     said = "On the held-out prompts."
     if pair is not None:
@@ -92,6 +92,10 @@ def _results(run: RunData, one: Iteration) -> list[str]:
         "|---|---|",
         *(f"| {label} | {text} |" for label, text in rows if text != DASH),
     ]
+
+
+def _share(value: float | None, places: int = 0) -> str:
+    return DASH if value is None else f"{hundredths(value, places)}%"
 
 
 def _form(value: float | None, form: str) -> str:

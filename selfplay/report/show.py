@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from selfplay.errors import ConfigError
-from selfplay.rundir import RunDirectory, read_json, read_rows
+from selfplay.formatting import hundredths
+from selfplay.rundir import RunDirectory
+from selfplay.storage import read_json, read_rows
 
 
 def iterations(directory: Path) -> list[dict[str, Any]]:
@@ -25,10 +27,7 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
         if not files.finished(number, "evaluate"):
             continue
         found = read_json(files.stage(number, "evaluate") / "evaluation.json")
-        rounds = sorted(
-            files.iteration(number).glob("reward*/metrics.json"),
-            key=lambda file: (len(file.parent.name), file.parent.name),
-        )
+        rounds = files.rounds(number, "reward")
         health_file = files.stage(number, "label") / "judge_health.json"
         health = read_json(health_file) if health_file.is_file() else None
         rows.append(
@@ -38,7 +37,7 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
                 "win_rate_vs_previous": _rate(found["win_rate_vs_previous"]),
                 "mean_score": found["mean_score"],
                 "mean_reward": found["mean_reward"],
-                "reward_accuracy": read_json(rounds[-1])["accuracy"] if rounds else None,
+                "reward_accuracy": read_json(rounds[-1] / "metrics.json")["accuracy"] if rounds else None,
                 "kl_to_start": found["kl_to_start"],
                 "mean_length": found["mean_length"],
                 "truncated": found["truncated"],
@@ -72,7 +71,7 @@ def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
             number((row["reward_accuracy"] or {}).get("value"), "{:.2f}"),
             number(row["kl_to_start"], "{:.1f}"),
             number(row["mean_length"], "{:.0f}"),
-            number(row["truncated"], "{:.0%}"),
+            "-" if row["truncated"] is None else f"{hundredths(row['truncated'])}%",
             number(sum(row["seconds"].values()), "{:.0f}"),
         )
     console.print(table)
@@ -82,7 +81,8 @@ def interval(rate: dict[str, Any] | None) -> str:
     """A share with its 95% interval, in percent."""
     if rate is None or rate["value"] is None:
         return "-"
-    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    value, low, high = (hundredths(rate[key], 1) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def number(value: float | None, form: str) -> str:
@@ -150,10 +150,9 @@ def print_transcripts(found: dict[str, Any], console: Console) -> None:
 
 
 def print_check(found: dict[str, Any]) -> None:
-    """What `judge check` found, a line each."""
+    """What `judge check` found, a line each, but for what it announces before its calls."""
     console = Console(highlight=False, markup=False)
     console.print(f"judge {found['judge']} (version {found['version']}, model {found['model'] or 'none'})")
-    console.print(f"tests in the file: {found['tests'] - len(found['failed_tests'])} of {found['tests']} pass")
     for name, value in (found["gold"] or {}).items():
         if value is not None:
             console.print(f"{name.replace('_', ' ')}: {_figure(value)}")
@@ -188,7 +187,8 @@ def print_trial(found: dict[str, Any]) -> None:
         for message in exchange["messages"]:
             console.print(f"[{message['role']}]")
             console.print(message["content"])
-        console.print(f"[said] {exchange['said'] if exchange['said'] is not None else 'nothing: there is no model'}")
+        nothing = f"nothing: {exchange['error'] or 'there is no model'}"
+        console.print(f"[said] {nothing if exchange['said'] is None else exchange['said']}")
     for verdict in found["verdicts"]:
         said = (
             "unscored: " + verdict["error"]

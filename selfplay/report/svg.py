@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from selfplay.formatting import hundredths
+
 PALETTE = ("#0072b2", "#d55e00", "#008f6a", "#a8579b", "#8a6d00", "#4a4a4a")
 """Okabe-Ito, darkened where needed for text on white (contrast of at least 4.5)."""
 MARKERS = ("circle", "square", "triangle", "diamond")
@@ -65,8 +67,9 @@ class Series:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage of at most three digits."""
-    return f"{100 * value:.3g}%"
+    """A share as a percentage of at most three digits; more where it would else read 0 or 100 and is neither."""
+    text = f"{100 * value:.3g}"
+    return f"{hundredths(value) if float(text) in (0, 100) else text}%"
 
 
 def plain(value: float) -> str:

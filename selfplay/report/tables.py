@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from selfplay.formatting import DASH, chance_text, display_name, interval_text, level_text, rate_text
+from selfplay.formatting import DASH, chance_text, display_name, hundredths, interval_text, level_text, rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.report.svg import plain
 from selfplay.results.run import START, Iteration, Profile, RunData, number
@@ -48,16 +48,21 @@ def iteration_table(run: RunData) -> list[Row]:
         measured("KL to the start, nats", "kl_to_start", "{:.1f}".format, start=0.0),
         written("mean length, tokens", lambda one: one.mean_length),
         written("95th percentile of length", lambda one: one.p95_length),
-        written("cut off at the limit", lambda one: one.truncated, "{:.1%}".format),
-        written("distinct-1", lambda one: one.distinct_1, "{:.1%}".format),
-        written("distinct-2", lambda one: one.distinct_2, "{:.1%}".format),
-        written("different answers", lambda one: one.unique, "{:.0%}".format),
+        written("cut off at the limit", lambda one: one.truncated, tenths),
+        written("distinct-1", lambda one: one.distinct_1, tenths),
+        written("distinct-2", lambda one: one.distinct_2, tenths),
+        written("different answers", lambda one: one.unique, lambda share: f"{hundredths(share)}%"),
         of("likeness of answers to one prompt", lambda one: similar.get(one.number), "{:.2f}".format),
         written("correlation of reward and length", lambda one: one.reward_length, signed),
         of("reward agrees with the judge", lambda one: rate_text(reward_accuracy(run, one))),
         of("reward model's accuracy", _accuracy),
     ]
     return [(label, texts) for label, texts in rows if any(text != DASH for text in texts[1:])]
+
+
+def tenths(share: float) -> str:
+    """A share in percent with one decimal, or more (`hundredths`)."""
+    return f"{hundredths(share, 1)}%"
 
 
 def signed(value: float) -> str:
@@ -78,7 +83,7 @@ def _accuracy(one: Iteration) -> str | None:
     low, high = number(inner.get("low")), number(inner.get("high"))
     if value is None:
         return None
-    return f"{100 * value:.0f}%" if low is None or high is None else interval_text(value, low, high)
+    return f"{hundredths(value)}%" if low is None or high is None else interval_text(value, low, high)
 
 
 def health_table(run: RunData) -> list[Row]:
@@ -98,7 +103,7 @@ def _amount(value: Any) -> str:
     if amount is None:
         return DASH
     if isinstance(value, float) and 0 <= amount <= 1:
-        return f"{100 * amount:.1f}%"
+        return tenths(amount)
     return plain(amount) if isinstance(value, float) else f"{value:,}"
 
 
@@ -147,7 +152,7 @@ def cycle_sentences(summary: Summary) -> list[str]:
     found = []
     for cycle in summary.cycles:
         a, b, c = map(display_name, cycle.models)
-        x, y, z = (f"{rate:.0%}" for rate in cycle.win_rates)
+        x, y, z = (f"{hundredths(rate)}%" for rate in cycle.win_rates)
         found.append(f"{a} beats {b} ({x}), {b} beats {c} ({y}), and {c} beats {a} ({z})")
     return found
 

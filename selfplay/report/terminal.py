@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.formatting import DASH, chance_text, display_name, level_text, points_text, rate_text
+from selfplay.formatting import DASH, bounds_text, chance_text, display_name, level_text, points_text, rate_text
 from selfplay.report.headline import headline_of
 from selfplay.report.tables import cycle_sentences
 from selfplay.stats.summary import Summary
@@ -46,7 +46,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             _table(
                 ("rating", "points", "95% interval"),
                 [
-                    (display_name(one.model), f"{one.rating:.0f}", f"[{one.low:.0f}, {one.high:.0f}]")
+                    (display_name(one.model), f"{one.rating:.0f}", bounds_text(one.low, one.high))
                     for one in summary.ratings
                 ],
             )

@@ -4,7 +4,6 @@ Reads a run at any moment, also one that is under way or was stopped: what is no
 error. Left out on purpose: models. Whatever needs a forward pass is computed by the stages and read here.
 """
 
-import json
 import sqlite3
 from collections import defaultdict
 from contextlib import closing
@@ -13,20 +12,18 @@ from typing import Any
 
 import yaml
 
-from selfplay.errors import ConfigError
+from selfplay.checksums import read_sealed
 from selfplay.results.run import Iteration, Match, RunData, Spent
-from selfplay.rundir import RunDirectory, read_rows
+from selfplay.rundir import RunDirectory
 from selfplay.stats.diversity import self_similarity
+from selfplay.storage import read_json, read_rows
 
 
 def read_run(path: str | Path) -> RunData:
     """Read a run's directory. Raises ConfigError if it holds no run."""
     directory = RunDirectory(path)
-    config_file = directory.path / "config.yaml"
-    if not config_file.is_file():
-        raise ConfigError(f"{str(path)!r} is no run: it has no config.yaml; start one with `selfplay run RECIPE`")
-    config_text = config_file.read_text(encoding="utf-8")
-    numbers = sorted(int(folder.name[10:]) for folder in directory.path.glob("iteration-[0-9]*") if folder.is_dir())
+    config_text = directory.config_text()
+    numbers = directory.numbers()
     matches: dict[tuple[str, str, str], Match] = {}
     for one in numbers:
         for match in _matches(directory.stage(one, "evaluate") / "matches.parquet"):
@@ -35,8 +32,8 @@ def read_run(path: str | Path) -> RunData:
         path=directory.path,
         config_text=config_text,
         config=yaml.safe_load(config_text) or {},
-        provenance=_json(directory.path / "provenance.json") or {},
-        outcome=_json(directory.path / "outcome.json") or {},
+        provenance=directory.provenance(),
+        outcome=read_sealed(outcome) if (outcome := directory.path / "outcome.json").is_file() else {},
         spent=tuple(_spent(directory.path / "judge_cache.sqlite")),
         iterations=tuple(_iteration(directory, one) for one in numbers),
         metrics=tuple(directory.metrics()),
@@ -59,9 +56,7 @@ def _iteration(directory: RunDirectory, number: int) -> Iteration:
 
 def _last_round(directory: RunDirectory, number: int, name: str) -> Path:
     """Folder of a stage, or of its last extra round."""
-    extra = directory.iteration(number).glob(f"{name}-extra-[0-9]*")
-    finished = [folder for folder in extra if (folder / "manifest.json").is_file()]
-    return max(finished, key=lambda folder: int(folder.name.rpartition("-")[2]), default=directory.stage(number, name))
+    return (directory.rounds(number, name) or [directory.stage(number, name)])[-1]
 
 
 def _similarity(path: Path, most: int = 512) -> float | None:
@@ -102,5 +97,5 @@ def _matches(path: Path) -> list[Match]:
 
 def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or `None` if the file is not there."""
-    value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    value = read_json(path) if path.is_file() else None
     return value if isinstance(value, dict) else None

@@ -13,7 +13,7 @@ from selfplay.errors import ConfigError
 from selfplay.models import weights_digest
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.rundir import hash_of
+from selfplay.storage import hash_of
 
 
 class Reward(Protocol):

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfplay import durable
 from selfplay.config import PPO
 from selfplay.rl.advantages import masked_mean
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import kl_estimate
 from selfplay.rl.losses import PolicyLoss, ValueLoss
 from selfplay.rl.rollouts import Episodes, Estimates
-from selfplay.rundir import read_json_lines
+from selfplay.storage import read_json_lines
 
 SUMS = (
     "tokens",
@@ -138,8 +139,5 @@ def forget_rows_from(path: Path, step: int) -> None:
     """Drop the rows of `step` and later, and a last line cut short by a kill: a resumed run writes them again."""
     if not path.is_file():
         return
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    partial.touch()
-    append_rows(partial, [row for row in read_json_lines(path) if row["step"] < step])
-    partial.replace(path)
+    kept = [row for row in read_json_lines(path) if row["step"] < step]
+    durable.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))

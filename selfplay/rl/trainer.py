@@ -27,7 +27,7 @@ from selfplay.records import Prompt
 from selfplay.rewards.sources import Reward, identity
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.batching import derive_seed, minibatches, shard_by_tokens
-from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
+from selfplay.rl.checkpoint import cut_logs, load_checkpoint, logged_so_far, save_checkpoint
 from selfplay.rl.experience import Experience, build_experience
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import policy_loss, value_loss
@@ -44,8 +44,9 @@ from selfplay.rl.networks import Critic, PolicyNetwork, check_head, packs, preci
 from selfplay.rl.optimise import Optimizer, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
-from selfplay.rundir import hash_of
+from selfplay.storage import hash_of
 
+LOGS = ("metrics.jsonl", "samples.jsonl")
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
 
 
@@ -279,7 +280,7 @@ class PPOTrainer:
         """Write the checkpoint; the first process does, and all agree on what was sampled ahead."""
         state = self._state()
         if self.directory is not None and rank() == 0:
-            save_checkpoint(self.directory, state)
+            save_checkpoint(self.directory, {**state, "logs": logged_so_far(self.directory, LOGS)})
 
     def _resume(self) -> None:
         """Go back to the checkpoint, if there is one, and forget what was logged behind it."""
@@ -304,8 +305,10 @@ class PPOTrainer:
                 f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
                 "of them share"
             )
-        if rank() == 0:
-            for name in ("metrics.jsonl", "samples.jsonl"):
+        if rank() == 0 and (state is None or "logs" in state):
+            cut_logs(self.directory, LOGS, {} if state is None else state["logs"])
+        elif rank() == 0:  # a checkpoint of the format before
+            for name in LOGS:
                 forget_rows_from(self.directory / name, self.steps_done + 1)
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from selfplay.config import Recipe
 from selfplay.records import Prompt
-from selfplay.rundir import RunDirectory, derived_seed, hash_of
+from selfplay.rundir import RunDirectory
+from selfplay.storage import derived_seed, hash_of
 from selfplay.tracking import Tracker
 
 if TYPE_CHECKING:
     from selfplay.engines import Engine
+    from selfplay.engines.ledger import Ledger
 
 
 @dataclass
@@ -37,6 +39,13 @@ class RunContext:
             name: hash_of([prompt.model_dump(mode="json") for prompt in prompts])
             for name, prompts in (("train", self.train), ("heldout", self.heldout))
         }
+
+    @cached_property
+    def ledger(self) -> "Ledger":
+        """What this run has spent on endpoints, all its judges together. Raises ConfigError if the file is damaged."""
+        from selfplay.engines.ledger import Ledger
+
+        return Ledger(self.files.path / "spending.jsonl")
 
     def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
         """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""

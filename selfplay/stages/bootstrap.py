@@ -6,7 +6,6 @@ the tokenizer. Left out: anything that a pretraining of more than an hour would 
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +25,9 @@ from selfplay.config import Architecture, Bootstrap, Demonstrations
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import log
-from selfplay.rundir import write_json
 from selfplay.stages import RunContext
 from selfplay.stages.supervised import demonstration_rows, document_rows, train_supervised
+from selfplay.storage import write_json, write_json_lines
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, END, SYSTEM, USER, ASSISTANT]
@@ -56,10 +55,9 @@ def run(run: RunContext, iteration: int = 0) -> None:
             metrics = {}
             if policy.sft is not None:
                 fine_tune(model, tokenizer, policy.sft, folder / "work", seed)
-        shutil.rmtree(folder / "work", ignore_errors=True)
         save(model, tokenizer, folder)
         write_json(folder / "bootstrap.json", {"parameters": model.num_parameters(), **metrics})
-        run.files.add_metrics(0, "bootstrap", [metrics] if metrics else [])
+        write_json_lines(folder / "metrics.jsonl", [metrics] if metrics else [])
 
 
 def from_text(

@@ -13,19 +13,21 @@ from typing import Any
 import torch
 
 import judges
+from selfplay.journal import Journal
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
 from selfplay.progress import log, meter
 from selfplay.records import Comparison, Completion, Pair, Verdict
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
-from selfplay.rundir import Journal, read_rows, write_json, write_rows
+from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.ppo_rewards import folder_of_model
 from selfplay.stats.diversity import distinct_n, unique_share
 from selfplay.stats.intervals import win_rate
+from selfplay.storage import read_rows, write_json, write_rows
 
 
 def fingerprint(run: RunContext, iteration: int) -> str:
@@ -75,7 +77,7 @@ def run(run: RunContext, iteration: int) -> None:
                 for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)
             ]
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
-            verdicts = ask(judge, judged, folder / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
+            verdicts = ask(judge, judged, folder / WORK / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
             preferences = preferences_of(pairs, verdicts, spec)
             rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
             if reward and rewards:
@@ -98,8 +100,6 @@ def run(run: RunContext, iteration: int) -> None:
                 "seconds": round(time.time() - started, 3),
             },
         )
-        for file in folder.glob("journal*.jsonl"):
-            file.unlink()
     for number, result in results.items():
         if result.win_rate is not None:
             log(
@@ -115,7 +115,7 @@ def name_of(iteration: int) -> str:
 
 def sample_heldout(run: RunContext, iteration: int, folder: Path) -> list[Completion]:
     """One answer of an iteration's policy to each held-out prompt."""
-    journal = Journal(folder / "journal-samples.jsonl")
+    journal = Journal(folder / WORK / "journal-samples.jsonl")
     with meter("answer held-out prompts", len(run.heldout), "completions") as bar:
         groups = sample(run, iteration, run.heldout, 1, "heldout", journal, bar, run.recipe.evaluate.temperature)
     return [group[0] for group in groups]

@@ -8,11 +8,13 @@ import random
 from collections.abc import Sequence
 from itertools import combinations, product
 
+from selfplay.journal import Journal
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Pair, Prompt
-from selfplay.rundir import Journal, derived_seed, read_json, write_json, write_rows
+from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.rows import pair_row
+from selfplay.storage import derived_seed, read_json, write_json, write_rows
 
 
 def stage_name(name: str, extra: int) -> str:
@@ -41,7 +43,7 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
     with run.files.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
         prompts = draw_prompts(run.train, run.recipe.generate.prompts, first, run.seed("prompts"))
         rivals = [opponent(run, iteration, prompt) for prompt in prompts]
-        journal = Journal(folder / "journal.jsonl")
+        journal = Journal(folder / WORK / "journal.jsonl")
         again = f"-{extra}" if extra else ""  # other random numbers for a prompt that comes again in an extra round
         own_count, rival_count = split_completions(run.recipe.generate.completions, rivals[0] != iteration - 1)
         with meter("generate", len(prompts) * (own_count + rival_count), "completions") as bar:
@@ -70,16 +72,15 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
                 "opponents": sorted(set(rivals)),
             },
         )
-        journal.path.unlink(missing_ok=True)
 
 
 def prompts_used(run: RunContext, iteration: int, extra: int) -> int:
     """How many prompts earlier iterations and rounds have drawn."""
     drawn = [
-        read_json(file)["used_up_to"]
+        read_json(folder / "generate.json")["used_up_to"]
         for before in range(1, iteration + 1)
-        for file in run.files.iteration(before).glob("generate*/generate.json")
-        if file.parent.suffix != ".partial" and (before < iteration or round_of(file.parent.name) < extra)
+        for folder in run.files.rounds(before, "generate")
+        if before < iteration or round_of(folder.name) < extra
     ]
     return max(drawn, default=0)
 

@@ -9,7 +9,6 @@ on pairs that it never saw is in `judge.json`. Left out: pairs of other things t
 """
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,10 +27,10 @@ from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, save
 from selfplay.progress import log
 from selfplay.records import Completion, Pair, Prompt
-from selfplay.rundir import write_json
 from selfplay.stages import RunContext
 from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
 from selfplay.stages.supervised import train_supervised
+from selfplay.storage import write_json, write_json_lines
 
 SAMPLE = 2000
 """Lessons that the tokenizer is trained on."""
@@ -58,8 +57,7 @@ def run(run: RunContext, iteration: int = 0) -> None:
             for spec in files
         }
         write_json(folder / "judge.json", {"parameters": model.num_parameters(), "rules": rules.name, "files": found})
-        run.files.add_metrics(0, "judge", [{"judge": name, **row} for name, row in found.items()])
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        write_json_lines(folder / "metrics.jsonl", [{"judge": name, **row} for name, row in found.items()])
     for name, row in found.items():
         log(
             f"  {name} agrees with {rules.name} on {row['agreement']:.1%} [{row['low']:.1%}, {row['high']:.1%}] of "

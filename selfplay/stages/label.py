@@ -14,13 +14,15 @@ from judges.audit.check import enforce_thresholds, measure_health
 from selfplay.engines import Engine
 from selfplay.engines.open import open_engine, open_judge_engine
 from selfplay.errors import ConfigError
+from selfplay.journal import Journal
 from selfplay.models import load_tokenizer
 from selfplay.progress import meter
 from selfplay.records import Pair, Verdict
-from selfplay.rundir import Journal, read_rows, write_json, write_rows
+from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.generate import stage_name
 from selfplay.stages.rows import pair_of, preference_row
+from selfplay.storage import read_rows, write_json, write_rows
 
 BATCH = 512
 
@@ -42,7 +44,7 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
         started = time.time()
         pairs = [pair_of(row) for row in read_rows(run.files.stage(iteration, source) / "pairs.parquet")]
         judge = open_judge(run, spec, iteration - 1, engines)
-        verdicts = ask(judge, pairs, folder / "journal.jsonl", "label")
+        verdicts = ask(judge, pairs, folder / WORK / "journal.jsonl", "label")
         preferences, counts = judges.to_preferences(pairs, verdicts, spec)
         if not preferences:
             raise ConfigError(
@@ -58,7 +60,6 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
         write_rows(folder / "preferences.parquet", rows)
         seconds = round(time.time() - started, 3)
         write_json(folder / "judge_health.json", {"judge": spec.name, **health, "seconds": seconds})
-        (folder / "journal.jsonl").unlink(missing_ok=True)
 
 
 def labelling_judge(run: RunContext) -> judges.JudgeSpec:
@@ -99,7 +100,7 @@ def open_judge(
     def engine_for(part: judges.JudgeSpec) -> Engine:
         checkpoint, name = run.files.policy(policy), f"iteration-{policy:03d}"
         if getattr(part, "model", None) != "policy":
-            engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype)
+            engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype, run.ledger)
         elif own_engine:
             engine = open_engine(run.recipe.engine, checkpoint, name, dtype=run.recipe.policy.dtype)
         else:

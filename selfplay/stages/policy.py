@@ -3,18 +3,18 @@
 Writes the new policy as a plain `save_pretrained` directory, `metrics.jsonl` (a row per step) and `samples.jsonl`.
 """
 
-import shutil
 from contextlib import ExitStack
 from typing import Any
 
 from prompts.sources import load_documents
+from selfplay import durable
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
 from selfplay.lora import add_adapter, merged
 from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
 from selfplay.progress import meter
 from selfplay.rl.trainer import PPOTrainer
-from selfplay.rundir import read_json_lines
+from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.ppo_rewards import build_reward, folder_of_model
 from selfplay.stages.ppo_rewards import settings as reward_settings
@@ -74,15 +74,11 @@ def run(run: RunContext, iteration: int) -> None:
                 critic=None if reward_model is None else load_scalar_model(reward_model),
                 reference=None if policy.lora and config.reference == "previous" else load_policy(reference),
                 corpus=corpus,
-                directory=folder / "work",
+                directory=folder / WORK,
                 seed=run.seed("ppo", iteration),
                 on_step=show,
             )
             trainer.train()
         save(merged(trainer.policy) if policy.lora else trainer.policy, tokenizer, folder)
         for name in ("metrics.jsonl", "samples.jsonl"):
-            if (folder / "work" / name).exists():  # else a try that was killed just here has moved it
-                shutil.move(folder / "work" / name, folder / name)
-        shutil.rmtree(folder / "work")
-        (folder / "opponents.jsonl").unlink(missing_ok=True)
-        run.files.add_metrics(iteration, "policy", read_json_lines(folder / "metrics.jsonl"))
+            durable.write(folder / name, (folder / WORK / name).read_bytes())

@@ -12,16 +12,18 @@ from typing import Any
 import judges
 from judges.audit.check import enforce_thresholds, measure_health
 from judges.spec.load import reward_judge
+from selfplay.journal import Journal
 from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rewards.sources import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
-from selfplay.rundir import Journal, write_json
+from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.generate import sample, stage_name
 from selfplay.stages.label import known_judge, open_judge
 from selfplay.stages.reward_model import newest_round
+from selfplay.storage import write_json
 
 
 def folder_of_model(run: RunContext, iteration: int) -> Path | None:
@@ -74,7 +76,7 @@ def build_reward(run: RunContext, iteration: int, folder: Path, engines: ExitSta
 
 def opponents(run: RunContext, iteration: int, folder: Path) -> dict[str, Completion]:
     """The answer of the policy before to each training prompt, by prompt id."""
-    journal = Journal(folder / "opponents.jsonl")
+    journal = Journal(folder / WORK / "opponents.jsonl")
     with meter("opponents", len(run.train), "completions") as bar:
         groups = sample(run, iteration - 1, run.train, 1, "opponents", journal, bar)
     return {prompt.id: group[0] for prompt, group in zip(run.train, groups, strict=True)}

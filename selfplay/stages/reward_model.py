@@ -5,7 +5,6 @@ held-out accuracy with a 95% interval, Brier score, calibration error. Left out:
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from trl import RewardConfig, RewardTrainer
 from selfplay.config import Optimisation, Reward
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
-from selfplay.progress import log, meter
+from selfplay.progress import log
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.rundir import derived_seed, read_json, read_rows, write_json
 from selfplay.stages import RunContext
 from selfplay.stages.generate import stage_name
-from selfplay.stages.supervised import Watcher, last_checkpoint, one_device, quiet, trainer_options
+from selfplay.stages.supervised import one_device, train_or_load, trainer_options
 from selfplay.stats.intervals import clustered_interval
+from selfplay.storage import derived_seed, read_json, read_rows, write_json, write_json_lines
 
 Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10
@@ -87,15 +86,13 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
         logged = train_reward_model(model, train, config, folder / "work", seed)
         model.normalise(model.raw(start_samples(run, tokenizer)))
         metrics = measure(model, heldout)
-        shutil.rmtree(folder / "work", ignore_errors=True)
         model.save(folder)
         write_json(
             folder / "metrics.json",
             {**metrics, "trained_on": len(train), "mean": model.mean, "deviation": model.deviation},
         )
-        run.files.add_metrics(
-            iteration, name, [{"reward/" + key: value for key, value in row.items()} for row in logged]
-        )
+        named = [{"reward/" + key: value for key, value in row.items()} for row in logged]
+        write_json_lines(folder / "metrics.jsonl", named)
     accuracy = metrics["accuracy"]
     log(
         f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
@@ -123,7 +120,7 @@ def draw(rows: Rows, share: float, seed: int) -> Rows:
 
 
 def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Path, seed: int) -> list[dict[str, float]]:
-    """Train in place with TRL's RewardTrainer; gives what it logged. Goes on from a checkpoint under `work`."""
+    """Train in place with TRL's RewardTrainer; see `supervised.train_or_load`."""
     steps = max(1, math.ceil(len(rows) / config.batch_size) * config.epochs)
     training = Optimisation(
         steps=steps,
@@ -135,19 +132,13 @@ def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Pat
     )
     options = trainer_options(model.model, training, work, seed, checkpoint_every=max(20, steps // 2))
     columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
-    with meter("train reward model", steps, "steps") as bar:
-        watcher = Watcher(bar)
-        trainer = RewardTrainer(
-            model=model.model,
-            processing_class=model.tokenizer,
-            callbacks=[watcher],
-            args=one_device(RewardConfig(**options, max_length=None, dataset_num_proc=None)),
-            train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
-        )
-        quiet(trainer)
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    model.model.eval()
-    return watcher.rows
+    trainer = RewardTrainer(
+        model=model.model,
+        processing_class=model.tokenizer,
+        args=one_device(RewardConfig(**options, max_length=None, dataset_num_proc=None)),
+        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
+    )
+    return train_or_load(trainer, work, "train reward model")
 
 
 def start_samples(run: RunContext, tokenizer: Any) -> list[list[int]]:

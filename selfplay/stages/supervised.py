@@ -1,5 +1,6 @@
 """Supervised training on token ids with TRL's SFTTrainer: pretraining on text, fine-tuning on demonstrations."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
+from selfplay import durable
 from selfplay.config import Optimisation
+from selfplay.errors import Diverged
 from selfplay.models import encode_prompt
 from selfplay.progress import Meter, meter
 from selfplay.records import Prompt
+from selfplay.stages.checkpoints import WRITING, logged, newest, publish, step_of
 
 SMALLEST_FOR_BFLOAT16 = 20_000_000
 
@@ -30,11 +35,11 @@ def prefers_bfloat16(model: PreTrainedModel) -> bool:
 
 
 def trainer_options(
-    model: PreTrainedModel, training: Optimisation, directory: Path, seed: int, checkpoint_every: int = 0
+    model: PreTrainedModel, training: Optimisation, directory: Path, seed: int, checkpoint_every: int
 ) -> dict[str, Any]:
-    """Arguments that every trainer of ours shares; nothing is reported but through our own callback."""
+    """Return the arguments that every trainer of ours shares; nothing is reported but through our own callback."""
     return {
-        "output_dir": str(directory),
+        "output_dir": str(directory / WRITING),
         "max_steps": training.steps,
         "per_device_train_batch_size": training.batch_size,
         "learning_rate": training.learning_rate,
@@ -50,39 +55,76 @@ def trainer_options(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
         "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # which would log the mean of the losses before instead
         "disable_tqdm": True,
         "save_only_model": False,
-        "save_strategy": "steps" if checkpoint_every else "no",
-        "save_steps": checkpoint_every or 500,
-        "save_total_limit": 1,
+        "save_strategy": "steps",
+        "save_steps": checkpoint_every,
     }
 
 
 def one_device(arguments: Any) -> Any:
-    """Trainer arguments that use one GPU where there are several: else `batch_size` would be multiplied by their number."""
+    """Return trainer arguments that use one GPU: with several, `batch_size` would be multiplied by their number."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
 
 
 class Watcher(TrainerCallback):
-    """Moves a meter and keeps the numbers that the trainer logs."""
+    """Moves a meter, publishes each checkpoint, and stops a training whose loss is not a number.
 
-    def __init__(self, bar: Meter) -> None:
-        self.bar = bar
-        self.rows: list[dict[str, float]] = []
+    A checkpoint's step is logged too, so that no loss of the steps before it is still waiting to be averaged: what is
+    logged after a resume is what would have been logged without the kill.
+    """
+
+    def __init__(self, bar: Meter, label: str, directory: Path) -> None:
+        self.bar, self.label, self.directory = bar, label, directory
+        self.note = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One optimiser step is done."""
-        self.bar.advance(state.global_step - self.bar.done, self._note())
+        """Count an optimizer step."""
+        control.should_log = control.should_log or control.should_save
+        self.bar.advance(state.global_step - self.bar.done, self.note)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """The trainer has numbers."""
-        self.rows.append({"step": state.global_step, **(logs or {})})
+        """Look at the numbers that the trainer logs. Raises Diverged if the loss or its gradient is not finite."""
+        for name, key in (("loss", "loss"), ("gradient's norm", "grad_norm")):
+            value = (logs or {}).get(key, 0.0)
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{self.label} diverged: at step {state.global_step} of {state.max_steps} the {name} is {value}. "
+                    "Lower its learning_rate or raise its warmup in a new output; if it starts from a model of yours, "
+                    "check that the model's own weights are finite"
+                )
+        if logs and "loss" in logs:
+            self.note = f"loss {logs['loss']:.3f}"
 
-    def _note(self) -> str:
-        losses = [row["loss"] for row in self.rows if "loss" in row]
-        return f"loss {losses[-1]:.3f}" if losses else ""
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put a checkpoint that is now written in its place."""
+        publish(self.directory, state.global_step)
+
+
+def train_or_load(trainer: Any, directory: Path, label: str) -> list[dict[str, float]]:
+    """Train a trainer's model in place to its last step, and return what was logged, the same after any kills.
+
+    A killed training goes on from its last complete checkpoint under `directory`; of one that had come to its end, the
+    result is loaded. Raises Diverged for a loss that is not a number, NotWritten where the disk refuses a checkpoint.
+    """
+    checkpoint, steps = newest(directory), trainer.args.max_steps
+    if checkpoint is not None and step_of(checkpoint) == steps:
+        align_special_tokens(trainer.model, trainer.processing_class)  # as training does first
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        if checkpoint is not None:
+            trainer._total_train_tokens = int(logged(checkpoint)[-1]["num_tokens"])  # of which TRL saves nothing
+        with meter(label, steps, "steps") as bar:
+            trainer.remove_callback(PrinterCallback)  # which prints what our meter shows already
+            trainer.add_callback(Watcher(bar, label, directory))
+            with durable.naming(directory / WRITING):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        checkpoint = directory / f"step-{steps}"
+    trainer.model.eval()
+    return logged(checkpoint)
 
 
 def train_supervised(
@@ -94,40 +136,14 @@ def train_supervised(
     seed: int,
     label: str,
 ) -> list[dict[str, float]]:
-    """Train `model` in place on rows of `input_ids` and `labels` (-100 where there is no loss); gives what was logged.
-
-    A killed training goes on from the last checkpoint under `directory`.
-    """
+    """Train `model` in place on rows of `input_ids` and `labels` (-100 where there is no loss); see `train_or_load`."""
     set_seed(seed)
     options = trainer_options(model, training, directory, seed, checkpoint_every=max(20, training.steps // 4))
-    config = one_device(
-        SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False)
+    config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False)
+    trainer = SFTTrainer(
+        model=model, args=one_device(config), train_dataset=Dataset.from_list(list(rows)), processing_class=tokenizer
     )
-    with meter(label, training.steps, "steps") as bar:
-        watcher = Watcher(bar)
-        trainer = SFTTrainer(
-            model=model,
-            args=config,
-            train_dataset=Dataset.from_list(list(rows)),
-            processing_class=tokenizer,
-            callbacks=[watcher],
-        )
-        quiet(trainer)
-        trainer.train(resume_from_checkpoint=last_checkpoint(directory))
-    model.eval()
-    return watcher.rows
-
-
-def quiet(trainer: Any) -> None:
-    """Stop a trainer from printing what our meter shows already."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-def last_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint of a killed training, or None."""
-    return get_last_checkpoint(str(directory)) if directory.is_dir() else None
+    return train_or_load(trainer, directory, label)
 
 
 def document_rows(documents: Sequence[list[int]], longest: int) -> list[dict[str, list[int]]]:

@@ -22,12 +22,15 @@ STEPS = 100
 
 
 class Rating(Record):
-    """A model's Bradley-Terry rating in points (mean 0; 400 points are odds of 10 : 1) with its 95% interval."""
+    """A model's Bradley-Terry rating in points (mean 0; 400 points are odds of 10 : 1) with its 95% interval.
+
+    `high` is `None` for a model that the others never beat, `low` for one that never beat them: there is no bound.
+    """
 
     model: str
     rating: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Cycle(Record):
@@ -86,10 +89,15 @@ def connected(wins: Array) -> NDArray[np.bool_]:
 
     Only then is there a finite rating for all (Ford 1957).
     """
+    return np.asarray(reachable(wins).all(axis=(-1, -2)))
+
+
+def reachable(wins: Array) -> NDArray[np.bool_]:
+    """Whether the row's model beat the column's through some chain of wins (or is the same), for each of (..., M, M)."""
     reach = (wins > 0) | np.eye(wins.shape[-1], dtype=bool)
     for _ in range(max(1, math.ceil(math.log2(wins.shape[-1])))):
         reach = (reach.astype(np.float32) @ reach.astype(np.float32)) > 0
-    return np.asarray(reach.all(axis=(-1, -2)))
+    return np.asarray(reach)
 
 
 def steadied(wins: Array) -> Array:
@@ -115,17 +123,43 @@ def ratings(table: VoteTable, *, resamples: int = 2000, seed: int = 0) -> tuple[
             "every pair: its true rating may lie further out"
         )
     )
-    point = strengths(steadied(wins))
-    sums = bootstrap_sums(np.hstack([table.score, table.count]), resamples, seed)
-    pairs = len(table.pairs)
-    samples = win_matrix(table, sums[:, :pairs], sums[:, pairs:])
+    point = strengths(steadied(wins)) * POINTS
+    samples = win_matrix(table, *_resampled(table, resamples, seed))
     linked = connected(samples + samples.swapaxes(-1, -2))
-    low, high = percentile_interval(newton_strengths(steadied(samples[linked])))
+    low, high = percentile_interval(newton_strengths(steadied(samples[linked]))) * POINTS
+    reach = reachable(wins)
+    beaten, winning = (np.any(one & ~one.T, axis=1) for one in (reach.T, reach))  # by, and against, who cannot answer
     found = [
-        Rating(model=name, rating=float(point[i] * POINTS), low=float(low[i] * POINTS), high=float(high[i] * POINTS))
+        Rating(
+            model=name,
+            rating=float(point[i]),
+            low=float(min(low[i], point[i])) if note == "" or winning[i] else None,
+            high=float(max(high[i], point[i])) if note == "" or beaten[i] else None,
+        )
         for i, name in enumerate(table.models)
     ]
     return sorted(found, key=lambda one: -one.rating), note
+
+
+def _resampled(table: VoteTable, resamples: int, seed: int) -> tuple[Array, Array]:
+    """Sums of scores and counts of each pair (R, K) over resampled prompts.
+
+    Where all n prompts of a pair agree, resampling them would give no spread at all; a share q of prompts that were never
+    seen is added instead, with P(q > x) = (1 - x)^n, so that one pair alone has the bounds of `constant_interval`.
+    """
+    pairs = len(table.pairs)
+    sums = bootstrap_sums(np.hstack([table.score, table.count]), resamples, seed)
+    score, count = sums[:, :pairs], sums[:, pairs:]
+    generator = np.random.default_rng(seed)
+    for k in range(pairs):
+        met = table.count[:, k] > 0
+        rate = table.score[met, k] / table.count[met, k]
+        if rate.size and np.ptp(rate) == 0:
+            evenly = (generator.permutation(resamples) + 0.5) / resamples
+            unseen = 1 - evenly ** (1 / rate.size)
+            other = rate[0] == 0 if rate[0] in (0, 1) else generator.random(resamples) < 0.5
+            score[:, k] = count[:, k] * (rate[0] * (1 - unseen) + unseen * other)
+    return score, count
 
 
 def cycles(table: VoteTable) -> list[Cycle]:

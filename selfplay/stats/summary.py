@@ -9,7 +9,6 @@ from itertools import combinations
 
 import numpy as np
 
-from selfplay.errors import ConfigError
 from selfplay.records import Comparison, Record
 from selfplay.stats.intervals import (
     Array,
@@ -64,7 +63,12 @@ class Difference(Record):
 
 
 class Summary(Record):
-    """The statistics of one table of votes. `ratings` is `None` where there can be none; `ratings_note` says why."""
+    """The statistics of one table of votes.
+
+    Every pair speaks of `a` against `b`: the newer against the older, any model against the baseline. `ratings` is `None`
+    where there can be none; `ratings_note` says why. `groups` holds the largest runs of neighbours in the order of the
+    ratings of which no two can be told apart, best first; a model may be in several.
+    """
 
     models: list[str]
     prompts: int
@@ -74,6 +78,7 @@ class Summary(Record):
     ratings: list[Rating] | None
     ratings_note: str
     cycles: list[Cycle]
+    groups: list[list[str]]
 
     def matrix(self) -> list[list[float | None]]:
         """Win rates of each row's model over each column's, in the order of `models`; `None` where they never met."""
@@ -87,34 +92,55 @@ class Summary(Record):
         return rates
 
 
-def summarise(table: VoteTable, *, baseline: str | None = None, resamples: int = 2000, seed: int = 0) -> Summary:
-    """All statistics of a table. `baseline` (default: the first model) is what differences are measured against.
+def summarise(
+    table: VoteTable,
+    *,
+    baseline: str | None = None,
+    difficulty: Array | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Summary:
+    """All statistics of a table. `baseline` (default: the first model) is what the others are measured against.
 
-    Raises ConfigError for a baseline that is not in the table.
+    `difficulty` (P,) of the prompts makes rates at equal length exact. Raises ConfigError for a baseline that is not in
+    the table.
     """
-    baseline = table.models[0] if baseline is None else baseline
-    if baseline not in table.models:
-        raise ConfigError(f"the baseline {baseline!r} is none of the models compared: {', '.join(table.models)}")
-    against = table.models.index(baseline)
+    if baseline is not None:
+        table = table.against(baseline)
     rated, note = ratings(table, resamples=resamples, seed=seed)
+    pairs = _pairs(table, difficulty, resamples, seed)
     return Summary(
         models=list(table.models),
         prompts=len(table.prompts),
-        baseline=baseline,
-        pairs=_pairs(table, against, resamples, seed),
-        differences=_differences(table, against, resamples, seed),
+        baseline=table.models[0],
+        pairs=pairs,
+        differences=_differences(table, 0, resamples, seed),
         ratings=rated,
         ratings_note=note,
         cycles=cycles(table),
+        groups=groups([one.model for one in rated or []], pairs),
     )
 
 
-def _pairs(table: VoteTable, baseline: int, resamples: int, seed: int) -> list[PairSummary]:
+def groups(order: list[str], pairs: list[PairSummary]) -> list[list[str]]:
+    """The largest runs of neighbours in an order of models of which no two were told apart, in that order."""
+    apart = {frozenset((pair.comparison.a, pair.comparison.b)) for pair in pairs if pair.significant}
+    found: list[list[str]] = []
+    end = 0
+    for begin in range(len(order)):
+        while end < len(order) and not any(frozenset((order[end], one)) in apart for one in order[begin:end]):
+            end += 1
+        if end - begin > 1 and (not found or found[-1][-1] != order[end - 1]):
+            found.append(order[begin:end])
+    return found
+
+
+def _pairs(table: VoteTable, difficulty: Array | None, resamples: int, seed: int) -> list[PairSummary]:
     """The summary of every pair, in the table's order."""
     means, width = table.mean(), len(table.pairs)
     p_values = [sign_test(means[:, k]) for k in range(width)]
     adjusted = holm(p_values)
-    controlled = length_controlled(table, baseline, resamples=resamples, seed=seed)
+    controlled = length_controlled(table, difficulty, resamples=resamples, seed=seed)
     sums = bootstrap_sums(np.hstack([table.score, table.count]), resamples, seed)
     with np.errstate(invalid="ignore"):
         samples = sums[:, :width] / sums[:, width:]

@@ -1,25 +1,20 @@
 """Votes on pairs of models, and the table (prompts x pairs) that every statistic of several models starts from.
 
-A vote is P(a is better than b) on one prompt, from a judge of ours or from a file of someone else's. Left out on
-purpose: what a vote was based on; texts and verdicts stay in `matches.parquet`.
+A vote is P(a is better than b) on one prompt, from a judge of ours or from a file of someone else's (`vote_files`). Left
+out on purpose: what a vote was based on; texts and verdicts stay in `matches.parquet`.
 """
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from selfplay.errors import ConfigError
 from selfplay.stats.intervals import Array
-
-WORDS = {"a": 1.0, "model_a": 1.0, "b": 0.0, "model_b": 0.0, "tie": 0.5, "tie (bothbad)": 0.5, "": math.nan}
-"""Preferences that are words; the chatbot arena writes `model_a`, `model_b` and `tie (bothbad)`."""
 
 
 class Vote(NamedTuple):
@@ -56,6 +51,27 @@ class VoteTable:
         with np.errstate(invalid="ignore"):
             return self.score / self.count
 
+    def against(self, baseline: str) -> "VoteTable":
+        """The same votes with `baseline` as the first model, so that every pair it is in speaks of the other one.
+
+        Raises ConfigError for a baseline that is not in the table.
+        """
+        if baseline not in self.models:
+            raise ConfigError(f"the baseline {baseline!r} is none of the models compared: {', '.join(self.models)}")
+        order = sorted(range(len(self.models)), key=lambda index: self.models[index] != baseline)
+        pairs = np.argsort(order)[self.pairs]
+        turned = pairs[:, 0] < pairs[:, 1]
+        columns = np.lexsort((pairs.min(axis=1), pairs.max(axis=1)))
+        return VoteTable(
+            prompts=self.prompts,
+            models=tuple(self.models[index] for index in order),
+            pairs=np.sort(pairs, axis=1)[:, ::-1][columns].astype(np.int64),
+            score=np.where(turned, self.count - self.score, self.score)[:, columns],
+            count=self.count[:, columns],
+            unscored=self.unscored[:, columns],
+            length=np.where(turned, -self.length, self.length)[:, columns],
+        )
+
     def towards(self, model: int, other: int) -> Array | None:
         """Mean preference per prompt (P,) for `model` over `other`; `None` if the two never met."""
         for column, (a, b) in enumerate(self.pairs):
@@ -67,42 +83,43 @@ class VoteTable:
 
 
 def tabulate(votes: Iterable[Vote], models: Sequence[str] = ()) -> VoteTable:
-    """Gather votes; models are ordered as in `models`, then as they first appear. A vote on (b, a) is turned round.
+    """Gather votes; models are ordered as in `models`, then as they first appear, `b` before `a`.
 
+    So the first vote on two models that `models` does not name keeps its direction; a vote the other way is turned.
     Raises ConfigError for a model that plays itself and for a preference outside [0, 1].
     """
     prompt_of: dict[str, int] = {}
     model_of: dict[str, int] = {name: index for index, name in enumerate(models)}
-    rows = []
-    for vote in votes:
-        if vote.a == vote.b:
-            raise ConfigError(f"a vote on prompt {vote.prompt!r} compares {vote.a!r} with itself; leave such votes out")
-        if vote.preference < 0 or vote.preference > 1:
+    rows = array("d")
+    for prompt, a, b, preference, length_a, length_b in votes:
+        if a == b:
+            raise ConfigError(f"a vote on prompt {prompt!r} compares {a!r} with itself; leave such votes out")
+        if preference < 0 or preference > 1:
             raise ConfigError(
-                f"the preference {vote.preference} on prompt {vote.prompt!r} is outside [0, 1]: give "
+                f"the preference {preference} on prompt {prompt!r} is outside [0, 1]: give "
                 "P(a is better), or one of the words a, b and tie"
             )
-        prompt = prompt_of.setdefault(vote.prompt, len(prompt_of))
-        a, b = (model_of.setdefault(name, len(model_of)) for name in (vote.a, vote.b))
-        rows.append((prompt, a, b, vote.preference, vote.length_a - vote.length_b))
-    data = np.array(rows, dtype=np.float64).reshape(-1, 5)
-    return _gather(tuple(prompt_of), tuple(model_of), data)
+        place_b = model_of.setdefault(b, len(model_of))
+        place_a = model_of.setdefault(a, len(model_of))
+        place = prompt_of.setdefault(prompt, len(prompt_of))
+        rows.extend((place, place_a, place_b, preference, length_a - length_b))
+    return _gather(tuple(prompt_of), tuple(model_of), np.frombuffer(rows, dtype=np.float64).reshape(-1, 5))
 
 
 def _gather(prompts: tuple[str, ...], models: tuple[str, ...], data: Array) -> VoteTable:
     """The table of rows (prompt, a, b, preference, length of a less that of b)."""
-    prompt, a, b = data[:, :3].astype(np.int64).T
+    a, b = data[:, 1].astype(np.int64), data[:, 2].astype(np.int64)
     flip = a < b
     preference = np.where(flip, 1 - data[:, 3], data[:, 3])
     length = np.where(flip, -data[:, 4], data[:, 4])
-    pairs, column = np.unique(np.stack([np.maximum(a, b), np.minimum(a, b)], axis=1), axis=0, return_inverse=True)
-    shape = (len(prompts), len(pairs))
-    cell = prompt * shape[1] + column.ravel()
+    size = max(len(models), 1)
+    codes, column = np.unique(np.maximum(a, b) * size + np.minimum(a, b), return_inverse=True)
+    shape = (len(prompts), len(codes))
+    cell = data[:, 0].astype(np.int64) * shape[1] + column.ravel()
 
     def add(weights: Array) -> Array:
-        return np.asarray(np.bincount(cell, weights=weights, minlength=shape[0] * shape[1]), dtype=np.float64).reshape(
-            shape
-        )
+        sums = np.bincount(cell, weights=weights, minlength=shape[0] * shape[1])
+        return np.asarray(sums, dtype=np.float64).reshape(shape)
 
     scored, measured = ~np.isnan(preference), ~np.isnan(length)
     with np.errstate(invalid="ignore"):
@@ -110,79 +127,9 @@ def _gather(prompts: tuple[str, ...], models: tuple[str, ...], data: Array) -> V
     return VoteTable(
         prompts=prompts,
         models=models,
-        pairs=pairs.astype(np.int64),
+        pairs=np.stack([codes // size, codes % size], axis=1).astype(np.int64),
         score=add(np.where(scored, preference, 0)),
         count=add(scored.astype(np.float64)),
         unscored=add((~scored).astype(np.float64)),
         length=mean_length,
     )
-
-
-def read_votes(path: str | Path, judge: str | None = None) -> VoteTable:
-    """Votes of a CSV or JSONL file with the columns prompt, model_a, model_b and preference (or winner).
-
-    A preference is P(model_a is better), or a, b, tie; empty or null is unscored. `length_a` and `length_b` are
-    optional, and so is `judge`: name one to count its votes alone. Raises ConfigError naming the line that is wrong.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"there is no file of votes {str(path)!r}; name a CSV or JSONL file")
-    rows = [row for row in _rows(path) if judge is None or row[1].get("judge") == judge]
-    if not rows:
-        raise ConfigError(f"{path} holds no votes" + (f" of the judge {judge!r}" if judge else ""))
-    return tabulate(_vote(path, line, row) for line, row in rows)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and rows of a CSV (also tab-separated) or JSONL file."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix in (".csv", ".tsv"):
-            reader = csv.DictReader(
-                file, delimiter="\t" if path.suffix == ".tsv" else ",", restkey="(beyond the header)"
-            )
-            for row in reader:
-                yield reader.line_num, row
-            return
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ConfigError(
-                        f"{path}:{number} is not JSON ({error}); name the file .csv if it is CSV"
-                    ) from None
-                if not isinstance(row, dict):
-                    raise ConfigError(
-                        f"{path}:{number} is no JSON object with the keys prompt, model_a, model_b, preference"
-                    )
-                yield number, row
-
-
-def _vote(path: Path, line: int, row: dict[str, Any]) -> Vote:
-    """One row as a vote."""
-    where = f"{path}:{line}"
-    for column in ("prompt", "model_a", "model_b"):
-        if row.get(column) in (None, ""):
-            raise ConfigError(f"{where} has no {column}; votes need the columns prompt, model_a, model_b, preference")
-    if "preference" not in row and "winner" not in row:
-        raise ConfigError(f"{where} has no preference; give P(model_a is better) in [0, 1], or a, b, tie")
-    value = row.get("preference", row.get("winner"))
-    preference = math.nan if value is None else WORDS.get(str(value).strip().lower())
-    if preference is None:
-        preference = _number(value, f"{where}: preference")
-    lengths = [
-        _number(row[key], f"{where}: {key}") if row.get(key) not in (None, "") else math.nan
-        for key in ("length_a", "length_b")
-    ]
-    return Vote(str(row["prompt"]), str(row["model_a"]), str(row["model_b"]), preference, *lengths)
-
-
-def _number(value: Any, where: str) -> float:
-    """A finite number; raises ConfigError naming `where`."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"{where} is {value!r}, which is no number")
-    return number

@@ -3,6 +3,7 @@
 import json
 import shutil
 from io import StringIO
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
 from selfplay.report.html import as_run, write_comparison
 from selfplay.report.terminal import print_summary
-from selfplay.rundir import read_rows
 from selfplay.stats.summary import summarise
 from selfplay.stats.votes import Vote, tabulate
+from selfplay.storage import read_rows
 
 MODEL_JUDGE = """\
 name: letters
@@ -70,7 +71,10 @@ def test_the_same_checkpoint_twice_ties_everywhere_and_a_second_time_samples_not
 
 
 def test_a_second_comparison_asks_a_judge_that_is_a_model_nothing(tiny, tmp_path, monkeypatch):
-    """The judge is a real model, which says how likely the letters A and B are; its engine's questions are counted."""
+    """The judge is a real model, which says how likely the letters A and B are; its engine's questions are counted.
+
+    Iteration 2 takes part twice, so that many matches hold the same two texts, which are judged once.
+    """
     asked = []
     original = TransformersEngine.choice_logprobs
 
@@ -83,13 +87,15 @@ def test_a_second_comparison_asks_a_judge_that_is_a_model_nothing(tiny, tmp_path
     shutil.copytree(tiny, copy, symlinks=True)
     judge = tmp_path / "letters.yaml"
     judge.write_text(MODEL_JUDGE.format(model=tiny / "iteration-000/policy"))
-    first = compare([str(copy)], judge=str(judge))
-    different = sum(match.a_text != match.b_text for match in first.matches)
-    assert first.asked == len(asked) == 2 * different > 150, (
-        "32 prompts, 3 pairs, both orders, less what is the same text"
-    )
+    targets = [f"{copy}@all", f"{copy}@2"]
+    first = compare(targets, judge=str(judge))
+    assert len(first.matches) == 6 * 32, "4 checkpoints meet in 6 pairs, on 32 prompts"
+    different = [match for match in first.matches if match.a_text != match.b_text]
+    questions = {(match.prompt, *texts) for match in different for texts in permutations((match.a_text, match.b_text))}
+    assert first.asked == len(asked) == len(questions), "each prompt and two different texts, in both orders"
+    assert 0 < len(questions) < 2 * len(different), "the twins share their questions"
     assert {match.preference for match in first.matches} - {0.5, None}
-    again = compare([str(copy)], judge=str(judge), folder=tmp_path / "elsewhere")
+    again = compare(targets, judge=str(judge), folder=tmp_path / "elsewhere")
     assert len(asked) == first.asked and again.asked == 0
     assert again.matches == first.matches
 

@@ -39,4 +39,17 @@ def as_text(prompt: Prompt, response: str) -> str:
     return "0.5"
 
 
+def three(prompt: Prompt, response: str) -> int:
+    return 3
+
+
+def needs_place(prompt: Prompt, response: str) -> float:
+    return float(prompt.meta["place"] in response)
+
+
+class Raising:
+    def judge(self, pairs: object) -> object:
+        return 1 / 0
+
+
 NUMBER = 3

@@ -1,25 +1,40 @@
-"""Runs a recipe in a process of its own that dies by SIGKILL at a chosen moment: the nth call of a named function."""
+"""Runs a function in a process of its own that dies by SIGKILL at a chosen moment: the nth call of a named function."""
 
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HEAVY = ["selfplay.loop", "selfplay.stages.bootstrap", "selfplay.stages.policy", "selfplay.stages.evaluate"]
+from selfplay.errors import ConfigError
+
+HEAVY = [
+    "selfplay.loop",
+    "selfplay.stages.bootstrap",
+    "selfplay.stages.reward_model",
+    "selfplay.stages.policy",
+    "selfplay.stages.evaluate",
+]
 
 
 class Moment(NamedTuple):
-    """Just before the `call`-th call of `module`.`name`, a function or a method such as "Journal.append"."""
+    """Just before the `call`-th call of `module`.`name`, a function or a method such as "Journal.append".
+
+    The process is killed there, or with `full` can write no file of more than 500 bytes from there on.
+    """
 
     module: str
     name: str
     call: int
+    full: bool = False
 
 
-def kill_at(moment: Moment) -> None:
-    """Replace the function by one that counts its calls and kills this process."""
+def end_at(moment: Moment) -> None:
+    """Replace the function by one that counts its calls and ends this process at the moment's."""
     owner: Any = importlib.import_module(moment.module)
     *path, leaf = moment.name.split(".")
     for part in path:
@@ -29,31 +44,50 @@ def kill_at(moment: Moment) -> None:
     def counting(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == moment.call:
+        if calls == moment.call and moment.full:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+        elif calls == moment.call:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments, **options)
 
     setattr(owner, leaf, counting)
 
 
-def work(recipe: Path, overrides: list[str], moment: Moment | None) -> None:
+def work(moment: Moment | None, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """What the process does."""
-    from selfplay.config import load_recipe
-    from selfplay.loop import run
-
     if moment is not None:
-        kill_at(moment)
-    run(load_recipe(recipe, overrides))
+        end_at(moment)
+    try:
+        function(*arguments)
+    except ConfigError:  # as the command line does
+        sys.exit(2)
 
 
-def run_in_process(recipe: Path, overrides: list[str], moment: Moment | None = None) -> int:
-    """Exit code of a run: 0, or -9 if it was killed. Processes are forked from a server that has imported torch."""
+def in_process(function: Callable[..., Any], *arguments: Any, moment: Moment | None = None) -> int:
+    """Exit code of a call: 0, -9 if it was killed, 2 if it ended with a sentence, 1 for a traceback.
+
+    Processes are forked from a server that has imported torch.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
-    process = context.Process(target=work, args=(recipe, overrides, moment))
+    process = context.Process(target=work, args=(moment, function, arguments))
     process.start()
     process.join(timeout=540)  # the longest took 307 s on one core
     if process.exitcode is None:
         process.kill()
-        raise TimeoutError("the run hangs")
+        raise TimeoutError("the process hangs")
     return process.exitcode
+
+
+def run_recipe(recipe: Path, overrides: list[str], only_start: bool = False) -> None:
+    """Run a recipe, or its start."""
+    from selfplay.config import load_recipe
+    from selfplay.loop import run
+
+    run(load_recipe(recipe, overrides), only_start)
+
+
+def run_in_process(recipe: Path, overrides: list[str], moment: Moment | None = None, only_start: bool = False) -> int:
+    """Exit code of a run in a process of its own."""
+    return in_process(run_recipe, recipe, overrides, only_start, moment=moment)

@@ -7,19 +7,21 @@ from typing import Any
 from killing import Moment, run_in_process
 from tiny_run import write_recipe
 
-from selfplay.rundir import RunDirectory, read_json
+from selfplay.rundir import RunDirectory
+from selfplay.storage import read_json
 
 MOMENTS = [
     Moment("selfplay.stages.supervised", "Watcher.on_step_end", 30),  # pretraining, behind a checkpoint
     Moment("selfplay.stages.bootstrap", "fine_tune", 1),  # between pretraining and fine-tuning
     Moment("selfplay.stages.evaluate", "write_rows", 1),  # the start's held-out answers are in the journal only
-    Moment("selfplay.rundir", "Journal.append", 2),  # generation, one batch done
+    Moment("selfplay.journal", "Journal.append", 2),  # generation, one batch done
     Moment("selfplay.stages.label", "write_json", 1),  # verdicts written, health not
-    Moment("selfplay.stages.reward_model", "Watcher.on_step_end", 5),
+    Moment("selfplay.stages.supervised", "Watcher.on_step_end", 5),
     Moment("selfplay.rl.trainer", "save_checkpoint", 2),  # the second step is learned and not saved
-    Moment("selfplay.rl.checkpoint", "os.replace", 1),  # a checkpoint is half written
+    Moment("selfplay.rl.checkpoint", "write_sealed", 1),  # a checkpoint is half written
     Moment("selfplay.stages.evaluate", "win_rate", 1),
-    Moment("selfplay.rundir", "os.rename", 2),  # a stage is whole but not yet in its place
+    Moment("selfplay.durable", "publish", 1),  # a stage is whole but not yet in its place
+    Moment("selfplay.rundir", "RunDirectory.collect_metrics", 2),  # it is in its place, with what it was resumed from
 ]
 VARYING = {
     "time",
@@ -49,7 +51,7 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_ten_kills_change_nothing(tmp_path: Path) -> None:
+def test_eleven_kills_change_nothing(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_in_process(recipe, [f"output={whole}"]) == 0

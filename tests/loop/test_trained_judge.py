@@ -23,10 +23,11 @@ from selfplay.loop import run
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.preflight import check
 from selfplay.records import Pair
-from selfplay.rundir import RunDirectory, read_json, read_rows, write_rows
+from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext, label
 from selfplay.stages.judge_model import pairs
 from selfplay.stages.rows import pair_row
+from selfplay.storage import read_json, read_rows, write_rows
 
 RULES = """\
 mode: rules

@@ -1,12 +1,14 @@
 """Templates and text that nobody vouches for: nothing in it changes the structure around it."""
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prompts.render import SPECIAL_TOKENS, Data, clean, compile_template, fence, render, wrap
+from prompts.cleaning import clean, patterns
+from prompts.render import Data, compile_template, fence, render, wrap
 from selfplay.errors import ConfigError
 
 KNOWN = ("prompt", "responses", "meta")
@@ -81,7 +83,7 @@ def test_any_text_stays_between_its_fences(prompt: str, first: str, second: str)
 @given(text=hostile)
 def test_cleaning_leaves_no_markup_and_is_done_at_once(text: str) -> None:
     cleaned = clean(text)
-    assert not SPECIAL_TOKENS.search(cleaned)
+    assert not patterns(frozenset())[0].search(cleaned)
     assert clean(cleaned) == cleaned
     assert (cleaned.encode("utf-8") and not set(cleaned) & set("\x00\x1b\r")) or not cleaned
 
@@ -104,6 +106,12 @@ def test_cleaning_leaves_ordinary_text_alone(text: str) -> None:
         "<bos>",
         "<pad>",
         "<start_of_turn>",
+        "<file_sep>",
+        "<jupyter_code>",
+        "<issue_comment>",
+        "<reponame>",
+        "</tool_call>",
+        "[SEP]",
         "[INST]",
         "[/INST]",
         "<<SYS>>",
@@ -111,9 +119,45 @@ def test_cleaning_leaves_ordinary_text_alone(text: str) -> None:
         "<|start_header_id|>",
     ],
 )
-def test_chat_markup_is_taken_out(token: str) -> None:
-    assert clean(f"be{token}fore") == "before"
-    assert clean("a%%b", strip=["%%"]) == "ab" and clean("a%%%b", strip=["%%"]) == "a%b"
+def test_chat_markup_is_shown_as_text(token: str) -> None:
+    assert clean(f"be{token}fore") == f"be{token[0]} {token[1:]}fore"
+    assert clean("a%%b", ["%%"]) == "a% %b" and clean("a%%%b", ["%%"]) == "a% % %b"
+
+
+def test_what_an_answer_says_about_a_token_stays_to_be_read() -> None:
+    assert str(Data("BERT fills <mask>; </s> ends it.", "none")) == "BERT fills < mask>; < /s> ends it."
+
+
+@pytest.mark.parametrize(
+    ("text", "special", "cleaned"),
+    [
+        ("<a><b>", ["<a>", "a><b"], "< a ><b>"),  # they overlap
+        ("<<s>s>", [], "<< s>s>"),
+        ("<x>", ["<x>", "< x>"], "<_ x>"),  # what breaking one makes is broken in turn
+        ("1€ each", ["€"], "1 each"),
+        ("a+b", ["a+b"], "a +b"),
+    ],
+)
+def test_tokens_of_a_tokenizer_are_broken_wherever_they_stand(text: str, special: list[str], cleaned: str) -> None:
+    assert clean(text, special) == cleaned
+    assert not any(token in clean(text, special) for token in special)
+
+
+@pytest.mark.parametrize("text", ["<|a" * 9000 + "|>" * 9000, "<" * 50000, "<|" * 20000, "<a_" * 20000, "[INST" * 9000])
+def test_cleaning_goes_through_a_text_once_however_it_is_nested(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taking tokens out until none was left took 27 s for 50 KB: one pass for each level."""
+    tokens, passes = patterns(frozenset())[0], []
+
+    class Counting:
+        def search(self, text: str) -> Any:
+            return tokens.search(text)
+
+        def sub(self, replacement: Any, text: str) -> str:
+            passes.append(len(text))
+            return tokens.sub(replacement, text)
+
+    monkeypatch.setattr("prompts.cleaning.patterns", lambda special: (Counting(), None))
+    assert clean(text).replace(" ", "") == text and len(passes) <= 1
 
 
 def test_fences_are_longer_than_any_run_inside() -> None:
@@ -153,7 +197,46 @@ def test_columns_are_wrapped_all_the_way_down() -> None:
         {"meta": wrap({"a": [{"b": "x {{ 1 }} <s>"}], "n": 1.5, "none": None})},
         "t",
     )
-    assert found.content == "```\nx {{ 1 }} \n``` 1.5 None"
+    assert found.content == "```\nx {{ 1 }} < s>\n``` 1.5 None"
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("{{ meta.tags }}", '["a ``` [[A]]", "b"]'),
+        ("{{ meta.box }}", '{"n": 1, "deep": [{"x": "y"}]}'),
+        ("{{ meta }}", '{"tags": ["a ``` [[A]]", "b"], "box": {"n": 1, "deep": [{"x": "y"}]}, "ids": [1, 2]}'),
+        ("{{ meta.ids }}", "[1, 2]"),
+        ("{{ responses }}", '["one", "two\\n(cut here: 3 more characters)"]'),
+        ("{{ history }}", '[{"role": "user", "content": "hi"}]'),
+        ("{{ meta.tags[:1] }}", '["a ``` [[A]]"]'),
+        ("{{ meta.box.items() }}", '[["n", 1], ["deep", [{"x": "y"}]]]'),
+        ("{{ meta.keys() }}", '["tags", "box", "ids"]'),
+        ("{{ meta.ids | map('string') }}", '["1", "2"]'),
+    ],
+)
+def test_a_list_or_mapping_prints_its_content_between_fences(source: str, shown: str) -> None:
+    """Not `<prompts.render.Data object at 0x7f..>`."""
+    variables = {
+        "meta": wrap({"tags": ["a ``` [[A]]", "b"], "box": {"n": 1, "deep": [{"x": "y"}]}, "ids": [1, 2]}),
+        "responses": [Data("one"), Data("two!!!", limit=3)],
+        "history": [{"role": "user", "content": Data("hi")}],
+    }
+    known = (*KNOWN, "history")
+    assert render(compile_template(source, known, "t"), "user", variables, "t").content == fence(shown)
+    bare = render(compile_template(source, known, "t", "none"), "user", variables, "t").content
+    assert bare == shown
+
+
+@pytest.mark.parametrize("filter", ["string", "pprint", "list | string", "join(', ')", "first", "last | upper"])
+def test_no_filter_turns_data_into_an_address(filter: str) -> None:
+    found = render(
+        compile_template(f"{{{{ meta.tags | {filter} }}}}", KNOWN, "t"),
+        "user",
+        {"meta": wrap({"tags": ["a", "b"]})},
+        "t",
+    ).content
+    assert "object at 0x" not in found and "```\n" in found
 
 
 @pytest.mark.parametrize(
@@ -168,6 +251,11 @@ def test_columns_are_wrapped_all_the_way_down() -> None:
         ("{{ meta.animal + 1 }}", "TypeError"),
         ("{% for i in range(10 ** 9) %}x{% endfor %}", "OverflowError"),
         ("{{ meta.update({}) }}", "SecurityError"),
+        (
+            "{{ meta.get }}",
+            "a builtin_function_or_method cannot be printed: only texts, numbers, lists and mappings can",
+        ),
+        ("{{ range }}", "a function cannot be printed"),
     ],
 )
 def test_what_a_template_must_not_do_is_one_sentence(source: str, sentence: str) -> None:

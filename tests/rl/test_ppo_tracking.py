@@ -14,8 +14,9 @@ from selfplay.preflight import check
 from selfplay.records import Prompt
 from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
-from selfplay.rundir import RunDirectory, read_json_lines
+from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext, policy
+from selfplay.storage import read_json_lines
 from selfplay.tracking import Tracker
 
 

@@ -10,10 +10,10 @@ from staging import completion, open_run, prompts
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_tokenizer
 from selfplay.records import Pair, Verdict
-from selfplay.rundir import read_json, read_rows
 from selfplay.stages import label
 from selfplay.stages.label import ask
 from selfplay.stages.rows import pair_of
+from selfplay.storage import read_json, read_rows
 
 
 def rule(text: str) -> float:

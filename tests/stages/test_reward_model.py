@@ -10,10 +10,10 @@ import pytest
 from staging import open_run
 
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.rundir import read_json, read_rows
 from selfplay.stages import reward_model as reward
 from selfplay.stages.reward_model import calibration_error, draw, measure, preferences, split
 from selfplay.stats.intervals import clustered_interval
+from selfplay.storage import read_json, read_rows
 
 
 def rows(prompts: int, each: int = 3) -> list[dict[str, Any]]:

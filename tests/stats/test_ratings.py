@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from selfplay.formatting import bounds_text
 from selfplay.stats import ratings as rating
 from selfplay.stats.votes import Vote, VoteTable, tabulate
 
@@ -85,6 +86,32 @@ def test_a_clean_sweep_stays_finite_and_says_so():
     assert "half a win" in note
 
 
+def test_a_clean_sweep_has_the_bounds_of_its_win_rate():
+    """Five wins of five were reported as a rating of `208 [208, 208]`."""
+    table = tabulate([Vote(str(i), "new", "old", 1.0) for i in range(5)])
+    new, old = rating.ratings(table, resamples=20_000)[0]
+    # Clopper-Pearson: the win rate is at least 0.025^(1/5) = 0.4782; two ratings of mean 0 lie half the odds from it.
+    lowest = 200 * np.log10(0.4782 / 0.5218)
+    assert lowest == pytest.approx(-7.6, abs=0.05)
+    assert new.low == pytest.approx(lowest, abs=0.5) and new.high is None
+    assert old.high == pytest.approx(-lowest, abs=0.5) and old.low is None
+    assert bounds_text(new.low, new.high) == "[-8, \N{INFINITY})"
+
+
+def test_only_who_was_never_beaten_has_no_upper_bound():
+    """a and b beat each other and both beat c always: a and b have no bound above, c none below."""
+    votes = [Vote(str(i), "a", "b", float(i % 2)) for i in range(20)]
+    votes += [Vote(str(i), one, "c", 1.0) for i in range(20) for one in "ab"]
+    found = {one.model: one for one in rating.ratings(tabulate(votes))[0]}
+    assert found["a"].high is None and found["b"].high is None and found["c"].low is None
+    assert 0 < found["a"].low < found["a"].rating and found["c"].rating < found["c"].high < 0
+
+
+def test_all_ties_leave_a_spread():
+    (one, other), note = rating.ratings(tabulate([Vote(str(i), "x", "y", 0.5) for i in range(10)]))
+    assert note == "" and one.low < -10 and one.high > 10 and other.low < -10
+
+
 def test_models_that_no_chain_links_have_no_rating():
     found, note = rating.ratings(tabulate([Vote("p", "a", "b", 1.0), Vote("p", "c", "d", 0.0)]))
     assert found is None and "no chain" in note
@@ -92,7 +119,7 @@ def test_models_that_no_chain_links_have_no_rating():
 
 def test_cycles_are_named_once():
     rates = {("a", "b"): 0.8, ("b", "c"): 0.7, ("c", "a"): 0.6, ("a", "d"): 0.9, ("b", "d"): 0.9, ("c", "d"): 0.9}
-    found = rating.cycles(tabulate([Vote("p", one, two, rate) for (one, two), rate in rates.items()]))
+    found = rating.cycles(tabulate([Vote("p", one, two, rate) for (one, two), rate in rates.items()], models="abcd"))
     assert len(found) == 1
     assert found[0].models == ("a", "b", "c")
     assert found[0].win_rates == pytest.approx((0.8, 0.7, 0.6), abs=1e-12)

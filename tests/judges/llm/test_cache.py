@@ -1,12 +1,17 @@
 """The answer cache: whole rows under two processes, and every dollar counted once."""
 
+import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from judges.llm.cache import AnswerCache, key_of
+from selfplay.checksums import Damaged
 from selfplay.engines import Answer
 from selfplay.errors import ConfigError
 
@@ -69,3 +74,73 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_text("this is not a database, and long enough to be seen as none. " * 20)
     with pytest.raises(ConfigError, match="the judge cache .* cannot be used: .*; remove the file to begin a new one"):
         AnswerCache(tmp_path / "cache.sqlite")
+
+
+OLD_SCHEMA = """create table answers (
+    key text primary key, answer text not null, model text not null, input_tokens integer not null,
+    output_tokens integer not null, cost real not null, created real not null)"""
+
+
+def some_answers(path: Path) -> AnswerCache:
+    cache = AnswerCache(path)
+    for number in range(30):
+        cache.put([(f"key {number}", Answer((f"[[{number}]]",), ("stop",), output_tokens=number, cost=0.5))], "model")
+    return cache
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "answer = replace(answer, '[[3]]', '[[4]]')",
+        "model = 'another'",
+        "input_tokens = 1",
+        "output_tokens = 2",
+        "cost = 0.25",
+        "created = created + 1",
+        "checksum = null",
+        "checksum = '0'",
+        "answer = cast(answer as blob)",
+    ],
+)
+def test_an_answer_that_was_changed_is_not_read(tmp_path: Path, change: str) -> None:
+    cache = some_answers(tmp_path / "cache.sqlite")
+    cache.database.execute(f"update answers set {change} where key = 'key 3'")
+    assert cache.get(["key 2"])["key 2"].texts == ("[[2]]",)
+    with pytest.raises(
+        Damaged, match="cache.sqlite' is damaged: the answer key 3 is not what was kept; remove the file"
+    ):
+        cache.get(["key 2", "key 3"])
+    assert cache.check() == (30, change.count("null"), ["key 3"])
+    assert cache.check(repair=True)[2] == ["key 3"] and cache.check() == (29, 0, [])
+    assert cache.get(["key 3"]) == {}
+
+
+def test_every_byte_of_an_answer_counts(tmp_path: Path) -> None:
+    """Changed in the file itself, as a disk would; sqlite has free space and empty pages, whose bytes say nothing."""
+    path = tmp_path / "cache.sqlite"
+    some_answers(path).close()
+    data = path.read_bytes()
+    start = data.index(b"[[17]]") - 40
+    for place in range(start, start + 160):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        cache = AnswerCache(path)
+        try:
+            found = cache.check()[2]
+        except ConfigError:  # sqlite itself sees it
+            found = ["the file"]
+        assert found, f"byte {place}"
+        cache.close()
+
+
+def test_a_file_from_before_there_were_checksums_is_read_and_gets_them(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    with closing(sqlite3.connect(path)) as old:
+        old.execute(OLD_SCHEMA)
+        text = json.dumps(asdict(Answer(("[[A]]",), ("stop",), input_tokens=1, output_tokens=2, cost=0.5)))
+        old.execute("insert into answers values ('old', ?, 'm', 1, 2, 0.5, 0.0)", [text])
+        old.commit()
+    cache = AnswerCache(path)
+    cache.put([("new", Answer(("[[B]]",), ("stop",)))])
+    assert cache.get(["old", "new"])["old"].texts == ("[[A]]",) and cache.check() == (2, 1, [])
+    cache.put([("old", Answer(("[[A]]",), ("stop",), cost=0.25))])
+    assert cache.spent()["cost"] == 0.75 and AnswerCache(path).check() == (2, 0, [])

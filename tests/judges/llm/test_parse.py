@@ -14,6 +14,9 @@ from judges.spec.sections import Output
 
 AB = AnswerOptions({"A": 1.0, "B": 0.0, "C": 0.5})
 REGEX = Output(kind="regex", pattern=r"\[\[(A|B|C)\]\]", labels={"A": 1.0, "B": 0.0, "C": 0.5})
+LAST = REGEX.model_copy(update={"match": "last"})
+NOT_AT_END = "the answer does not end with its verdict: behind"
+OWN_LINE = "and the last has no line of its own"
 UNIQUE = REGEX.model_copy(update={"match": "unique"})
 FIRST = REGEX.model_copy(update={"match": "first"})
 JSON = Output(kind="json", labels={"A": 1.0, "B": 0.0, "C": 0.5})
@@ -24,7 +27,17 @@ NUMBER = AnswerOptions(range=(1.0, 10.0))
     ("output", "text", "value", "error"),
     [
         (REGEX, "Both are good, but [[B]]", 0.0, ""),
-        (REGEX, "[[A]] at first sight; no, [[B]]", 0.0, ""),
+        (LAST, "[[A]] at first sight; no, [[B]]", 0.0, ""),
+        (REGEX, "[[A]] at first sight; no,\n [[B]]. ", 0.0, ""),
+        (REGEX, "[[A]] at first sight; no,\n**[[B]]**\n", 0.0, ""),
+        (REGEX, "It says [[A]].\nI say [[A]].", 1.0, ""),
+        (REGEX, 'My verdict:\n"[[B]]"', 0.0, ""),
+        (REGEX, "[[A]] at first sight; no, [[B]]", None, f"two different verdicts: 'A' and 'B', {OWN_LINE}"),
+        (REGEX, "[[B]]. The response says [[A]]", None, f"two different verdicts: 'B' and 'A', {OWN_LINE}"),
+        (REGEX, "[[B]]. It says [[A]], which is wrong", None, f"{NOT_AT_END} 'A' it says ', which is wrong'"),
+        (REGEX, "[[B]] because it is kind.", None, f"{NOT_AT_END} 'B' it says 'because it is kind.'"),
+        (REGEX, 'I was told to say "[[A]]".', None, "the verdict 'A' is a quotation"),
+        (REGEX, "I was told to say `[[A]]`", None, "the verdict 'A' is a quotation"),
         (FIRST, "[[A]] at first sight; no, [[B]]", 1.0, ""),
         (UNIQUE, "[[A]] yes [[A]]", 1.0, ""),
         (UNIQUE, "[[A]] at first sight; no, [[B]]", None, "two different verdicts: 'A' and 'B'"),
@@ -145,7 +158,7 @@ pieces = st.lists(
 @example(text='{"verdict": ' + "9" * 5000 + "}")
 @example(text="\ud800[[A]]")
 def test_no_text_crashes_a_parser_or_gives_a_verdict_that_is_not_there(text: str) -> None:
-    for output in (REGEX, UNIQUE, FIRST, JSON):
+    for output in (REGEX, LAST, UNIQUE, FIRST, JSON):
         found = read(output, AB, text)
         assert (found.value is None) == bool(found.error)
         if output.kind == "regex" and found.readable:
@@ -154,6 +167,18 @@ def test_no_text_crashes_a_parser_or_gives_a_verdict_that_is_not_there(text: str
             assert re.search(rf'"verdict"\s*:\s*"{found.label}"', text) and text.strip().removesuffix(
                 "```"
             ).strip().endswith("}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(quoted=pieces, own=st.sampled_from("ABC"), behind=st.sampled_from(["", ".", "**", "\n", " \n\n", "\n---\n"]))
+def test_whatever_the_judge_quotes_its_own_verdict_is_the_line_that_ends_its_answer(
+    quoted: str, own: str, behind: str
+) -> None:
+    values = {"A": 1.0, "B": 0.0, "C": 0.5}
+    assert read(REGEX, AB, f"The response says: {quoted}\n[[{own}]]{behind}").value == values[own]
+    other = "ABC"[("ABC".index(own) + 1) % 3]
+    assert read(REGEX, AB, f"[[{own}]]{behind} The response says: {quoted}[[{other}]]").value in (None, values[other])
+    assert read(REGEX, AB, f"[[{own}]]{behind} The response says: x [[{other}]]").error
 
 
 @settings(max_examples=200, deadline=None)

@@ -57,7 +57,10 @@ output: {kind: regex, pattern: '\\[\\[(A|B)\\]\\]', labels: {A: 1, B: 0}}
             "the last one has the role system, but the judge answers the user",
         ),
         (PAIRWISE.replace("model: m", "endpoint: {url: 'http://127.0.0.1:1/v1'}"), "endpoint is set but model is not"),
-        (PAIRWISE.replace("model: m", "model: m\nendpoint: {url: '127.0.0.1'}"), "endpoint.url = '127.0.0.1'"),
+        (
+            PAIRWISE.replace("model: m", "model: m\nendpoint: {url: '127.0.0.1'}"),
+            "endpoint.url: an address begins with http",
+        ),
         (
             "mode: rules\ncriteria: [{name: x, text: 'Is it good?'}]",
             "'x' is a question for a model; rules are in Python, so use mode rubric",
@@ -184,6 +187,22 @@ def test_the_digest_changes_with_the_file_and_with_the_python_it_names(tmp_path:
     assert first != digest(spec(rules, tmp_path))
 
 
+def test_the_digest_stays_when_a_project_is_moved_or_renamed(tmp_path: Path) -> None:
+    home = tmp_path / "here"
+    home.mkdir()
+    (home / "own.py").write_text("def f(prompt, response):\n    return 1.0\n")
+    (home / "gold.jsonl").write_text("")
+    (home / "rules.yaml").write_text("mode: rules\ngold: gold.jsonl\ncriteria: [{name: x, python: './own.py:f'}]\n")
+    (home / "own.yaml").write_text("mode: python\npython: './own.py:f'\n")
+    (home / "jury.yaml").write_text("mode: jury\nmembers: [{judge: ./rules.yaml}, {judge: ./own.yaml, weight: 2}]\n")
+    before = {name: digest(load_spec(str(home / f"{name}.yaml"))) for name in ("rules", "own", "jury")}
+    moved = home.rename(tmp_path / "a new name")
+    assert before == {name: digest(load_spec(str(moved / f"{name}.yaml"))) for name in before}
+    assert len(set(before.values())) == 3
+    (moved / "own.py").write_text("def f(prompt, response):\n    return 0.0\n")
+    assert all(digest(load_spec(str(moved / f"{name}.yaml"))) != known for name, known in before.items())
+
+
 def test_every_shipped_judge_reads() -> None:
     assert {name: load_spec(name).name for name in shipped()} == {name: name for name in shipped()}
     assert all(load_spec(name).description for name in shipped())
@@ -205,7 +224,9 @@ def test_the_digest_stays_when_only_limits_and_prices_change(tmp_path: Path) -> 
     def named(**changes: object) -> str:
         return digest(spec(text.format(**{**first, **changes}), tmp_path))
 
-    assert named() == named(endpoint="max_cost: 9, output_price: 4, retries: 1, timeout: 3, concurrency: 2")
+    assert named() == named(
+        endpoint="max_cost: 9, output_price: 4, cached_input_price: 1, retries: 1, timeout: 3, concurrency: 2, key_header: k"
+    )
     assert named() == named(limits="calls: 99, tokens: 5") == named(ties=0.7)
     assert named() != named(limits="response_characters: 100"), "what is shown to the judge"
     assert named() != named(endpoint="guided: false")

@@ -1,0 +1,199 @@
+"""Votes that someone else collected: CSV with any separator, JSON, JSON lines or Parquet, gzipped or not.
+
+Text may be UTF-8, UTF-16 or Latin-1. Columns and words of the chatbot arena, FastChat and our own matches.parquet are
+known, in any case; whatever is not known is refused together with what is.
+"""
+
+import csv
+import gzip
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfplay.errors import ConfigError
+from selfplay.stats.votes import Vote, VoteTable, tabulate
+
+WORDS = {
+    **dict.fromkeys(("a", "model_a", "model a", "1st"), 1.0),
+    **dict.fromkeys(("b", "model_b", "model b", "2nd"), 0.0),
+    **dict.fromkeys(("tie", "draw", "tie (bothbad)", "tie (inconsistent)", "both_bad", "bothbad", "both bad"), 0.5),
+    **dict.fromkeys(("", "nan", "none", "null", "na", "n/a", "error", "unscored"), math.nan),
+}
+"""Preferences that are words, in lower case; FastChat calls two orders that disagree `tie (inconsistent)`."""
+COLUMNS = {
+    "prompt": ("prompt", "prompt_id", "question_id", "question", "instruction"),
+    "model_a": ("model_a", "a"),
+    "model_b": ("model_b", "b"),
+    "preference": ("preference", "winner"),
+    "length_a": ("length_a", "a_tokens"),
+    "length_b": ("length_b", "b_tokens"),
+    "judge": ("judge",),
+}
+"""What a vote is made of, under the names that files give it (in lower case, with `_` for spaces and hyphens)."""
+NEEDED = ("prompt", "model_a", "model_b", "preference")
+SEPARATORS = ",;\t|"
+
+
+class VoteFile(NamedTuple):
+    """The votes of a file, and how many of them each judge gave (none where the file names no judge)."""
+
+    table: VoteTable
+    judges: dict[str, int]
+
+
+def read_votes(path: str | Path, judge: str | None = None) -> VoteFile:
+    """Votes with the columns prompt, model_a, model_b and preference (or winner); `COLUMNS` lists other names.
+
+    A preference is P(model_a is better), or a, b, tie; empty, null and NaN are unscored. Lengths and `judge` are
+    optional: name a judge to count its votes alone. Raises ConfigError naming the line that is wrong.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file of votes {str(path)!r}; name a CSV, JSON or Parquet file")
+    judges: Counter[str] = Counter()
+    table = tabulate(_votes(path, judge, judges))
+    if not table.prompts:
+        others = f"; there are votes of {', '.join(map(repr, sorted(judges)))}" if judges else ""
+        raise ConfigError(f"{path} holds no votes" + (f" of the judge {judge!r}{others}" if judge else ""))
+    return VoteFile(table, dict(judges) if judge is None else {judge: judges[judge]})
+
+
+def _votes(path: Path, judge: str | None, judges: Counter[str]) -> Iterator[Vote]:
+    """The votes of a file, those of one judge if it is named; counts each judge's in `judges`."""
+    for where, header, rows in _tables(path):
+        place = _columns(header, where)
+        at = [place.get(name) for name in COLUMNS]
+        for line, row in rows:
+            values = [None if index is None or index >= len(row) else row[index] for index in at]
+            said = "" if values[6] is None else str(values[6]).strip()
+            if said:
+                judges[said] += 1
+            if judge is None or said == judge:
+                yield _vote(values, f"{path}:{line}")
+
+
+Rows = Iterable[tuple[int, Sequence[Any]]]
+
+
+def _tables(path: Path) -> Iterator[tuple[str, Sequence[str], Rows]]:
+    """Parts of a file with the same columns: where it is, its header, and its rows with their line numbers."""
+    if path.read_bytes()[:4] == b"PAR1":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path)
+        yield (
+            str(path),
+            table.column_names,
+            enumerate(zip(*(table[name].to_pylist() for name in table.column_names), strict=True), 1),
+        )
+        return
+    text = decode(path)
+    if text.lstrip()[:1] in ("{", "["):
+        for line, row in _json_rows(path, text):
+            yield f"{path}:{line}", list(row), [(line, list(row.values()))]
+        return
+    separator = max(SEPARATORS, key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    header = next(reader, [])
+    rows = ((reader.line_num, row) for row in reader if row)
+    yield f"{path}:1", header, rows if separator != ";" else _decimal_commas(rows)
+
+
+def decode(path: Path) -> str:
+    """The text of a file, gzipped or not, in UTF-8, UTF-16 or, where it is neither, Latin-1 as Windows has it."""
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    if data[1:200:2].count(0) > 50 or data[0:200:2].count(0) > 50:
+        return data.decode("utf-16-le" if data[1:2] == b"\0" else "utf-16-be")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _decimal_commas(rows: Rows) -> Rows:
+    """Rows of a file separated by semicolons, where 0,25 is a number."""
+    for line, row in rows:
+        yield line, [one.replace(",", ".") if one.replace(",", "", 1).isdecimal() else one for one in row]
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON array or of JSON lines, with their places."""
+    if text.lstrip().startswith("["):
+        try:
+            whole = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is not JSON ({error})") from None
+        lines: Iterable[tuple[int, Any]] = enumerate(whole, 1)
+    else:
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    for number, line in lines:
+        try:
+            row = json.loads(line) if isinstance(line, str) else line
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}:{number} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}:{number} is no JSON object with the keys {', '.join(NEEDED)}")
+        yield number, row
+
+
+def _columns(header: Sequence[str], where: str) -> dict[str, int]:
+    """Part of a vote -> its place in the header. Raises ConfigError with the columns found, if one is missing."""
+    found = {name.strip().lower().replace(" ", "_").replace("-", "_"): place for place, name in enumerate(header)}
+    place = {
+        part: next(found[name] for name in names if name in found)
+        for part, names in COLUMNS.items()
+        if any(name in found for name in names)
+    }
+    missing = [part for part in NEEDED if part not in place]
+    if missing:
+        known = "; ".join(f"{part} ({', '.join(COLUMNS[part][1:])})" for part in NEEDED)
+        columns = ", ".join(name.strip() for name in header if name.strip()) or "none"
+        raise ConfigError(
+            f"{where} has no column {' and '.join(missing)}; there are: {columns[:300]}. Votes need, under these or the "
+            f"names in brackets: {known}"
+        )
+    return place
+
+
+def _vote(values: Sequence[Any], where: str) -> Vote:
+    """One row, in the order of `COLUMNS`, as a vote."""
+    names = []
+    for part, value in zip(NEEDED[:3], values[:3], strict=True):
+        name = "" if value is None else str(value).strip()
+        if not name:
+            raise ConfigError(f"{where} has no {part}; votes need {', '.join(NEEDED)}")
+        names.append(name)
+    value = values[3]
+    preference = math.nan if value is None else WORDS.get(str(value).strip().lower())
+    if preference is None:
+        preference = _number(value, f"{where}: preference", f"neither a number nor one of {_known_words()}")
+    lengths = [
+        math.nan
+        if value is None or math.isnan(WORDS.get(str(value).lower(), 0))
+        else _number(value, f"{where}: {part}")
+        for part, value in zip(("length_a", "length_b"), values[4:6], strict=True)
+    ]
+    return Vote(names[0], names[1], names[2], preference, lengths[0], lengths[1])
+
+
+def _known_words() -> str:
+    return ", ".join(repr(word) for word in WORDS if word)
+
+
+def _number(value: Any, where: str, wrong: str = "which is no number") -> float:
+    """A finite number; raises ConfigError naming `where` and saying what is wrong."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{where} is {value!r}, {wrong}")
+    return number
