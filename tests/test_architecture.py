@@ -17,6 +17,7 @@ MATHS_OF_COMPARE = tuple(
 )
 ROWS: tuple[tuple[str, ...], ...] = (
     ("selfplay.cli",),
+    ("selfplay.verbs",),
     ("selfplay.loop", "selfplay.show"),
     ("selfplay.plan", "selfplay.template"),
     ("selfplay.compare", "selfplay.guard"),

@@ -104,6 +104,20 @@ def _with_names_of_their_own(found: Sequence[Contestant]) -> list[Contestant]:
     return named
 
 
+def with_baseline_first(found: Sequence[Contestant], baseline: str | None) -> list[Contestant]:
+    """The same checkpoints with the baseline, a name or a target, in front. Raises ConfigError if it is none of them."""
+    if baseline is None:
+        return list(found)
+    places = [place for place, one in enumerate(found) if baseline in (one.name, one.checkpoint)]
+    if not places and ("@" in baseline or Path(baseline).exists()):
+        checkpoint = resolve(baseline).checkpoint
+        places = [place for place, one in enumerate(found) if one.checkpoint == checkpoint]
+    if not places:
+        names = ", ".join(one.name for one in found)
+        raise ConfigError(f"the baseline {baseline!r} is none of the checkpoints compared: {names}")
+    return [found[places[0]], *found[: places[0]], *found[places[0] + 1 :]]
+
+
 def recipes(found: Sequence[Contestant]) -> list[Recipe]:
     """The recipe of each run among them, once each, in their order."""
     paths = list(dict.fromkeys(one.run for one in found if one.run is not None))
