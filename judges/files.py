@@ -17,6 +17,7 @@ from typing import Any
 
 from judges.spec import MODES, JudgeSpec, JurySpec, Member, ModelSpec, PythonSpec
 from selfplay.config import AddedReward, ConfigError, Recipe, Reward, parse_yaml, validate
+from selfplay.user_code import failure
 
 SHIPPED = Path(__file__).parent.parent / "prompts" / "judges"
 RUBRICS = Path(__file__).parent.parent / "prompts" / "rubrics"
@@ -200,6 +201,8 @@ def _load_module(place: str, reference: str) -> ModuleType:
             raise ConfigError(
                 f"python: {reference}: {error}; name an installed module, or a file as ./file.py:name"
             ) from None
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"python: {place} cannot be imported: it {failure(error)}") from error
     name = f"judge_file_{hashlib.sha256(place.encode() + Path(place).read_bytes()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -211,8 +214,8 @@ def _load_module(place: str, reference: str) -> ModuleType:
         location.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception):
-            raise ConfigError(f"python: {place} cannot be run: {type(error).__name__}: {error}") from error
+        if isinstance(error, Exception | SystemExit):
+            raise ConfigError(f"python: {place} cannot be run: it {failure(error)}") from error
         raise
     return module
 

@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("prompts", "selfplay.rundir", *MATHS_OF_COMPARE),
     ("selfplay.storage", "selfplay.journal"),
     ("selfplay.checksums", "selfplay.provenance"),
-    ("selfplay.durable",),
+    ("selfplay.durable", "selfplay.user_code"),
     ("selfplay.records", "selfplay.config", "selfplay.progress", "selfplay.doctor"),
 )
 """A module imports from its own package and from rows below. `selfplay` itself only hands on names, when asked for."""
