@@ -122,7 +122,14 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 def test_judges_see_the_engine_protocol_only() -> None:
     seen = {target for module, targets in IMPORTS.items() if module.startswith("judges") for target in targets}
     ours = {name for name in seen if name.startswith("selfplay")}
-    assert ours <= {"selfplay.config", "selfplay.records", "selfplay.engines", "selfplay.checksums", "selfplay.durable"}
+    assert ours <= {
+        "selfplay.config",
+        "selfplay.records",
+        "selfplay.engines",
+        "selfplay.checksums",
+        "selfplay.durable",
+        "selfplay.user_code",
+    }
 
 
 @pytest.mark.parametrize("name", RL_MATHS)
