@@ -8,7 +8,7 @@ from typing import Any, Literal
 from judges.spec.modes import JudgeSpec
 from judges.spec.sections import OnError
 from selfplay.errors import JudgeStopped
-from selfplay.records import Pair, Preference, Verdict, mean_preference
+from selfplay.records import Pair, Preference, Prompt, Verdict, mean_preference
 
 EVEN = 1e-9
 """A preference this close to one half is a tie."""
@@ -156,7 +156,7 @@ def stop_if_failing(judge: str, verdicts: Sequence[Verdict], rule: OnError, expe
     if not failed or (rule.action == "drop" and len(failed) <= rule.max_failure_rate * total):
         return
     shown = "; ".join(
-        f"{verdict.error}: {verdict.raw[:160]!r}" if verdict.raw else verdict.error
+        f"{verdict.error}: {verdict.raw[:160]!r}" if verdict.raw else f"{verdict.error} ({verdict.pair_id})"
         for verdict in islice({verdict.error: verdict for verdict in failed}.values(), EXAMPLES)
     )
     allowed = f"on_error.max_failure_rate is {rule.max_failure_rate:g}"
@@ -166,3 +166,18 @@ def stop_if_failing(judge: str, verdicts: Sequence[Verdict], rule: OnError, expe
         f"judge {judge!r} gave no verdict on {len(failed)} of {total} ({allowed}): {shown}; see what it "
         "is asked and says with `selfplay judge try`"
     )
+
+
+def stop_if_unscored(spec: JudgeSpec, prompts: Sequence[Prompt], errors: Sequence[str]) -> None:
+    """Raise JudgeStopped if more responses have no score than the judge's file allows; an empty error is a score."""
+    verdicts = [
+        Verdict(
+            pair_id=f"response to {prompt.id}",
+            judge=spec.name,
+            order="none",
+            preference=None if error else 0.5,
+            error=error,
+        )
+        for prompt, error in zip(prompts, errors, strict=True)
+    ]
+    stop_if_failing(spec.name, verdicts, spec.on_error)

@@ -1,6 +1,5 @@
 """The command line: verbs to functions, no logic. A user's mistake is one sentence and exit code 2."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from selfplay.config import PromptSource, load_recipe, validate
-from selfplay.errors import ConfigError, SelfplayError
+from selfplay.config import load_recipe, validate
+from selfplay.errors import SelfplayError
+from selfplay.verbs import Json, emit
+from selfplay.verbs.compare import compare
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +23,6 @@ app = typer.Typer(
 judge_app = typer.Typer(no_args_is_help=True, help="Measure a judge, look at one, or list them.")
 app.add_typer(judge_app, name="judge")
 RunArgument = Annotated[Path, typer.Argument(help="A run's directory, such as runs/quickstart.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main() -> None:
@@ -32,11 +32,6 @@ def main() -> None:
     except SelfplayError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-
-
-def emit(value: Any) -> None:
-    """Print a value as JSON on standard output."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -176,43 +171,7 @@ def report(
             typer.echo(file)
 
 
-@app.command()
-def compare(
-    targets: Annotated[
-        list[str] | None, typer.Argument(help="Runs, runs/NAME@2, runs/NAME@start, checkpoints or hub ids.")
-    ] = None,
-    prompts: Annotated[str | None, typer.Option(help="Held-out prompts: a file or a built-in set.")] = None,
-    judge: Annotated[str | None, typer.Option(help="A judge: a shipped name or a YAML file.")] = None,
-    votes: Annotated[Path | None, typer.Option(help="Votes from elsewhere, CSV or JSONL: no model is needed.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Whom to take differences against.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the samples and the matches.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare checkpoints on the same held-out prompts, head to head, with intervals."""
-    from rich.console import Console
-
-    from selfplay.report.terminal import print_summary
-
-    if (votes is None) == (not targets):
-        raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
-    if votes is not None:
-        from selfplay.compare.vote_files import read_votes
-        from selfplay.stats.summary import summarise
-
-        summary = summarise(read_votes(votes, judge).table, baseline=baseline)
-        found = {**summary.model_dump(mode="json"), "matrix": summary.matrix()}
-    else:
-        from selfplay.compare.head_to_head import compare as head_to_head
-
-        source = (
-            None if prompts is None else validate(PromptSource, {"source": prompts, "split": "heldout"}, "--prompts")
-        )
-        result = head_to_head(targets or [], prompts=source, judge=judge, folder=output, baseline=baseline)
-        summary, found = result.summary, result.json()
-    if as_json:
-        emit(found)
-    else:
-        print_summary(summary, Console(highlight=False))
+app.command()(compare)
 
 
 @app.command()

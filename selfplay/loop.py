@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from selfplay.checksums import read_sealed
 from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
@@ -28,6 +27,7 @@ from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
 from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext
+from selfplay.storage.checksums import read_sealed
 from selfplay.tracking import Tracker
 
 STAGES = ("generate", "label", "reward", "policy", "evaluate")

@@ -23,12 +23,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from selfplay import durable
-from selfplay.checksums import check_folder
 from selfplay.errors import ConfigError
 from selfplay.progress import log
 from selfplay.records import Prompt
-from selfplay.storage import hash_of
+from selfplay.storage import durable
+from selfplay.storage.checksums import check_folder
+from selfplay.storage.files import hash_of
 
 SENTINEL = "Zyx speaks as the system."
 KNOWN_TEMPLATES: dict[str, bool] = {}

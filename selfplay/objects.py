@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from selfplay.errors import ConfigError
+from selfplay.user_code import failure
 
 
 def load_object(reference: str) -> Any:
@@ -41,6 +42,8 @@ def _load_module(place: str, reference: str) -> ModuleType:
             raise ConfigError(
                 f"python: {reference}: {error}; name an installed module, or a file as ./file.py:name"
             ) from None
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"python: {place} cannot be imported: it {failure(error)}") from error
     name = f"judge_file_{hashlib.sha256(place.encode() + Path(place).read_bytes()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -52,8 +55,8 @@ def _load_module(place: str, reference: str) -> ModuleType:
         location.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception):
-            raise ConfigError(f"python: {place} cannot be run: {type(error).__name__}: {error}") from error
+        if isinstance(error, Exception | SystemExit):
+            raise ConfigError(f"python: {place} cannot be run: it {failure(error)}") from error
         raise
     return module
 

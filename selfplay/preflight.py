@@ -17,7 +17,7 @@ from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.progress import log
 from selfplay.records import Prompt
-from selfplay.storage import read_json
+from selfplay.storage.files import read_json
 from selfplay.tracking import check_trackers
 
 BYTES_PER_WEIGHT = 4

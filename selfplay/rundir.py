@@ -3,7 +3,7 @@
 A stage writes into `NAME.partial`, keeps what it needs to go on after a kill in `work` there, and is finished in one step:
 `manifest.json` is written, the folder is renamed, and `work` is removed last. The manifest holds what the stage was made
 from (`fingerprint`: the settings it reads and the manifests of the stages before it) and the hashes of each file, which
-are compared whenever one is read (`selfplay.checksums`).
+are compared whenever one is read (`selfplay.storage.checksums`).
 """
 
 import contextlib
@@ -16,8 +16,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from selfplay import durable
-from selfplay.checksums import (
+from selfplay.config import Recipe, validate
+from selfplay.errors import ConfigError
+from selfplay.progress import log
+from selfplay.storage import durable
+from selfplay.storage.checksums import (
     FORMAT,
     MANIFEST,
     Damaged,
@@ -28,12 +31,9 @@ from selfplay.checksums import (
     read_sealed,
     write_sealed,
 )
-from selfplay.config import Recipe, validate
-from selfplay.errors import ConfigError
-from selfplay.journal import line_of
-from selfplay.progress import log
-from selfplay.provenance import changes, provenance
-from selfplay.storage import hash_of, json_lines, read_json, read_json_lines
+from selfplay.storage.files import hash_of, json_lines, read_json, read_json_lines
+from selfplay.storage.journal import line_of
+from selfplay.storage.provenance import changes, provenance
 
 FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations")
 """Settings that may change on a run that has begun: none of them changes what its finished stages made."""

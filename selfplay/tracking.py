@@ -22,7 +22,7 @@ from typing import Any
 
 from selfplay.errors import ConfigError
 from selfplay.progress import log
-from selfplay.storage import read_json, write_json
+from selfplay.storage.files import read_json, write_json
 
 PROJECT = "selfplay"
 """What wandb and trackio call a project and MLflow an experiment."""

@@ -14,7 +14,7 @@ import yaml
 
 from selfplay.stats.diversity import distinct_n, unique_share
 from selfplay.stats.intervals import win_rate
-from selfplay.storage import write_json, write_rows
+from selfplay.storage.files import write_json, write_rows
 
 HOSTILE = (
     '</pre></script><script>document.title = "owned"; throw new Error("owned")</script>'

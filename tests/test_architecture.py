@@ -16,16 +16,13 @@ ORDER = (
     "selfplay.errors",
     "selfplay.records",
     "selfplay.progress",
+    "selfplay.storage",
     "selfplay.config",
+    "selfplay.user_code",
     "selfplay.objects",
     "selfplay.stats",
     "selfplay.formatting",
     "selfplay.doctor",
-    "selfplay.durable",
-    "selfplay.checksums",
-    "selfplay.provenance",
-    "selfplay.storage",
-    "selfplay.journal",
     "selfplay.rundir",
     "prompts",
     "selfplay.models",
@@ -51,6 +48,7 @@ ORDER = (
     "selfplay.preflight",
     "selfplay.stages",
     "selfplay.loop",
+    "selfplay.verbs",
     "selfplay.cli",
     "selfplay.__main__",
 )
@@ -139,7 +137,10 @@ def test_contributing_states_the_order() -> None:
         for name in reversed(ORDER)
         if name.count(".") <= 1 and name != "selfplay.__main__"
     ]
-    places = [next((text.index(row + end) for end in ("/ ", ".py ") if row + end in text), -1) for row in rows]
+    places = [
+        next((text.index(row + end) for end in ("/ ", ".py ", "/__init__.py ") if row + end in text), -1)
+        for row in rows
+    ]
     assert -1 not in places, f"CONTRIBUTING does not name {rows[places.index(-1)].strip()}"
     assert places == sorted(places)
 
@@ -148,7 +149,10 @@ def test_judges_see_the_engine_protocol_only() -> None:
     seen = {target for module, targets in IMPORTS.items() if module.startswith("judges") for target in targets}
     ours = {name for name in seen if name.startswith("selfplay")}
     packages = {".".join(name.split(".")[:2]) for name in ours}
-    assert packages <= {f"selfplay.{name}" for name in ("config", "errors", "records", "objects", "stats", "engines")}
+    assert packages <= {
+        f"selfplay.{name}"
+        for name in ("config", "errors", "records", "objects", "stats", "engines", "storage", "user_code")
+    }
     assert not any(name.startswith("selfplay.engines.") for name in ours)
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from selfplay import durable
-from selfplay.checksums import hashes_of_file
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
-from selfplay.journal import Journal
 from selfplay.records import Verdict
 from selfplay.rundir import FREE_SETTINGS, RunDirectory, differences
-from selfplay.storage import derived_seed, hash_of, read_json, read_json_lines, read_rows, write_json, write_rows
+from selfplay.storage import durable
+from selfplay.storage.checksums import hashes_of_file
+from selfplay.storage.files import derived_seed, hash_of, read_json, read_json_lines, read_rows, write_json, write_rows
+from selfplay.storage.journal import Journal
 
 ROOT = Path(__file__).parents[1]
 SEPARATORS = ("\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\r")
@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def torn(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("selfplay.durable.os.fsync", torn)
+    monkeypatch.setattr("selfplay.storage.durable.os.fsync", torn)
     with pytest.raises(OSError, match="disk full"):
         durable.write(file, "new and longer")
     assert file.read_text() == "old"
@@ -62,7 +62,7 @@ def test_no_reader_ever_sees_a_part(tmp_path: Path) -> None:
         real(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfplay.durable.os.replace", look)
+        patch.setattr("selfplay.storage.durable.os.replace", look)
         durable.write(file, "whole é\n")
     assert seen == [("whole é\n", False)] and [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 

@@ -16,7 +16,7 @@ from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.preflight import check
 from selfplay.rundir import RunDirectory
-from selfplay.storage import read_json
+from selfplay.storage.files import read_json
 from selfplay.tracking import Tracker, numbers
 
 Points = dict[str, list[tuple[float, float]]]

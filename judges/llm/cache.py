@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from selfplay.checksums import Damaged, fast_hash
-from selfplay.durable import NotWritten
 from selfplay.engines import Answer
 from selfplay.errors import ConfigError
+from selfplay.storage.checksums import Damaged, fast_hash
+from selfplay.storage.durable import NotWritten
 
 SCHEMA = """create table if not exists answers (
     key text primary key, answer text not null, model text not null, input_tokens integer not null,

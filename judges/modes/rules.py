@@ -1,6 +1,5 @@
 """Rules: weighted Python functions on each response, no model. Also what a rubric makes of its criteria's values."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from judges.spec.modes import RulesSpec
 from judges.spec.sections import Criterion
 from selfplay.objects import load_object
 from selfplay.records import Completion, Prompt
+from selfplay.user_code import failure, number, shown
 
 Function = Callable[[Prompt, str], Any]
 
@@ -41,18 +41,15 @@ class RulesJudge(ScoringJudge):
 
 
 def apply(function: Function, name: str, prompt: Prompt, response: str) -> float:
-    """The function's value; raises Unscorable if it raises, or if that is no number in [0, 1]."""
+    """Return the function's value; raises Unscorable if it raises, or if that is not a number in [0, 1]."""
     try:
         value = function(prompt, response)
-    except Exception as error:
-        raise Unscorable(f"criterion {name!r} raised {type(error).__name__}: {error}") from error
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise Unscorable(f"criterion {name!r} returned {value!r}, not a number in [0, 1]") from None
-    if isinstance(value, str) or not math.isfinite(number) or not 0 <= number <= 1:
-        raise Unscorable(f"criterion {name!r} returned {value!r}, not a number in [0, 1]")
-    return number
+    except (Exception, SystemExit) as error:
+        raise Unscorable(f"criterion {name!r} {failure(error)}") from error
+    found = number(value)
+    if found is None or not 0 <= found <= 1:
+        raise Unscorable(f"criterion {name!r} returned {shown(value)}, not a number in [0, 1]")
+    return found
 
 
 def aggregate(criteria: Sequence[Criterion], values: Mapping[str, float], how: str = "mean") -> float:

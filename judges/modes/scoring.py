@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from judges.spec.modes import JudgeSpec
-from judges.verdicts import stop_if_failing
+from judges.verdicts import stop_if_failing, stop_if_unscored
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 SAME = 1e-9
@@ -33,8 +33,13 @@ class ScoringJudge:
         raise NotImplementedError
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """A score in [0, 1] for each completion of the prompt in the same place; None where there is none."""
-        return [assessment.score for assessment in self.assess(prompts, completions)]
+        """Return a score in [0, 1] for each completion of the prompt in the same place; None where there is none.
+
+        Raises JudgeStopped above `on_error.max_failure_rate`.
+        """
+        found = self.assess(prompts, completions)
+        stop_if_unscored(self.spec, prompts, [one.error if one.score is None else "" for one in found])
+        return [one.score for one in found]
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """One verdict per pair, of order "none". Raises JudgeStopped above `on_error.max_failure_rate`.

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from selfplay import durable
 from selfplay.compare.targets import Contestant, resolve
 from selfplay.errors import ConfigError
 from selfplay.report.model_card import card
 from selfplay.results.load import read_run
+from selfplay.storage import durable
 
 
 def export(target: str, directory: str | Path, *, push_to_hub: str | None = None) -> Path:

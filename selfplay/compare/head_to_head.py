@@ -1,7 +1,7 @@
 """`selfplay compare`: the same held-out prompts to every checkpoint, every pair judged in both orders, all statistics.
 
-What was sampled and what the judge said is kept, so asking again is free. Where the targets include a run, its recipe
-says which prompts, sampling, engine and judge; anything may be given instead. Left out on purpose: training and labels;
+What was sampled and what the judge said is kept, so asking again is free. How the checkpoints are compared is said by
+the recipes of the runs among them (`settings`); anything may be given instead. Left out on purpose: training and labels;
 nothing here changes a run.
 """
 
@@ -16,48 +16,35 @@ from typing import Any
 import judges
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
-from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes
-from selfplay.config import Engine as EngineConfig
-from selfplay.config import PromptSource, Recipe, Sampling
+from selfplay.compare.difficulty import known_difficulty
+from selfplay.compare.settings import Given, Settings, judging, settings_of
+from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, with_baseline_first
 from selfplay.engines import Engine
 from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
-from selfplay.journal import Journal
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.results.run import Match, vote_table
 from selfplay.rundir import RunDirectory
-from selfplay.stats.summary import Summary, summarise
-from selfplay.storage import derived_seed, hash_of, read_rows, write_json, write_rows
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How checkpoints are compared: everything that the answers and the verdicts depend on."""
-
-    prompts: PromptSource
-    judge: str
-    judge_model: str | None
-    """What answers for the run's labelling judge, or for another whose file names no model."""
-    labelling: bool
-    """Whether `judge` is the one that labelled."""
-    sampling: Sampling
-    engine: EngineConfig
-    dtype: str
-    seed: int
+from selfplay.stats.summary import Category, Summary, breakdown, summarise
+from selfplay.storage.files import hash_of, read_rows, write_json, write_rows
+from selfplay.storage.journal import Journal
 
 
 @dataclass(frozen=True)
 class HeadToHead:
     """The outcome of a comparison: `matches` as in matches.parquet, and what follows from them.
 
-    `asked` counts the answers that the judge's model had to give now, for they were not in the cache.
+    `facts` is what stands above every table: judge, prompts, n, temperature. `categories` is empty unless a column was
+    named. `asked` counts the answers that the judge's model had to give now, for they were not in the cache.
     """
 
     names: tuple[str, ...]
     judge: str
+    facts: dict[str, Any]
     matches: tuple[Match, ...]
     summary: Summary
+    categories: tuple[Category, ...]
     asked: int
     seconds: float
 
@@ -65,10 +52,12 @@ class HeadToHead:
         """Everything but the texts, ready for JSON."""
         return {
             "judge": self.judge,
+            "settings": self.facts,
             "asked": self.asked,
             "seconds": round(self.seconds, 3),
             **self.summary.model_dump(mode="json"),
             "matrix": self.summary.matrix(),
+            "categories": [one.model_dump(mode="json") for one in self.categories],
         }
 
     def write(self, folder: Path) -> None:
@@ -78,66 +67,34 @@ class HeadToHead:
         write_json(folder / "comparison.json", self.json())
 
 
-def settings_of(
-    trained: Sequence[Recipe],
-    *,
-    prompts: PromptSource | None = None,
-    judge: str | None = None,
-    sampling: Sampling | None = None,
-    engine: EngineConfig | None = None,
-) -> Settings:
-    """What is given, and for the rest what the first run's recipe says. Raises ConfigError if neither names it."""
-    if not trained:
-        if prompts is None or judge is None:
-            raise ConfigError(
-                "without a run among the checkpoints, say what to ask and who judges: --prompts FILE --judge FILE"
-            )
-        return Settings(prompts, judge, None, False, sampling or Sampling(), engine or EngineConfig(), "float32", 0)
-    recipe = trained[0]
-    own = recipe.sampling.model_copy(
-        update={
-            "temperature": recipe.evaluate.temperature,
-            "n": 1,
-            "seed": derived_seed(recipe.seed, "generate", "heldout"),
-        }
-    )
-    file = judge or recipe.evaluate.judge or recipe.judge.file
-    return Settings(
-        prompts or recipe.prompts.heldout,
-        file,
-        recipe.judge_model,
-        file == recipe.judge.file,
-        sampling or own,
-        engine or recipe.engine,
-        recipe.policy.dtype,
-        recipe.seed,
-    )
-
-
 def compare(
     targets: Sequence[str],
+    given: Given | None = None,
     *,
-    prompts: PromptSource | None = None,
-    judge: str | None = None,
-    sampling: Sampling | None = None,
-    engine: EngineConfig | None = None,
+    like: str | Path | None = None,
     folder: Path | None = None,
     baseline: str | None = None,
+    difficulty: Path | None = None,
+    by: str | None = None,
     resamples: int = 2000,
 ) -> HeadToHead:
     """Compare checkpoints (see `contestants` for what a target may be) and write what was found into `folder`.
 
-    `folder` defaults to `compare` in the first run, else `runs/compare`; it keeps samples too, and a judge cache if
-    there is no run whose cache could serve. Raises ConfigError for targets, prompts or judges that cannot be used, and
-    for prompts that a run was trained on.
+    `given` says how, where the runs' recipes do not agree or shall not decide; `like` names a run whose recipe does. All
+    are held against `baseline` (a target or its name; default the first). `difficulty` is a file of prompt difficulties,
+    which is fitted if it is not there; `by` is a column of the prompts to break win rates down by. `folder` defaults to
+    `compare` in the first run, else `runs/compare`; it keeps samples too, and a judge cache if there is no run whose
+    cache could serve. Raises ConfigError for targets, prompts or judges that cannot be used, for runs whose recipes
+    differ, and for prompts that a run was trained on.
     """
     began = time.time()
-    found = contestants(targets)
+    found = with_baseline_first(contestants(targets), baseline)
     trained = recipes(found)
-    settings = settings_of(trained, prompts=prompts, judge=judge, sampling=sampling, engine=engine)
+    settings = settings_of(trained, given, None if like is None else RunDirectory(like).recipe())
     spec = judging(settings)
     asked_of = load_prompts(settings.prompts, settings.seed)
     check_unseen(asked_of, trained)
+    values = {} if by is None else categories_of(asked_of, by)
     home = next((one.run for one in found if one.run is not None), None)
     folder = folder or (home / "compare" if home else Path("runs/compare"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,25 +106,29 @@ def compare(
         matches = judge_all(found, asked_of, answers, spec, cache, ledger, settings, engines)
     asked = int(cache.spent()["answers"] - before)
     cache.close()
-    summary = summarise(vote_table(matches, [one.name for one in found]), baseline=baseline, resamples=resamples)
+    table = vote_table(matches, [one.name for one in found])
+    hard = None if difficulty is None else known_difficulty(difficulty, table)
     result = HeadToHead(
-        tuple(one.name for one in found), spec.name, tuple(matches), summary, asked, time.time() - began
+        names=table.models,
+        judge=spec.name,
+        facts=settings.facts(spec, len(asked_of)),
+        matches=tuple(matches),
+        summary=summarise(table, difficulty=hard, resamples=resamples),
+        categories=tuple(breakdown(table, values, resamples=resamples)) if values else (),
+        asked=asked,
+        seconds=time.time() - began,
     )
     result.write(folder)
     return result
 
 
-def judging(settings: Settings) -> judges.JudgeSpec:
-    """The judge's file, asked in both orders whatever it says; with the recipe's model if it labelled or names none."""
-    spec = judges.load_spec(settings.judge)
-    if settings.judge_model and spec.needs_model and (settings.labelling or getattr(spec, "model", None) is None):
-        spec = spec.model_copy(update={"model": settings.judge_model})
-    if getattr(spec, "model", None) == "policy":
-        raise ConfigError(
-            f"judge {spec.name!r} is the policy itself, and here there are several: name a judge with a model "
-            "of its own with --judge"
-        )
-    return spec.model_copy(update={"order": "both"}) if hasattr(spec, "order") else spec
+def categories_of(prompts: Sequence[Prompt], column: str) -> dict[str, str]:
+    """Prompt id -> its value in a column. Raises ConfigError, naming the columns there are, for one that is not there."""
+    found = {prompt.id: str(prompt.meta[column]) for prompt in prompts if prompt.meta.get(column) is not None}
+    if not found:
+        there = sorted({key for prompt in prompts for key in prompt.meta})
+        raise ConfigError(f"the prompts have no column {column!r}; there are: {', '.join(there) or 'none'}")
+    return found
 
 
 def sample_all(
@@ -207,8 +168,8 @@ def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settin
     file = Path(one.checkpoint).parent / "evaluate" / "completions.parquet"
     if one.run is None or not file.is_file():
         return None
-    recipe = RunDirectory(one.run).recipe()
-    if replace(settings_of([recipe]), judge=settings.judge, judge_model=settings.judge_model) != settings:
+    own = settings_of([RunDirectory(one.run).recipe()])
+    if replace(own, judge=settings.judge, judge_model=settings.judge_model, labelling=settings.labelling) != settings:
         return None
     found = {row["prompt_id"]: Completion.model_validate(row) for row in read_rows(file)}
     return [found[prompt.id] for prompt in prompts] if all(prompt.id in found for prompt in prompts) else None

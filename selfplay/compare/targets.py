@@ -10,7 +10,7 @@ from selfplay.errors import ConfigError
 from selfplay.guard.selection import assess
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory
-from selfplay.storage import hash_of
+from selfplay.storage.files import hash_of
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,20 @@ def _with_names_of_their_own(found: Sequence[Contestant]) -> list[Contestant]:
         copies = sum(other.checkpoint == one.checkpoint and other.revision == one.revision for other in named)
         named.append(Contestant(f"{name} ({copies + 1})" if copies else name, one.checkpoint, one.revision, one.run))
     return named
+
+
+def with_baseline_first(found: Sequence[Contestant], baseline: str | None) -> list[Contestant]:
+    """The same checkpoints with the baseline, a name or a target, in front. Raises ConfigError if it is none of them."""
+    if baseline is None:
+        return list(found)
+    places = [place for place, one in enumerate(found) if baseline in (one.name, one.checkpoint)]
+    if not places and ("@" in baseline or Path(baseline).exists()):
+        checkpoint = resolve(baseline).checkpoint
+        places = [place for place, one in enumerate(found) if one.checkpoint == checkpoint]
+    if not places:
+        names = ", ".join(one.name for one in found)
+        raise ConfigError(f"the baseline {baseline!r} is none of the checkpoints compared: {names}")
+    return [found[places[0]], *found[: places[0]], *found[places[0] + 1 :]]
 
 
 def recipes(found: Sequence[Contestant]) -> list[Recipe]:

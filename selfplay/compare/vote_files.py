@@ -39,41 +39,52 @@ SEPARATORS = ",;\t|"
 
 
 class VoteFile(NamedTuple):
-    """The votes of a file, and how many of them each judge gave (none where the file names no judge)."""
+    """The votes of a file, how many of them each judge gave (none where the file names no judge), and prompt -> value of
+    the column that was asked for."""
 
     table: VoteTable
     judges: dict[str, int]
+    values: dict[str, str]
 
 
-def read_votes(path: str | Path, judge: str | None = None) -> VoteFile:
+def read_votes(path: str | Path, judge: str | None = None, by: str | None = None) -> VoteFile:
     """Votes with the columns prompt, model_a, model_b and preference (or winner); `COLUMNS` lists other names.
 
     A preference is P(model_a is better), or a, b, tie; empty, null and NaN are unscored. Lengths and `judge` are
-    optional: name a judge to count its votes alone. Raises ConfigError naming the line that is wrong.
+    optional: name a judge to count its votes alone; `by` is another column. Raises ConfigError naming the line that is
+    wrong.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no file of votes {str(path)!r}; name a CSV, JSON or Parquet file")
     judges: Counter[str] = Counter()
-    table = tabulate(_votes(path, judge, judges))
+    values: dict[str, str] = {}
+    table = tabulate(_votes(path, judge, by, judges, values))
     if not table.prompts:
         others = f"; there are votes of {', '.join(map(repr, sorted(judges)))}" if judges else ""
         raise ConfigError(f"{path} holds no votes" + (f" of the judge {judge!r}{others}" if judge else ""))
-    return VoteFile(table, dict(judges) if judge is None else {judge: judges[judge]})
+    return VoteFile(table, dict(judges) if judge is None else {judge: judges[judge]}, values)
 
 
-def _votes(path: Path, judge: str | None, judges: Counter[str]) -> Iterator[Vote]:
-    """The votes of a file, those of one judge if it is named; counts each judge's in `judges`."""
+def _votes(
+    path: Path, judge: str | None, by: str | None, judges: Counter[str], values_of: dict[str, str]
+) -> Iterator[Vote]:
+    """The votes of a file, those of one judge if it is named; counts each judge's, and notes each prompt's value."""
     for where, header, rows in _tables(path):
         place = _columns(header, where)
         at = [place.get(name) for name in COLUMNS]
+        if by is not None:
+            at.append(_place_of(by, header, where))
         for line, row in rows:
             values = [None if index is None or index >= len(row) else row[index] for index in at]
             said = "" if values[6] is None else str(values[6]).strip()
             if said:
                 judges[said] += 1
             if judge is None or said == judge:
-                yield _vote(values, f"{path}:{line}")
+                vote = _vote(values, f"{path}:{line}")
+                if by is not None and values[7] not in (None, ""):
+                    values_of.setdefault(vote.prompt, str(values[7]).strip())
+                yield vote
 
 
 Rows = Iterable[tuple[int, Sequence[Any]]]
@@ -142,6 +153,14 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise ConfigError(f"{path}:{number} is no JSON object with the keys {', '.join(NEEDED)}")
         yield number, row
+
+
+def _place_of(column: str, header: Sequence[str], where: str) -> int:
+    """Where a column is that the user named. Raises ConfigError with the columns found."""
+    names = [name.strip() for name in header]
+    if column not in names:
+        raise ConfigError(f"{where} has no column {column!r}; there are: {', '.join(names)}")
+    return names.index(column)
 
 
 def _columns(header: Sequence[str], where: str) -> dict[str, int]:

@@ -8,9 +8,9 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from selfplay import durable
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
+from selfplay.storage import durable
 
 WIDTH = 110
 HEADER = """\

@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from selfplay import durable
-from selfplay.checksums import Damaged
-from selfplay.journal import entry_of, line_of
+from selfplay.storage import durable
+from selfplay.storage.checksums import Damaged
+from selfplay.storage.journal import entry_of, line_of
 
 
 class Ledger:

@@ -6,16 +6,16 @@ Reads what the stages wrote and knows no model. The recipe's `guard.action` says
 import contextlib
 from pathlib import Path
 
-from selfplay import durable
-from selfplay.checksums import write_sealed
 from selfplay.config import Guard, validate
-from selfplay.durable import NotWritten
 from selfplay.formatting import rate_text
 from selfplay.guard.alarms import Alarm, alarms_of
 from selfplay.progress import log
 from selfplay.records import Comparison, Record
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, RunData
+from selfplay.storage import durable
+from selfplay.storage.checksums import write_sealed
+from selfplay.storage.durable import NotWritten
 
 
 class Assessment(Record):

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from selfplay import durable
 from selfplay.errors import ConfigError
 from selfplay.report.plots import all_figures
 from selfplay.report.svg import Figure
 from selfplay.results.load import read_run
+from selfplay.storage import durable
 
 ZOOM = 3
 """PNG pixels per drawing unit: 1,080 pixels across for a chart, 300 per inch at 9 cm."""

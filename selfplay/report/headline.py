@@ -3,7 +3,7 @@
 from itertools import combinations
 from typing import NamedTuple
 
-from selfplay.formatting import display_name, duration, interval_text, rate_text
+from selfplay.formatting import display_name, duration, rate_text
 from selfplay.guard.selection import Assessment
 from selfplay.results.run import RunData
 from selfplay.stats.summary import Summary
@@ -38,7 +38,7 @@ def headline(run: RunData, assessment: Assessment) -> Headline:
 
 
 def headline_of(summary: Summary) -> Headline:
-    """The two checkpoints that rate highest among those that met, the one that won more often named first."""
+    """The two checkpoints that rate highest among those that met, in the direction and with the numbers of their row."""
     order = [one.model for one in summary.ratings or []] or summary.models
     met = {frozenset((pair.comparison.a, pair.comparison.b)): pair for pair in summary.pairs}
     for two in combinations(order, 2):
@@ -46,13 +46,13 @@ def headline_of(summary: Summary) -> Headline:
         if pair is None or pair.comparison.win_rate is None:
             continue
         one = pair.comparison
-        rate, low, high, first, second = one.win_rate or 0.0, one.low or 0.0, one.high or 0.0, one.a, one.b
-        if rate < 0.5:
-            rate, low, high, first, second = 1 - rate, 1 - high, 1 - low, one.b, one.a
-        share, _, interval = interval_text(rate, low, high).partition(" ")
-        first, second = display_name(first), display_name(second)
-        told = f"{first} beats {second} {share} of the time"
-        return Headline(told if pair.significant else f"{first} and {second} cannot be told apart: {share}", interval)
+        share, _, interval = rate_text(one).partition(" ")
+        a, b = display_name(one.a), display_name(one.b)
+        if not pair.significant:
+            return Headline(f"{a} and {b} cannot be told apart: {a} wins {share} of the time", interval)
+        if pair.comparison.win_rate > 0.5:
+            return Headline(f"{a} beats {b} {share} of the time", interval)
+        return Headline(f"{a} loses to {b}: it wins {share} of the time", interval)
     return Headline("Nothing could be scored")
 
 

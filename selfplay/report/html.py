@@ -14,7 +14,6 @@ from typing import Any
 
 import jinja2
 
-from selfplay import durable
 from selfplay.formatting import display_name
 from selfplay.guard.selection import assess_run
 from selfplay.report import plots as panels
@@ -24,6 +23,7 @@ from selfplay.report.transcripts import thinned, transcripts, visible
 from selfplay.results.load import read_run
 from selfplay.results.run import Match, RunData
 from selfplay.stats.votes import VoteTable
+from selfplay.storage import durable
 
 MOST_BYTES = 8_000_000
 """Most bytes of transcripts in a report; of more, an even selection is shown, and the page says so."""

@@ -1,13 +1,13 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
 import judges
-from selfplay import durable
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
 from selfplay.formatting import DASH, display_name, hundredths, level_text, rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.guard.selection import assess_run
 from selfplay.results.run import START, Iteration, RunData
+from selfplay.storage import durable
 
 
 def write_cards(run: RunData) -> None:

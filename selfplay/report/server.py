@@ -11,7 +11,7 @@ from pathlib import Path
 
 from selfplay.report.html import render_report
 from selfplay.results.load import read_run
-from selfplay.storage import hash_of
+from selfplay.storage.files import hash_of
 
 WATCHED = (
     "config.yaml",

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from selfplay.errors import ConfigError
 from selfplay.formatting import hundredths
+from selfplay.report.terminal import print_table
 from selfplay.rundir import RunDirectory
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.files import read_json, read_rows
 
 
 def iterations(directory: Path) -> list[dict[str, Any]]:
@@ -59,11 +60,9 @@ def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
     """The rows as a table."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for title in ("iter", "beats start, %", "beats previous, %", "score", "RM acc", "KL", "len", "cut", "s"):
-        table.add_column(title, justify="left" if title == "iter" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+    titles = ("iter", "beats start, %", "beats previous, %", "score", "RM acc", "KL", "len", "cut", "s")
+    cells = [
+        (
             str(row["iteration"]) if row["iteration"] else "start",
             interval(row["win_rate_vs_start"]),
             interval(row["win_rate_vs_previous"]),
@@ -74,7 +73,9 @@ def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
             "-" if row["truncated"] is None else f"{hundredths(row['truncated'])}%",
             number(sum(row["seconds"].values()), "{:.0f}"),
         )
-    console.print(table)
+        for row in rows
+    ]
+    print_table(console, titles, cells)
 
 
 def interval(rate: dict[str, Any] | None) -> str:

@@ -117,7 +117,7 @@ def comparison_table(run: RunData) -> list[Row]:
         needed = f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH
         rows.append(
             (
-                f"{display_name(one.a)} over {display_name(one.b)}",
+                f"{display_name(one.a)} against {display_name(one.b)}",
                 [rate_text(one), level_text(pair.length_controlled), *counts, *told, needed],
             )
         )
@@ -145,6 +145,11 @@ def spent_table(run: RunData) -> list[Row]:
         )
         for one in run.spent
     ]
+
+
+def group_sentences(summary: Summary) -> list[str]:
+    """Each group of checkpoints of which no two can be told apart, in words."""
+    return [", ".join(map(display_name, group)) for group in summary.groups]
 
 
 def cycle_sentences(summary: Summary) -> list[str]:

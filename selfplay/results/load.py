@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from selfplay.checksums import read_sealed
 from selfplay.results.run import Iteration, Match, RunData, Spent
 from selfplay.rundir import RunDirectory
 from selfplay.stats.diversity import self_similarity
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.checksums import read_sealed
+from selfplay.storage.files import read_json, read_rows
 
 
 def read_run(path: str | Path) -> RunData:

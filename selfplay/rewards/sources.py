@@ -13,7 +13,8 @@ from selfplay.errors import ConfigError
 from selfplay.models import weights_digest
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.storage import hash_of
+from selfplay.storage.files import hash_of
+from selfplay.user_code import call, numbers, shown
 
 
 class Reward(Protocol):
@@ -57,27 +58,29 @@ class FunctionReward:
         self.function = function
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
-        """Call the function; raises ConfigError if it does not give one number per response."""
-        name = getattr(self.function, "__name__", "the function")
-        scores = list(
-            self.function(
-                [prompt.text for prompt in prompts],
-                [response.text for response in responses],
-                [prompt.meta for prompt in prompts],
-            )
+        """Return the function's numbers, NaN where it has none to give. Raises ConfigError for anything else."""
+        name = f"the reward function {getattr(self.function, '__qualname__', type(self.function).__qualname__)}"
+        scores = call(
+            name,
+            self.function,
+            [prompt.text for prompt in prompts],
+            [response.text for response in responses],
+            [prompt.meta for prompt in prompts],
         )
-        if len(scores) != len(responses):
-            raise ConfigError(
-                f"the reward function {name} gave {len(scores)} scores for {len(responses)} responses; "
-                "it must return one number for each"
-            )
-        try:
-            return [float(score) for score in scores]
-        except (TypeError, ValueError):
-            raise ConfigError(
-                f"the reward function {name} gave {scores[:3]} ... where numbers are needed; use "
-                "float('nan') for a response that cannot be scored"
-            ) from None
+        return scores_of(name, scores, prompts, responses)
+
+
+def scores_of(name: str, scores: Any, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
+    """Return the scores of a reward that the user wrote as floats. Raises ConfigError if they are not one per response.
+
+    NaN stands for a response that cannot be scored; an infinite score is refused, for nothing can be learned from it.
+    """
+    rows = [
+        f"prompt {prompt.id!r}, response {shown(response.text)}"
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    wanted = "a finite number, or float('nan') for a response that cannot be scored"
+    return numbers(name, scores, rows, wanted, lambda value: not math.isinf(value))
 
 
 class JudgeReward:

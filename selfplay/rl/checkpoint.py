@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from selfplay import durable
-from selfplay.checksums import Damaged, check_of_file, fast_hash_of_file, read_sealed, write_sealed
 from selfplay.errors import ConfigError
+from selfplay.storage import durable
+from selfplay.storage.checksums import Damaged, check_of_file, fast_hash_of_file, read_sealed, write_sealed
 
 NAME = "checkpoint.pt"
 SUMS = "checkpoint.json"

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfplay import durable
 from selfplay.config import PPO
 from selfplay.rl.advantages import masked_mean
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import kl_estimate
 from selfplay.rl.losses import PolicyLoss, ValueLoss
 from selfplay.rl.rollouts import Episodes, Estimates
-from selfplay.storage import read_json_lines
+from selfplay.storage import durable
+from selfplay.storage.files import read_json_lines
 
 SUMS = (
     "tokens",

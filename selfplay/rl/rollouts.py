@@ -20,12 +20,14 @@ from selfplay.config import PPO, Sampling
 from selfplay.distributed.collectives import all_gather, all_reduce, rank, world_size
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
+from selfplay.errors import ConfigError
 from selfplay.lora import merged, unwrap_peft
 from selfplay.models import default_batch_tokens, split_by_tokens
 from selfplay.records import Completion, Prompt
-from selfplay.rewards.sources import Reward
+from selfplay.rewards.sources import Reward, scores_of
 from selfplay.rl.batching import MicroBatch, collate, derive_seed, prompt_order, shard_by_tokens
 from selfplay.rl.networks import PolicyNetwork, packs, precision
+from selfplay.user_code import shown
 
 
 @dataclass(frozen=True)
@@ -184,17 +186,22 @@ def score(
     where: torch.device,
     pad: int,
 ) -> tuple[Episodes, int]:
-    """Episodes of all processes with their scores, and how many were left out (score NaN, or no token).
+    """Return the episodes of all processes with their scores, and how many were left out (score NaN, or no token).
 
-    Raises RuntimeError if none is left.
+    Raises ConfigError if none is left, and for a reward that does not give a number per response.
     """
-    scores = reward.score([prompts[number] for number, _ in answers], [answer for _, answer in answers])
+    asked, said = [prompts[number] for number, _ in answers], [answer for _, answer in answers]
+    name = f"the reward {type(reward).__qualname__}"
+    scores = scores_of(name, reward.score(asked, said), asked, said)
     share = [(number, answer, value) for (number, answer), value in zip(answers, scores, strict=True)]
     everything = interleave(all_gather(share))
     kept = [row for row in everything if math.isfinite(row[2]) and row[1].token_ids]
     if not kept:
-        raise RuntimeError(
-            f"none of the {len(everything)} responses of this step could be scored: see the reward's own errors"
+        unscored = [(prompts[number].id, answer.text) for number, answer, value in everything if math.isnan(value)]
+        example = f", such as {shown(unscored[0][1])} to prompt {unscored[0][0]!r}" if unscored else ""
+        raise ConfigError(
+            f"none of the {len(everything)} responses of this step can be learned from: {name} gave NaN for "
+            f"{len(unscored)}{example}; the others hold no token"
         )
     return _episodes(kept, prompts, encoded, where, pad), len(everything) - len(kept)
 

@@ -44,7 +44,7 @@ from selfplay.rl.networks import Critic, PolicyNetwork, check_head, packs, preci
 from selfplay.rl.optimise import Optimizer, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
-from selfplay.storage import hash_of
+from selfplay.storage.files import hash_of
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from selfplay.config import Recipe
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory
-from selfplay.storage import derived_seed, hash_of
+from selfplay.storage.files import derived_seed, hash_of
 from selfplay.tracking import Tracker
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from selfplay.models import load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import log
 from selfplay.stages import RunContext
 from selfplay.stages.supervised import demonstration_rows, document_rows, train_supervised
-from selfplay.storage import write_json, write_json_lines
+from selfplay.storage.files import write_json, write_json_lines
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, END, SYSTEM, USER, ASSISTANT]

@@ -9,10 +9,10 @@ result of the training: a later start loads it and does not train again. Left ou
 from pathlib import Path
 from typing import Any
 
-from selfplay import durable
-from selfplay.checksums import Damaged, check_of_file, read_sealed, write_sealed
 from selfplay.progress import log
-from selfplay.storage import read_json
+from selfplay.storage import durable
+from selfplay.storage.checksums import Damaged, check_of_file, read_sealed, write_sealed
+from selfplay.storage.files import read_json
 
 CHECKS = "checks.json"
 WRITING = "writing"

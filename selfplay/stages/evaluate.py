@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 import judges
-from selfplay.journal import Journal
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
 from selfplay.progress import log, meter
 from selfplay.records import Comparison, Completion, Pair, Verdict
@@ -27,7 +26,8 @@ from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.ppo_rewards import folder_of_model
 from selfplay.stats.diversity import distinct_n, unique_share
 from selfplay.stats.intervals import win_rate
-from selfplay.storage import read_rows, write_json, write_rows
+from selfplay.storage.files import read_rows, write_json, write_rows
+from selfplay.storage.journal import Journal
 
 
 def fingerprint(run: RunContext, iteration: int) -> str:

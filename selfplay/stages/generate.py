@@ -8,13 +8,13 @@ import random
 from collections.abc import Sequence
 from itertools import combinations, product
 
-from selfplay.journal import Journal
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.rows import pair_row
-from selfplay.storage import derived_seed, read_json, write_json, write_rows
+from selfplay.storage.files import derived_seed, read_json, write_json, write_rows
+from selfplay.storage.journal import Journal
 
 
 def stage_name(name: str, extra: int) -> str:

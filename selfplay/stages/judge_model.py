@@ -30,7 +30,7 @@ from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages import RunContext
 from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
 from selfplay.stages.supervised import train_supervised
-from selfplay.storage import write_json, write_json_lines
+from selfplay.storage.files import write_json, write_json_lines
 
 SAMPLE = 2000
 """Lessons that the tokenizer is trained on."""

@@ -14,7 +14,6 @@ from judges.audit.check import enforce_thresholds, measure_health
 from selfplay.engines import Engine
 from selfplay.engines.open import open_engine, open_judge_engine
 from selfplay.errors import ConfigError
-from selfplay.journal import Journal
 from selfplay.models import load_tokenizer
 from selfplay.progress import meter
 from selfplay.records import Pair, Verdict
@@ -22,7 +21,8 @@ from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.generate import stage_name
 from selfplay.stages.rows import pair_of, preference_row
-from selfplay.storage import read_rows, write_json, write_rows
+from selfplay.storage.files import read_rows, write_json, write_rows
+from selfplay.storage.journal import Journal
 
 BATCH = 512
 

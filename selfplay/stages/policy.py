@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from prompts.sources import load_documents
-from selfplay import durable
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
 from selfplay.lora import add_adapter, merged
@@ -18,6 +17,7 @@ from selfplay.rundir import WORK
 from selfplay.stages import RunContext
 from selfplay.stages.ppo_rewards import build_reward, folder_of_model
 from selfplay.stages.ppo_rewards import settings as reward_settings
+from selfplay.storage import durable
 
 
 def fingerprint(run: RunContext, iteration: int) -> str:

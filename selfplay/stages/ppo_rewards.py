@@ -12,7 +12,6 @@ from typing import Any
 import judges
 from judges.audit.check import enforce_thresholds, measure_health
 from judges.spec.load import reward_judge
-from selfplay.journal import Journal
 from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
@@ -23,7 +22,8 @@ from selfplay.stages import RunContext
 from selfplay.stages.generate import sample, stage_name
 from selfplay.stages.label import known_judge, open_judge
 from selfplay.stages.reward_model import newest_round
-from selfplay.storage import write_json
+from selfplay.storage.files import write_json
+from selfplay.storage.journal import Journal
 
 
 def folder_of_model(run: RunContext, iteration: int) -> Path | None:

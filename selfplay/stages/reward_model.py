@@ -22,7 +22,7 @@ from selfplay.stages import RunContext
 from selfplay.stages.generate import stage_name
 from selfplay.stages.supervised import one_device, train_or_load, trainer_options
 from selfplay.stats.intervals import clustered_interval
-from selfplay.storage import derived_seed, read_json, read_rows, write_json, write_json_lines
+from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_json_lines
 
 Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10

@@ -12,13 +12,13 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
-from selfplay import durable
 from selfplay.config import Optimisation
 from selfplay.errors import Diverged
 from selfplay.models import encode_prompt
 from selfplay.progress import Meter, meter
 from selfplay.records import Prompt
 from selfplay.stages.checkpoints import WRITING, logged, newest, publish, step_of
+from selfplay.storage import durable
 
 SMALLEST_FOR_BFLOAT16 = 20_000_000
 

@@ -5,6 +5,8 @@ can be told apart, and how many prompts it would take where they cannot.
 """
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
@@ -60,6 +62,14 @@ class Difference(Record):
     standard_error: float
     unpaired_error: float
     n: int
+
+
+class Category(Record):
+    """Win rates on the prompts with one value of a column, for every pair of the table."""
+
+    value: str
+    prompts: int
+    pairs: list[Comparison]
 
 
 class Summary(Record):
@@ -183,6 +193,19 @@ def _comparison(table: VoteTable, k: int, samples: Array) -> Comparison:
         ties=int(np.sum(seen == 0.5)),
         unscored=int(np.sum((table.unscored[:, k] > 0) & np.isnan(mean))),
     )
+
+
+def breakdown(table: VoteTable, values: Mapping[str, str], *, resamples: int = 2000, seed: int = 0) -> list[Category]:
+    """Win rates by the prompts' values (prompt -> value), the most frequent first; prompts without one are left out."""
+    found = []
+    for value, _ in Counter(values[prompt] for prompt in table.prompts if prompt in values).most_common():
+        part = table.where(np.array([values.get(prompt) == value for prompt in table.prompts]))
+        sums = bootstrap_sums(np.hstack([part.score, part.count]), resamples, seed)
+        with np.errstate(invalid="ignore"):
+            samples = sums[:, : len(part.pairs)] / sums[:, len(part.pairs) :]
+        pairs = [_comparison(part, k, samples[:, k]) for k in range(len(part.pairs))]
+        found.append(Category(value=value, prompts=len(part.prompts), pairs=pairs))
+    return found
 
 
 def ratio_error(score: Array, count: Array) -> float | None:

@@ -72,6 +72,15 @@ class VoteTable:
             length=np.where(turned, -self.length, self.length)[:, columns],
         )
 
+    def where(self, rows: NDArray[np.bool_]) -> "VoteTable":
+        """The votes on some of the prompts (P,)."""
+        return VoteTable(
+            tuple(prompt for prompt, kept in zip(self.prompts, rows, strict=True) if kept),
+            self.models,
+            self.pairs,
+            *(part[rows] for part in (self.score, self.count, self.unscored, self.length)),
+        )
+
     def towards(self, model: int, other: int) -> Array | None:
         """Mean preference per prompt (P,) for `model` over `other`; `None` if the two never met."""
         for column, (a, b) in enumerate(self.pairs):

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from selfplay.compare.export import export
-from selfplay.compare.head_to_head import compare, judging, settings_of
+from selfplay.compare.head_to_head import compare
+from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import contestants, resolve
 from selfplay.config import PromptSource, Recipe, Sampling
 from selfplay.engines.hf import TransformersEngine
@@ -19,7 +20,7 @@ from selfplay.report.html import as_run, write_comparison
 from selfplay.report.terminal import print_summary
 from selfplay.stats.summary import summarise
 from selfplay.stats.votes import Vote, tabulate
-from selfplay.storage import read_rows
+from selfplay.storage.files import read_rows
 
 MODEL_JUDGE = """\
 name: letters
@@ -56,17 +57,12 @@ def test_a_run_alone_is_all_its_iterations_and_agrees_with_its_own_evaluation(ti
 
 def test_the_same_checkpoint_twice_ties_everywhere_and_a_second_time_samples_nothing(tiny, tmp_path, monkeypatch):
     start = str(tiny / "iteration-000" / "policy")
-    options = {
-        "prompts": PromptSource(split="heldout", limit=12),
-        "judge": "stories",
-        "sampling": Sampling(max_tokens=24),
-        "folder": tmp_path,
-    }
-    first = compare([start, start, f"{tiny}@2"], **options)
+    given = Given(PromptSource(split="heldout", limit=12), "stories", sampling=Sampling(max_tokens=24))
+    first = compare([start, start, f"{tiny}@2"], given, folder=tmp_path)
     twins = next(pair.comparison for pair in first.summary.pairs if pair.comparison.a == "policy (2)")
     assert (twins.win_rate, twins.ties, twins.n) == (0.5, 12, 12)
     monkeypatch.setattr("selfplay.engines.open.open_engine", lambda *_, **__: pytest.fail("sampled again"))
-    again = compare([start, start, f"{tiny}@2"], **options)
+    again = compare([start, start, f"{tiny}@2"], given, folder=tmp_path)
     assert again.matches == first.matches
 
 
@@ -88,14 +84,14 @@ def test_a_second_comparison_asks_a_judge_that_is_a_model_nothing(tiny, tmp_path
     judge = tmp_path / "letters.yaml"
     judge.write_text(MODEL_JUDGE.format(model=tiny / "iteration-000/policy"))
     targets = [f"{copy}@all", f"{copy}@2"]
-    first = compare(targets, judge=str(judge))
+    first = compare(targets, Given(judge=str(judge)))
     assert len(first.matches) == 6 * 32, "4 checkpoints meet in 6 pairs, on 32 prompts"
     different = [match for match in first.matches if match.a_text != match.b_text]
     questions = {(match.prompt, *texts) for match in different for texts in permutations((match.a_text, match.b_text))}
     assert first.asked == len(asked) == len(questions), "each prompt and two different texts, in both orders"
     assert 0 < len(questions) < 2 * len(different), "the twins share their questions"
     assert {match.preference for match in first.matches} - {0.5, None}
-    again = compare(targets, judge=str(judge), folder=tmp_path / "elsewhere")
+    again = compare(targets, Given(judge=str(judge)), folder=tmp_path / "elsewhere")
     assert len(asked) == first.asked and again.asked == 0
     assert again.matches == first.matches
 
@@ -139,7 +135,7 @@ def test_wrong_targets_are_named(tiny, targets, message):
 
 def test_prompts_that_a_run_was_trained_on_are_refused(tiny, tmp_path):
     with pytest.raises(ConfigError, match="was trained on 8 of the 8 prompts"):
-        compare([str(tiny)], prompts=PromptSource(limit=8), folder=tmp_path)
+        compare([str(tiny)], Given(PromptSource(limit=8)), folder=tmp_path)
 
 
 def test_without_a_run_prompts_and_judge_must_be_given():
@@ -154,10 +150,10 @@ def test_a_comparison_asks_in_both_orders_and_not_the_policy_itself(tmp_path):
         "labels: {{A: 1, B: 0}}}}\nmessages:\n  - {{role: user, content: '{{{{ responses }}}}'}}\n"
     )
     file.write_text(text.format(model="some/model"))
-    assert judging(settings_of([], prompts=PromptSource(), judge=str(file))).order == "both"
+    assert judging(settings_of([], Given(PromptSource(), str(file)))).order == "both"
     file.write_text(text.format(model="policy"))
     with pytest.raises(ConfigError, match="is the policy itself"):
-        judging(settings_of([], prompts=PromptSource(), judge=str(file)))
+        judging(settings_of([], Given(PromptSource(), str(file))))
 
 
 def test_only_the_labelling_judge_gets_the_recipes_model(tmp_path):
@@ -174,7 +170,7 @@ def test_only_the_labelling_judge_gets_the_recipes_model(tmp_path):
             judge={"file": labeller, "model": "small/labeller"},
             evaluate={"judge": audit},
         )
-        return judging(settings_of([recipe], judge=judge)).model
+        return judging(settings_of([recipe], Given(judge=judge))).model
 
     assert asked() == asked(judge=labeller) == "small/labeller"
     assert asked(judge=auditor) == asked(audit=auditor) == "big/auditor"
@@ -189,7 +185,7 @@ def test_the_table_and_the_report_of_votes_from_elsewhere(tmp_path):
     )
     summary, out = summarise(votes), StringIO()
     print_summary(summary, Console(file=out, width=80))
-    assert "no order fits" in out.getvalue() and "80% [" in out.getvalue() and "b over a" in out.getvalue()
+    assert "no order fits" in out.getvalue() and "80% [" in out.getvalue() and "b against a" in out.getvalue()
     assert out.getvalue().startswith("c beats b 70% of the time")  # b rates higher, and lost to c all the same
     page = write_comparison(as_run("<votes>", "votes.csv", votes=votes), tmp_path / "report.html").read_text()
     assert "Bradley-Terry ratings" in page and "No order fits" in page and "&lt;votes&gt;" in page

@@ -14,7 +14,7 @@ import pytest
 from misbehaving import Server, serving, url
 from tiny_run import tiny_recipe
 
-from selfplay.journal import entries
+from selfplay.storage.journal import entries
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-proj-4f9a7c21d0e8b653"

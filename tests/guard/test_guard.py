@@ -93,7 +93,7 @@ def test_without_an_audit_severe_alarms_disqualify(tmp_path):
 
 
 def lengthen(path: Path) -> None:
-    from selfplay.storage import read_rows, write_rows
+    from selfplay.storage.files import read_rows, write_rows
 
     write_rows(path, [{**row, "a_tokens": 2 * row["a_tokens"]} for row in read_rows(path)])
 
@@ -236,7 +236,7 @@ def test_reward_accuracy_counts_decided_pairs_with_both_rewards():
 def test_a_run_of_other_formats_is_still_read(tmp_path):
     """Columns that are not ours are passed over; counts of tokens may be missing."""
     run = make_run(tmp_path / "r", Plan(prompts=8, iterations=1, rewards=False))
-    from selfplay.storage import read_rows, write_rows
+    from selfplay.storage.files import read_rows, write_rows
 
     path = run / ONE / "evaluate/matches.parquet"
     odd = {"a_tokens": None, "b_tokens": None, "reason": None, "colour": "blue"}

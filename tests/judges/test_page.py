@@ -14,7 +14,7 @@ from judges.spec.modes import MODES
 from selfplay.cli import app
 from selfplay.config import load_recipe
 from selfplay.loop import run
-from selfplay.storage import read_rows
+from selfplay.storage.files import read_rows
 
 PAGE = (Path(__file__).parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
 

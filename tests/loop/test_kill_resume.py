@@ -8,19 +8,19 @@ from killing import Moment, run_in_process
 from tiny_run import write_recipe
 
 from selfplay.rundir import RunDirectory
-from selfplay.storage import read_json
+from selfplay.storage.files import read_json
 
 MOMENTS = [
     Moment("selfplay.stages.supervised", "Watcher.on_step_end", 30),  # pretraining, behind a checkpoint
     Moment("selfplay.stages.bootstrap", "fine_tune", 1),  # between pretraining and fine-tuning
     Moment("selfplay.stages.evaluate", "write_rows", 1),  # the start's held-out answers are in the journal only
-    Moment("selfplay.journal", "Journal.append", 2),  # generation, one batch done
+    Moment("selfplay.storage.journal", "Journal.append", 2),  # generation, one batch done
     Moment("selfplay.stages.label", "write_json", 1),  # verdicts written, health not
     Moment("selfplay.stages.supervised", "Watcher.on_step_end", 5),
     Moment("selfplay.rl.trainer", "save_checkpoint", 2),  # the second step is learned and not saved
     Moment("selfplay.rl.checkpoint", "write_sealed", 1),  # a checkpoint is half written
     Moment("selfplay.stages.evaluate", "win_rate", 1),
-    Moment("selfplay.durable", "publish", 1),  # a stage is whole but not yet in its place
+    Moment("selfplay.storage.durable", "publish", 1),  # a stage is whole but not yet in its place
     Moment("selfplay.rundir", "RunDirectory.collect_metrics", 2),  # it is in its place, with what it was resumed from
 ]
 VARYING = {

@@ -27,7 +27,7 @@ from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext, label
 from selfplay.stages.judge_model import pairs
 from selfplay.stages.rows import pair_row
-from selfplay.storage import read_json, read_rows, write_rows
+from selfplay.storage.files import read_json, read_rows, write_rows
 
 RULES = """\
 mode: rules

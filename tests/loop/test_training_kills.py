@@ -8,14 +8,14 @@ from killing import Moment, in_process
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, set_seed
 
 from prompts.stories import documents
-from selfplay.checksums import check_of_file
 from selfplay.config import Architecture, Optimisation, Reward
 from selfplay.models import save
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
 from selfplay.stages.reward_model import train_reward_model
 from selfplay.stages.supervised import document_rows, train_supervised
-from selfplay.storage import read_json, write_json
+from selfplay.storage.checksums import check_of_file
+from selfplay.storage.files import read_json, write_json
 
 KINDS = ("language model", "reward model")
 STEPS = 45
@@ -66,8 +66,8 @@ def step(number: int) -> Moment:
 MODEL_IS_WRITTEN = "transformers.trainer", "Trainer._save_optimizer_and_scheduler"
 ALL_BUT_ITS_STATE_IS_WRITTEN = "transformers.trainer_callback", "TrainerState.save_to_json"
 ALL_IS_WRITTEN = "selfplay.stages.checkpoints", "write_sealed"
-READY = "selfplay.durable", "publish"
-OLD_ONE_STAYS = "selfplay.durable", "remove_tree"
+READY = "selfplay.storage.durable", "publish"
+OLD_ONE_STAYS = "selfplay.storage.durable", "remove_tree"
 ENDED = Moment("selfplay.stages.supervised", "logged", 1)
 LOADING = Moment("selfplay.stages.supervised", "align_special_tokens", 1)
 CASES = {

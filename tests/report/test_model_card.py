@@ -7,7 +7,7 @@ from selfplay.config import load_recipe
 from selfplay.formatting import rate_text
 from selfplay.loop import run
 from selfplay.records import Comparison
-from selfplay.storage import read_json
+from selfplay.storage.files import read_json
 
 
 def test_every_checkpoint_of_a_run_has_a_card(tiny_run):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from selfplay.errors import ConfigError
 from selfplay.report import show
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.files import read_json, read_rows
 
 RATE = {"value", "low", "high", "n", "ties", "unscored"}
 ASKED_FOR = {

@@ -23,7 +23,7 @@ from selfplay.rewards.sources import FunctionReward, WeightedSum
 from selfplay.rl import PPOTrainer
 from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
 from selfplay.rl.metrics import append_rows, forget_rows_from
-from selfplay.storage import read_json_lines
+from selfplay.storage.files import read_json_lines
 
 
 class Killed(Exception):

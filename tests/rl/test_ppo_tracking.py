@@ -16,7 +16,7 @@ from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
 from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext, policy
-from selfplay.storage import read_json_lines
+from selfplay.storage.files import read_json_lines
 from selfplay.tracking import Tracker
 
 

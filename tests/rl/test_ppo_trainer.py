@@ -238,7 +238,10 @@ def test_a_response_that_cannot_be_scored_is_left_out_and_counted(make_trainer: 
     trainer.train()
     assert [row["objective/unscored"] for row in rows] == [3, 3] and rows[-1]["episode"] == 18
     assert rows[0]["objective/scores"] == 1.0
-    with pytest.raises(RuntimeError, match="none of the 12 responses"):
+    with pytest.raises(
+        ConfigError,
+        match="none of the 12 responses of this step can be learned from: the reward FunctionReward gave NaN",
+    ):
         make_trainer(reward=FunctionReward(lambda p, r, m: [float("nan")] * len(r))).train()
 
 

@@ -1,7 +1,10 @@
 """Scores from functions, judges, reward models and sums of them."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import PolicyMaker
@@ -34,19 +37,50 @@ def test_a_function_sees_prompts_responses_and_meta(prompts: list[Prompt]) -> No
     assert scores == [21.0, 113.0]
 
 
-def test_a_function_that_gives_the_wrong_thing_is_named(prompts: list[Prompt]) -> None:
-    responses = [answer(prompts[0], "a"), answer(prompts[1], "b")]
+def stop() -> list[float]:
+    raise SystemExit(0)
 
-    def short(*_: object) -> list[float]:
-        return [1.0]
 
-    def words(*_: object) -> list[str]:
-        return ["good", "bad"]
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (lambda: [1.0], "returned 1 items for 2 rows ([1.0]); it must return a number for each"),
+        (lambda: None, "returned None; it must return a list with a number for each of 2 rows"),
+        (lambda: "ab", "returned 'ab'; it must return a list"),
+        (lambda: 7.0, "returned 7.0; it must return a list"),
+        (
+            lambda: ["good", "bad"],
+            "returned 'good' for prompt 'prompt-0', response 'one'; it must be a finite number, or",
+        ),
+        (lambda: [1.0, None], "returned None for prompt 'prompt-1', response 'two\\ud83d'; it must be a finite number"),
+        (lambda: [1.0, "0.5"], "returned '0.5' for prompt 'prompt-1'"),
+        (lambda: [1.0, math.inf], "returned inf for prompt 'prompt-1'"),
+        (lambda: [1.0, [2.0]], "returned [2.0] for prompt 'prompt-1'"),
+        (lambda: [1.0, 10**400], "returned 1000"),
+        (lambda: {}["word"], "raised KeyError: 'word' (test_ppo_rewards.py, line "),
+        (lambda: (1 / n for n in (1, 0)), "raised ZeroDivisionError: division by zero"),
+        (lambda: "\ud83d".encode(), "raised UnicodeEncodeError: 'utf-8' codec can't encode character '\\ud83d'"),
+        (stop, "called sys.exit(0), which would end the run as if it were finished"),
+    ],
+)
+def test_a_function_that_gives_the_wrong_thing_is_named(
+    prompts: list[Prompt], made: Callable[[], Any], sentence: str
+) -> None:
+    def liked(*_: object) -> Any:
+        return made()
 
-    with pytest.raises(ConfigError, match="short gave 1 scores for 2 responses"):
-        FunctionReward(short).score(prompts[:2], responses)
-    with pytest.raises(ConfigError, match=r"words gave \['good', 'bad'\] \.\.\. where numbers"):
-        FunctionReward(words).score(prompts[:2], responses)  # type: ignore[arg-type]
+    responses = [answer(prompts[0], "one"), answer(prompts[1], "two\ud83d")]
+    with pytest.raises(ConfigError) as found:
+        FunctionReward(liked).score(prompts[:2], responses)
+    message = str(found.value)
+    assert message.startswith("the reward function test_a_function_that_gives_the_wrong_thing_is_named.<locals>.liked ")
+    assert sentence in message and message.encode()
+
+
+def test_numbers_of_any_kind_are_taken_and_nan_is_kept(prompts: list[Prompt]) -> None:
+    given = [torch.tensor(7.0), True, math.nan, np.float32(0.5)]
+    scores = FunctionReward(lambda *_: given).score(prompts[:4], [answer(prompt, "a") for prompt in prompts[:4]])
+    assert scores[:2] == [7.0, 1.0] and math.isnan(scores[2]) and scores[3] == 0.5
 
 
 class LongerIsBetter:

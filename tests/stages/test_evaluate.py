@@ -27,7 +27,7 @@ from selfplay.results.load import read_run
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.evaluate import match_rows, opponents_of, preferences_of, response_logprobs, with_rewards
 from selfplay.stats.intervals import win_rate
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.files import read_json, read_rows
 
 SMALL: dict[str, Any] = {
     "vocab_size": 400,

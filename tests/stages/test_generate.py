@@ -12,7 +12,7 @@ from staging import completion, open_run, prompts
 from selfplay.stages import evaluate, generate, policy
 from selfplay.stages.generate import draw_prompts, make_pairs, opponent, round_of, split_completions, stage_name
 from selfplay.stages.rows import pair_of, pair_row
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.files import read_json, read_rows
 
 
 def test_prompts_come_once_each_before_any_comes_again() -> None:

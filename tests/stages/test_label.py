@@ -13,7 +13,7 @@ from selfplay.records import Pair, Verdict
 from selfplay.stages import label
 from selfplay.stages.label import ask
 from selfplay.stages.rows import pair_of
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.files import read_json, read_rows
 
 
 def rule(text: str) -> float:

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.files import read_json, read_rows
 
 PREFERENCES = "iteration-001/label/preferences.parquet"
 

@@ -13,7 +13,7 @@ from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages import reward_model as reward
 from selfplay.stages.reward_model import calibration_error, draw, measure, preferences, split
 from selfplay.stats.intervals import clustered_interval
-from selfplay.storage import read_json, read_rows
+from selfplay.storage.files import read_json, read_rows
 
 
 def rows(prompts: int, each: int = 3) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ import pytest
 
 from selfplay.compare.vote_files import read_votes
 from selfplay.errors import ConfigError
-from selfplay.rundir import write_rows
 from selfplay.stats.votes import Vote, tabulate
+from selfplay.storage.files import write_rows
 
 
 def test_votes_are_gathered_per_prompt_and_turned_to_one_direction():
@@ -44,7 +44,7 @@ def test_a_csv_with_words_numbers_and_holes(tmp_path):
         "prompt,model_a,model_b,preference,length_a,length_b,judge\n"
         'p1,x,y,a,10,12,j\np2,x,y,B,,,j\n"p,3",x,y,tie,1,2,k\np4,x,y,0.25,1,2,j\np5,x,y,,1,2,j\n'
     )
-    table, judges = read_votes(path)
+    table, judges, _ = read_votes(path)
     assert [table.models[index] for index in table.pairs[0]] == ["x", "y"], "the direction of the file's first row"
     np.testing.assert_allclose(table.mean()[:, 0], [1, 0, 0.5, 0.25, math.nan], atol=1e-12)
     np.testing.assert_allclose(table.length[:, 0], [-2, math.nan, -1, -1, -1], atol=1e-12)
@@ -171,7 +171,7 @@ def test_a_decimal_comma_between_semicolons_is_a_number(tmp_path):
 def test_our_own_matches_are_votes(tmp_path):
     rows = [{"prompt_id": "p", "a": "new", "b": "old", "preference": 1.0, "a_tokens": 9, "b_tokens": 4, "judge": "j"}]
     write_rows(tmp_path / "matches.parquet", rows)
-    table, judges = read_votes(tmp_path / "matches.parquet")
+    table, judges, _ = read_votes(tmp_path / "matches.parquet")
     assert table.models == ("old", "new") and table.length[0, 0] == 5 and judges == {"j": 1}
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from judges.llm.cache import AnswerCache, key_of
-from selfplay.checksums import Damaged
 from selfplay.engines import Answer
 from selfplay.errors import ConfigError
+from selfplay.storage.checksums import Damaged
 
 WRITER = """
 import sys

@@ -277,7 +277,11 @@ def test_a_class_of_ones_own_outside_the_repository(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "problem"),
     [
-        ("Forgetful", "", "must return a verdict for each pair and no other; 1 do not match, such as 'p'"),
+        (
+            "Forgetful",
+            "",
+            "must return a verdict for each pair and no other; it returned 0 for 1 pairs, and 1 do not match",
+        ),
         ("Silent", "", "has no method judge"),
         ("Shorter", "options: {bonu: 1}", "cannot be made with the options"),
         ("Shorte", "", "did you mean 'Shorter'?"),

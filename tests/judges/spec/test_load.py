@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_run_says_why_and_is_run_again_once_mended(tmp_pat
     (tmp_path / "own.py").write_text("import nothing_like_this\n")
     rules = "mode: rules\ncriteria: [{name: x, python: './own.py:f'}]"
     with pytest.raises(
-        ConfigError, match="own.py cannot be run: ModuleNotFoundError: No module named 'nothing_like_this'"
+        ConfigError, match="own.py cannot be run: it raised ModuleNotFoundError: No module named 'nothing_like_this'"
     ):
         build(spec(rules, tmp_path))
     (tmp_path / "own.py").write_text("def f(prompt, response):\n    return float(response == 'a')\n")

@@ -14,8 +14,8 @@ from typing import Any
 
 import xxhash
 
-from selfplay import durable
 from selfplay.errors import ConfigError
+from selfplay.storage import durable
 
 FORMAT = 2
 """Of run directories. 1 had neither seals nor this number."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from selfplay import durable
-from selfplay.durable import NotWritten
+from selfplay.storage import durable
+from selfplay.storage.durable import NotWritten
 
 DIED = 9
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from selfplay import checksums, durable
-from selfplay.checksums import FORMAT, Damaged, check_folder, checked, read_sealed, sealed, write_sealed
 from selfplay.errors import ConfigError
-from selfplay.journal import Journal, entries
 from selfplay.rundir import RunDirectory
-from selfplay.storage import read_json, read_json_lines, read_rows, write_json, write_rows
+from selfplay.storage import checksums, durable
+from selfplay.storage.checksums import FORMAT, Damaged, check_folder, checked, read_sealed, sealed, write_sealed
+from selfplay.storage.files import read_json, read_json_lines, read_rows, write_json, write_rows
+from selfplay.storage.journal import Journal, entries
 
 
 def flipped(data: bytes, place: int) -> bytes:

@@ -1,7 +1,7 @@
 """Values and rows on disk: JSON, JSON lines and Parquet; and the hashes and seeds that follow from values.
 
-Files are written in one step (`selfplay.durable`). What a finished stage left is compared with its manifest before it is
-read (`selfplay.checksums`). Imports no torch.
+Files are written in one step (`selfplay.storage.durable`). What a finished stage left is compared with its manifest before it is
+read (`selfplay.storage.checksums`). Imports no torch.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from selfplay import durable
-from selfplay.checksums import Damaged, checked
+from selfplay.storage import durable
+from selfplay.storage.checksums import Damaged, checked
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import xxhash
 
-from selfplay import durable
-from selfplay.checksums import Damaged
+from selfplay.storage import durable
+from selfplay.storage.checksums import Damaged
 
 
 class Journal:

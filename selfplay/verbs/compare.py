@@ -1,0 +1,99 @@
+"""`selfplay compare`: checkpoints head to head, or votes from elsewhere, on the terminal, as JSON and as files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from selfplay.config import PromptSource, validate
+from selfplay.errors import ConfigError
+from selfplay.verbs import Json, emit
+
+if TYPE_CHECKING:
+    from selfplay.stats.summary import Category, Summary
+
+
+def compare(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Runs, runs/NAME@2, runs/NAME@start, checkpoints or hub ids.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="Held-out prompts: a file or a built-in set.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A judge: a shipped name or a YAML file. With --votes: whose votes count.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Temperature of the answers.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="A run whose recipe says how, where the runs' recipes differ.")
+    ] = None,
+    votes: Annotated[
+        Path | None, typer.Option(help="Votes from elsewhere, CSV, JSON or Parquet: no model needed.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Whom all others are held against; default the first.")] = None,
+    difficulty: Annotated[
+        Path | None, typer.Option(help="Difficulty of prompts, for rates at equal length; fitted if it is not there.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Column of the prompts to break win rates down by.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the samples, the matches and comparison.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare checkpoints on the same held-out prompts, head to head, with intervals."""
+    if (votes is None) == (not targets):
+        raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
+    if votes is not None:
+        options = {
+            "--prompts": prompts,
+            "--temperature": temperature,
+            "--max-tokens": max_tokens,
+            "--like": like,
+        }
+        _compare_votes(votes, options, judge, baseline, difficulty, by, output, as_json)
+        return
+    from selfplay.compare.head_to_head import compare as head_to_head
+    from selfplay.compare.settings import Given
+
+    source = None if prompts is None else validate(PromptSource, {"source": prompts, "split": "heldout"}, "--prompts")
+    given = Given(source, judge, temperature, max_tokens)
+    result = head_to_head(
+        targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by
+    )
+    _say(result.summary, result.facts, result.categories, result.json(), as_json)
+
+
+def _compare_votes(
+    file: Path,
+    unusable: Mapping[str, Any],
+    judge: str | None,
+    baseline: str | None,
+    difficulty: Path | None,
+    by: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Summarise a file of votes. Raises ConfigError for options that say how to ask models, for none is asked."""
+    from selfplay.compare.vote_summary import summarise_votes
+
+    given = [name for name, value in unusable.items() if value is not None]
+    if given:
+        raise ConfigError(f"{' and '.join(given)} say how to ask models, and --votes asks none: leave them out")
+    found = summarise_votes(file, judge=judge, baseline=baseline, difficulty=difficulty, by=by)
+    if output is not None:
+        found.write(output)
+    _say(found.summary, found.facts, found.categories, found.json(), as_json)
+
+
+def _say(
+    summary: "Summary", facts: dict[str, Any], categories: "tuple[Category, ...]", found: Any, as_json: bool
+) -> None:
+    """Print what was found."""
+    from rich.console import Console
+
+    from selfplay.report.terminal import print_summary
+
+    if as_json:
+        emit(found)
+    else:
+        print_summary(summary, Console(highlight=False), facts, categories)
