@@ -9,7 +9,7 @@ from typing import Any
 
 from judges.messages import drawn
 from judges.spec import JudgeSpec, ModelSpec
-from selfplay.config import ConfigError
+from selfplay.config import ConfigError, read_text
 from selfplay.records import Completion, Message, Pair, Prompt
 
 BUILT_IN = Path(__file__).parent.parent / "prompts" / "tasks" / "gold.jsonl"
@@ -56,7 +56,7 @@ def load_gold(path: Path) -> list[GoldPair]:
             f"there is no gold file {str(path)!r}; it holds one JSON object per line with prompt, chosen, rejected"
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(_gold_pair(json.loads(line), f"{path.stem}-{number}"))

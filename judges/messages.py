@@ -66,7 +66,7 @@ class Conversation:
             ],
             "labels": list(self.spec.output.labels or ()),
             "meta": wrap(prompt.meta, form, special),
-            "criteria": [criterion.model_dump() for criterion in getattr(self.spec, "criteria", ())],
+            "criteria": [one.model_dump() for one in getattr(self.spec, "criteria", ()) if one.text is not None],
         }
         if len(shown) == 1:
             variables["response"] = shown[0]

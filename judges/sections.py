@@ -63,6 +63,7 @@ class Template(Section):
     """One message to the judge."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks; the last message is the user's. A system message goes into the user's where the model has no such role."""
     content: str
     """A Jinja2 template; docs/judges.md lists its variables. In a file, `file: NAME` may stand instead."""
 
@@ -71,6 +72,7 @@ class Example(Section):
     """A solved case, shown to the judge before the real one (few-shot)."""
 
     prompt: str
+    """What was asked."""
     responses: Texts
     """The responses, in the order shown: two for pairwise, one for pointwise and rubric."""
     answer: str
@@ -223,8 +225,11 @@ class JudgeTest(Section):
     """A case with the verdict that must come out, run by `selfplay judge check` without a model."""
 
     prompt: str = "Say something."
+    """What was asked."""
     responses: Texts = ("one response", "another response")
+    """Two responses, or one for a judge that scores."""
     meta: dict[str, Any] = Field(default_factory=dict)
+    """The row's own columns, where templates or Python use them."""
     outputs: Annotated[tuple[Said, ...], Field(strict=False), BeforeValidator(with_text_keys)] = ()
     """What the model says, word for word, call by call (both orders: two); for logprob, label -> probability. For a jury,
     one such list for each member, empty where a member asks no model."""
@@ -236,11 +241,13 @@ class Criterion(Section):
     """One thing to look at. Keep it atomic: compound criteria are the ones that get gamed."""
 
     name: str
+    """What the reasons of a verdict call it."""
     text: str | None = None
     """A question for the language model, answered by one of `choices`."""
     python: str | None = None
     """`package.module:function` or `./file.py:function`, from (prompt: Prompt, response: str) to a number in [0, 1]."""
     weight: Positive = 1.0
+    """Its share in the weighted mean."""
     choices: Labels | None = None
     """What the model may answer and what it is worth; default those of the judge's output."""
     gate: bool = False

@@ -48,16 +48,21 @@ class JudgeSpec(Section):
     """What all judges have."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """What verdicts and reports call it; default the file's name."""
     version: Count = 1
     """Raise it when the judge changes its mind on purpose."""
     description: str = ""
+    """A sentence for `selfplay judge list`."""
     mode: Mode
     """pairwise, pointwise, listwise, rubric (questions and Python), rules (Python), jury, python."""
     margin: Unit = 0.0
     """Scores this close, or a mean preference with |2 p - 1| this small, are a tie."""
     on_error: OnError = OnError()
+    """What happens when an answer cannot be read."""
     thresholds: Thresholds = Thresholds()
+    """What it must reach to be trusted."""
     tests: Annotated[tuple[JudgeTest, ...], Field(strict=False)] = ()
+    """Cases with the verdict that must come out, run without a model by `selfplay judge check --tests-only`."""
     gold: str | None = None
     """Pairs with a known answer, a .jsonl file beside this one with `prompt`, `chosen`, `rejected` and the row's own
     columns; default the built-in set."""
@@ -93,11 +98,17 @@ class ModelSpec(JudgeSpec):
     endpoint: Endpoint | None = None
     """An OpenAI-compatible server that has the model."""
     sampling: JudgeSampling = JudgeSampling()
+    """How its answers are drawn."""
     messages: Annotated[tuple[Template, ...], Field(strict=False)] = ()
+    """The templates of what it is asked."""
     examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()
+    """Solved cases, shown before the real one."""
     output: Output
+    """How its answer is read."""
     limits: Limits = Limits()
+    """Bounds on what judging may take."""
     untrusted: Untrusted = Untrusted()
+    """How prompts, responses and columns are put into the messages."""
     principles: Texts = ()
     """A constitution: one is drawn for each pair, the same in both orders, and is `principle` in the template."""
     reference: str = "reference"
@@ -131,6 +142,9 @@ class PairwiseSpec(ModelSpec):
     """Ask in both orders; in one drawn for each pair; or always with the first response first."""
     disagreement: Literal["mean", "tie", "drop"] = "mean"
     """What two orders that name different winners give: their mean, a tie, or no verdict."""
+    criteria: Annotated[tuple[Criterion, ...], Field(strict=False)] = ()
+    """What counts, for the template to list (`criteria`, with name, text and weight), or the name of a rubric: a file beside
+    this one, or a shipped one. Criteria in Python are left to rubrics."""
     ties: bool = True
     """Whether the judge may say that both are equally good: then a label has the value 0.5."""
 
@@ -141,6 +155,8 @@ class PairwiseSpec(ModelSpec):
 
     @model_validator(mode="after")
     def _check(self) -> "PairwiseSpec":
+        if self.criteria and not any("criteria" in message.content for message in self.messages):
+            raise ValueError("criteria: no message shows them; list them with {% for one in criteria %}...{% endfor %}")
         if self.output.labels is None:
             raise ValueError("output.range is for scores; a pairwise judge needs output.labels, such as {A: 1, B: 0}")
         if not self.ties and 0.5 in self.output.labels.values():
@@ -199,6 +215,7 @@ class RulesSpec(JudgeSpec):
 
     mode: Literal["rules"]
     criteria: Annotated[tuple[Criterion, ...], Field(strict=False, min_length=1)]
+    """The criteria, or the name of a rubric: a file beside this one, or a shipped one."""
     aggregation: Literal["mean", "minimum"] = "mean"
     """Weighted mean of the criteria, or the worst of them."""
 
@@ -251,6 +268,7 @@ class Member(Section):
     judge: str
     """The name of a shipped judge, or the path of a judge file."""
     weight: Positive = 1.0
+    """Its vote's weight."""
     model: str | None = None
     """Overrides the file's model."""
 
@@ -267,6 +285,7 @@ class JurySpec(JudgeSpec):
 
     mode: Literal["jury"]
     members: Annotated[tuple[Member, ...], Field(strict=False, min_length=2)]
+    """The judges that vote."""
     aggregation: Literal["mean", "median", "majority", "minimum"] = "mean"
     """Weighted mean or median of the preferences; the weighted majority of winners; or, most careful, the least decided
     preference if all members prefer the same response, and else a tie."""
