@@ -7,8 +7,8 @@ preferences, counts = to_preferences(pairs, verdicts, spec)
 """
 
 from judges.build import Judge, build
+from judges.spec.base import JudgeSpec
 from judges.spec.load import digest, load_spec, shipped
-from judges.spec.modes import JudgeSpec
 from judges.verdicts import aggregate_verdicts, health, to_preferences
 from selfplay.errors import JudgeStopped
 

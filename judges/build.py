@@ -12,17 +12,8 @@ from judges.modes.pairwise import PairwiseJudge
 from judges.modes.pointwise import PointwiseJudge, RubricJudge
 from judges.modes.python import PythonJudge
 from judges.modes.rules import RulesJudge
-from judges.spec.modes import (
-    JudgeSpec,
-    JurySpec,
-    ListwiseSpec,
-    ModelSpec,
-    PairwiseSpec,
-    PointwiseSpec,
-    PythonSpec,
-    RubricSpec,
-    RulesSpec,
-)
+from judges.spec.base import JudgeSpec, ModelSpec
+from judges.spec.modes import JurySpec, ListwiseSpec, PairwiseSpec, PointwiseSpec, PythonSpec, RubricSpec, RulesSpec
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
 from selfplay.records import Pair, Verdict

@@ -18,7 +18,8 @@ from judges.llm.parse import AnswerOptions, read
 from judges.llm.templates import NAMES, Conversation
 from judges.modes.rules import RulesJudge
 from judges.modes.scoring import SAME, Assessment
-from judges.spec.modes import JudgeSpec, PairwiseSpec, RulesSpec
+from judges.spec.base import JudgeSpec
+from judges.spec.modes import PairwiseSpec, RulesSpec
 from judges.verdicts import aggregate_verdicts, winner
 from selfplay.errors import ConfigError
 from selfplay.records import Message, Pair, Prompt

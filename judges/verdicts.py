@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Literal
 
-from judges.spec.modes import JudgeSpec
+from judges.spec.base import JudgeSpec
 from judges.spec.sections import OnError
 from selfplay.errors import JudgeStopped
 from selfplay.records import Pair, Preference, Prompt, Verdict, mean_preference

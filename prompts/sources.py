@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prompts import instructions, stories
-from selfplay.config import PromptSource
+from selfplay.config import PromptSource, read_text
 from selfplay.errors import ConfigError
 from selfplay.records import Message, Prompt
 
@@ -93,9 +93,9 @@ def load_documents(source: str, count: int, seed: int) -> list[str]:
         files = sorted(path.rglob("*.txt"))
         if not files:
             raise ConfigError(f"the folder {source!r} holds no .txt files")
-        return [text for file in files for text in _split_documents(_text(file))][:count]
+        return [text for file in files for text in _split_documents(read_text(file))][:count]
     if path.suffix == ".txt" and path.is_file():
-        return _split_documents(_text(path))[:count]
+        return _split_documents(read_text(path))[:count]
     texts = [row["text"] for row in _rows(source, "train") if isinstance(row.get("text"), str)][:count]
     if not texts:
         raise ConfigError(f"{source!r} has no column `text` to pretrain on")
@@ -121,21 +121,13 @@ def _rows(source: str, split: str) -> Iterable[dict[str, Any]]:
             return pyarrow.parquet.read_table(path).to_pylist()
         except pyarrow.ArrowInvalid as error:
             raise ConfigError(f"{source} is not a Parquet file that can be read: {error}") from None
-    text = _text(path)
+    text = read_text(path)
     if path.suffix == ".txt":
         return [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
     if path.suffix == ".json" and text.lstrip().startswith("["):
         return _objects([(f"{source}, entry {number}", entry) for number, entry in enumerate(_json(text, source), 1)])
     lines = [(f"{source}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     return _objects([(where, _json(line, where)) for where, line in lines])
-
-
-def _text(path: Path) -> str:
-    """A file's text. Raises ConfigError if it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text in UTF-8; convert it first") from None
 
 
 def _json(text: str, where: str) -> Any:

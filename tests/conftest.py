@@ -32,6 +32,26 @@ def tiny_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]
 @pytest.fixture(scope="session")
 def tiny_run(tiny_runs: Callable[[int], Path], training_seed: int) -> Path:
     """The directory of a finished run of two iterations, made in some twenty seconds. Read it; copy it to change it."""
+    return tiny_runs(training_seed)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up run of two iterations on 256 held-out prompts, the second better than the first, for report and guard."""
+    return make_run(tmp_path_factory.mktemp("runs") / "quickstart", Plan())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that train, so that `-m trains` finds them."""
+    for item in items:
+        if "training_seed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.trains)
+
+
+def pytest_report_header() -> str:
+    """Say what the numbers of this run depend on."""
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"instruction set {instructions}, {len(TRAINING_SEEDS)} seed(s) for the tests that train"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from judges.audit.gold import extremes, written
 from judges.llm.parse import AnswerOptions, read
 from judges.llm.templates import Conversation
-from judges.spec.modes import JudgeSpec, ModelSpec, RubricSpec
+from judges.spec.base import JudgeSpec, ModelSpec
+from judges.spec.modes import RubricSpec
 from selfplay.records import Prompt
 
 QUOTING = (

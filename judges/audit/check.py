@@ -17,7 +17,7 @@ from judges.audit.file_tests import run_tests
 from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
 from judges.build import Judge, Opener, build
 from judges.llm.cache import AnswerCache
-from judges.spec.modes import JudgeSpec
+from judges.spec.base import JudgeSpec
 from judges.verdicts import aggregate_verdicts, health, winner
 from selfplay.engines import Engine
 from selfplay.errors import JudgeStopped

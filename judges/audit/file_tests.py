@@ -7,7 +7,8 @@ from typing import Any, cast
 from judges.build import build
 from judges.modes.jury import JuryJudge
 from judges.modes.scoring import ScoringJudge
-from judges.spec.modes import JudgeSpec, JurySpec, ModelSpec
+from judges.spec.base import JudgeSpec, ModelSpec
+from judges.spec.modes import JurySpec
 from judges.spec.sections import JudgeTest, Said
 from judges.verdicts import aggregate_verdicts, winner
 from selfplay.config import Sampling

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from judges.llm.templates import drawn
-from judges.spec.modes import JudgeSpec, ModelSpec
+from judges.spec.base import JudgeSpec, ModelSpec
+from selfplay.config import read_text
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt
 
@@ -56,7 +57,7 @@ def load_gold(path: Path) -> list[GoldPair]:
             f"there is no gold file {str(path)!r}; it holds one JSON object per line with prompt, chosen, rejected"
         )
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(_gold_pair(json.loads(line), f"{path.stem}-{number}"))

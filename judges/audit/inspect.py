@@ -10,17 +10,9 @@ from judges.audit.check import lenient
 from judges.audit.file_tests import case_of
 from judges.audit.gold import gold_file, load_gold
 from judges.build import Opener, build
+from judges.spec.base import JudgeSpec, ModelSpec
 from judges.spec.load import load_spec, shipped
-from judges.spec.modes import (
-    JudgeSpec,
-    JurySpec,
-    ListwiseSpec,
-    PairwiseSpec,
-    PointwiseSpec,
-    PythonSpec,
-    RubricSpec,
-    RulesSpec,
-)
+from judges.spec.modes import JurySpec, ListwiseSpec, PairwiseSpec, PointwiseSpec, PythonSpec, RubricSpec, RulesSpec
 from judges.verdicts import aggregate_verdicts
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine
@@ -154,7 +146,38 @@ def overview() -> list[dict[str, Any]]:
     ]
 
 
+def in_a_file(template: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a message whose template is in a file, from that of a message."""
+    file = {"type": "string", "description": "A file beside this one that holds the Jinja2 template."}
+    return {
+        **template,
+        "title": "TemplateFile",
+        "properties": {"role": template["properties"]["role"], "file": file},
+        "required": ["role", "file"],
+    }
+
+
 def schema() -> dict[str, Any]:
-    """JSON schema of judge files, for editors: completion, and every knob explained."""
+    """JSON schema of judge files, for editors: what the loader accepts, and every setting explained.
+
+    Beside what a spec holds, a file may leave its name out, read a message from another file and name a rubric.
+    """
     found = TypeAdapter(AnySpec).json_schema()
+    documented = {**JudgeSpec.model_fields, **ModelSpec.model_fields}
+    found["$defs"]["TemplateFile"] = in_a_file(found["$defs"]["Template"])
+    for definition in found["$defs"].values():
+        settings = definition.get("properties", {})
+        if "mode" in settings:
+            definition["required"] = [name for name in definition["required"] if name != "name"]
+            for name, setting in settings.items():
+                if "description" not in setting and name in documented:
+                    setting["description"] = documented[name].description
+        if "messages" in settings:
+            settings["messages"]["items"] = {
+                "anyOf": [{"$ref": f"#/$defs/{kind}"} for kind in ("Template", "TemplateFile")]
+            }
+        if "criteria" in settings:
+            criteria = settings["criteria"]
+            listed = {name: criteria.pop(name) for name in ("type", "items", "minItems") if name in criteria}
+            settings["criteria"] = {**criteria, "anyOf": [listed, {"type": "string"}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "selfplay judge", **found}

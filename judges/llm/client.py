@@ -15,7 +15,7 @@ from typing import Any
 from judges.llm.cache import AnswerCache, key_of
 from judges.llm.calls import Call, make_calls
 from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read, read_logprobs
-from judges.spec.modes import ModelSpec
+from judges.spec.base import ModelSpec
 from prompts.cleaning import clean
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine, GuidedSampling

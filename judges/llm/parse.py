@@ -8,13 +8,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from judges.spec.sections import Output
+from judges.spec.sections import Output, key_text
 
 WORD = re.compile(r"[^\W_]")
 QUOTES = "\"'`“”‘’«»„"
-FENCED = re.compile(r"\A```[A-Za-z]*\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
+BEGINNING = re.compile(r"(?:```[A-Za-z]*\s*)?")
+END_TOKEN = re.compile(r"(?:</s>|<\|[^|<>\s]{1,64}\|>|<｜[^｜<>\s]{1,64}｜>|<(?:eos|pad|end_of_turn)>)\Z")
+LONGEST_TOKEN = 68
 STARTS = 200
 """Most opening braces that are tried as the beginning of the object."""
 
@@ -114,7 +116,7 @@ def require_end(text: str, last: re.Match[str], labels: Sequence[str]) -> None:
     Behind it there may be no word. Where it is quoted, or where a different verdict stands before it, it must have a line
     of its own.
     """
-    label, behind = last.group(1).strip(), text[last.end() :]
+    label, behind = last.group(1).strip(), without_end_tokens(text[last.end() :])
     if WORD.search(behind):
         raise ValueError(f"the answer does not end with its verdict: behind {label!r} it says {behind.strip()[:40]!r}")
     before = text[text.rfind("\n", 0, last.start()) + 1 : last.start()]
@@ -128,39 +130,54 @@ def require_end(text: str, last: re.Match[str], labels: Sequence[str]) -> None:
 
 
 def find_json(output: Output, text: str) -> tuple[str, str]:
-    """Verdict and reason from the JSON object that ends the answer, alone or behind prose, bare or in a code fence.
+    """Verdict and reason from the JSON object that ends the answer, behind prose or not, or that begins it, with text behind.
 
-    Raises ValueError if the answer does not end with an object, if a key stands twice in it, if it has no verdict, or
-    if an earlier object gives another verdict.
+    It may stand in a code fence and be followed by an end token. Raises ValueError if there is no such object, if a key
+    stands twice in it, if it has no verdict, or if another object in the answer gives another verdict.
     """
-    text = text.strip()
-    whole = FENCED.match(text)
-    text = (whole.group(1) if whole else text.removesuffix("```")).strip()
+    text = without_end_tokens(text.strip()).removesuffix("```").strip()
     found = objects(text)
-    if not found or found[-1][1] != len(text):
-        raise ValueError("no JSON object at the end of the answer")
-    answer = found[-1][0]
+    ends = bool(found) and found[-1].end == len(text)
+    if not ends and not (found and BEGINNING.fullmatch(text[: found[0].start])):
+        raise ValueError("no JSON object ends the answer or begins it")
+    answer = found[-1 if ends else 0].value
     if output.key not in answer:
         raise ValueError(f"no {output.key!r} in the JSON object")
     label = as_label(answer[output.key])
-    for earlier, _ in found[:-1]:
-        if output.key in earlier and as_label(earlier[output.key]) != label:
-            raise ValueError(f"two different verdicts: {as_label(earlier[output.key])!r} and {label!r}")
+    for other in (one.value for one in found):
+        if output.key in other and as_label(other[output.key]) != label:
+            raise ValueError(f"two different verdicts: {as_label(other[output.key])!r} and {label!r}")
     reason = answer.get(output.reason_key, "")
     return label, reason if isinstance(reason, str) else json.dumps(reason)
 
 
-def objects(text: str) -> list[tuple[dict[str, Any], int]]:
-    """The JSON objects in a text, outermost ones, left to right, each with the place where it ends."""
+def without_end_tokens(text: str) -> str:
+    """The text without blanks and written-out end tokens, such as `</s>` or `<|im_end|>`, behind it."""
+    text = text.rstrip()
+    while found := END_TOKEN.search(text, max(0, len(text) - LONGEST_TOKEN)):
+        text = text[: found.start()].rstrip()
+    return text
+
+
+class Found(NamedTuple):
+    """A JSON object in a text, and where it stands."""
+
+    value: dict[str, Any]
+    start: int
+    end: int
+
+
+def objects(text: str) -> list[Found]:
+    """The JSON objects in a text, outermost ones, left to right."""
     decoder = json.JSONDecoder(object_pairs_hook=without_twins)
-    found: list[tuple[dict[str, Any], int]] = []
+    found: list[Found] = []
     place = text.find("{")
     for _ in range(STARTS):
         if place < 0:
             break
         try:
             value, end = decoder.raw_decode(text, place)
-            found.append((value, end))
+            found.append(Found(value, place, end))
         except (ValueError, RecursionError):
             end = place + 1
         place = text.find("{", end)
@@ -175,12 +192,15 @@ def without_twins(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def as_label(value: Any) -> str:
-    """A verdict in JSON, a text or a number, as text. Raises ValueError for anything else."""
+    """A verdict in JSON, a text, a number or a truth value, as the text that a file's labels name it by.
+
+    3 and 3.0 are `3`, true is `true`. Raises ValueError for anything else.
+    """
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return repr(value)
-    raise ValueError(f"the verdict {value!r} is neither text nor a number")
+    if not isinstance(value, (bool, int, float)):
+        raise ValueError(f"the verdict {value!r} is neither text nor a number nor true or false")
+    return key_text(value)
 
 
 def read_logprobs(output: Output, menu: AnswerOptions, logprobs: Mapping[str, float]) -> ParsedAnswer:
@@ -204,7 +224,7 @@ def answer_schema(output: Output, menu: AnswerOptions) -> dict[str, Any]:
         return output.json_schema
     verdict: dict[str, Any] = {"type": "string"}
     if menu.labels is not None:
-        verdict = {"type": "string", "enum": list(menu.labels)}
+        verdict = labels_schema(list(menu.labels))
     elif menu.range is not None:
         low, high = (int(number) if number.is_integer() else number for number in menu.range)
         kind = "integer" if isinstance(low, int) and isinstance(high, int) else "number"
@@ -215,6 +235,16 @@ def answer_schema(output: Output, menu: AnswerOptions) -> dict[str, Any]:
         "required": [output.reason_key, output.key],
         "properties": {output.reason_key: {"type": "string"}, output.key: verdict},
     }
+
+
+def labels_schema(labels: Sequence[str]) -> dict[str, Any]:
+    """The schema of a verdict that is one of the labels: truth values or numbers where all of them are."""
+    if set(labels) == {"true", "false"}:
+        return {"type": "boolean"}
+    numbers = [json.loads(label) for label in labels if re.fullmatch(r"-?\d+(?:\.\d+)?", label)]
+    if len(numbers) < len(labels):
+        return {"type": "string", "enum": list(labels)}
+    return {"type": "integer" if all(isinstance(one, int) for one in numbers) else "number", "enum": numbers}
 
 
 def average(readings: Sequence[ParsedAnswer]) -> ParsedAnswer:

@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Template
 
+from judges.spec.base import ModelSpec
 from judges.spec.load import compile_templates
-from judges.spec.modes import ModelSpec
 from prompts.render import Data, render, variables_of, wrap
 from selfplay.records import Message, Prompt
 
@@ -61,7 +61,7 @@ class Conversation:
             ],
             "labels": list(self.spec.output.labels or ()),
             "meta": wrap(prompt.meta, form, special),
-            "criteria": [criterion.model_dump() for criterion in getattr(self.spec, "criteria", ())],
+            "criteria": [one.model_dump() for one in getattr(self.spec, "criteria", ()) if one.text is not None],
         }
         if len(shown) == 1:
             variables["response"] = shown[0]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from judges.spec.modes import JudgeSpec
+from judges.spec.base import JudgeSpec
 from judges.verdicts import stop_if_failing, stop_if_unscored
 from selfplay.records import Completion, Pair, Prompt, Verdict
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from jinja2 import Template
 
-from judges.spec.modes import MODES, JudgeSpec, JurySpec, ModelSpec, PythonSpec
+from judges.spec.base import JudgeSpec, ModelSpec
+from judges.spec.modes import MODES, JurySpec, PythonSpec
 from prompts.render import compile_template
-from selfplay.config import AddedReward, Recipe, Reward, parse_yaml, validate
+from selfplay.config import AddedReward, Recipe, Reward, parse_yaml, read_text, validate
 from selfplay.errors import ConfigError
 from selfplay.objects import source_of
 
@@ -83,7 +84,7 @@ def load_spec(name_or_path: str | Path, model: str | None = None) -> JudgeSpec:
         tree: Any = {"name": reference.partition(":")[2] or "python", "mode": "python", "python": reference}
         return parse_spec(tree, text, Path(), model)
     path = find(text)
-    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    tree = parse_yaml(read_text(path), str(path))
     if isinstance(tree, dict):
         tree.setdefault("name", path.stem)
     return parse_spec(tree, str(path), path.parent, model)
@@ -130,7 +131,7 @@ def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:
         tree["messages"] = [_with_content(item, folder, where) for item in tree["messages"]]
     if isinstance(tree.get("criteria"), str):
         rubric = find(tree["criteria"], folder, RUBRICS, "rubric")
-        criteria = parse_yaml(rubric.read_text(encoding="utf-8"), str(rubric))
+        criteria = parse_yaml(read_text(rubric), str(rubric))
         tree["criteria"] = criteria.get("criteria") if isinstance(criteria, dict) else criteria
         _resolve_python(tree["criteria"], rubric.parent)
     else:
@@ -151,11 +152,13 @@ def _with_content(message: Any, folder: Path, where: str) -> Any:
     """A message whose `file` was read."""
     if not isinstance(message, dict) or "file" not in message:
         return message
+    if "content" in message:
+        raise ConfigError(f"{where}: messages: one has both content and file {message['file']!r}: keep one of them")
     path = folder / str(message["file"])
     if not path.is_file():
         raise ConfigError(f"{where}: messages: there is no template file {str(path)!r}")
     rest = {key: value for key, value in message.items() if key != "file"}
-    return {**rest, "content": path.read_text(encoding="utf-8")}
+    return {**rest, "content": read_text(path)}
 
 
 def _resolve_python(items: Any, folder: Path) -> None:

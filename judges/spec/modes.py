@@ -9,23 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from judges.spec.base import JudgeSpec, ModelSpec
 from judges.spec.sections import (
     Criterion,
-    Example,
-    JudgeSampling,
-    JudgeTest,
-    Limits,
-    OnError,
     Output,
     Template,
-    Thresholds,
-    Untrusted,
     check_criteria,
 )
-from selfplay.config import Count, Endpoint, Positive, Section, Texts, Unit
-
-Mode = Literal["pairwise", "pointwise", "listwise", "rubric", "rules", "jury", "python"]
-
+from selfplay.config import Count, Endpoint, Positive, Section
 
 CRITERION = """{% for turn in history %}
 Earlier, the {{ turn.role }} said:
@@ -44,85 +35,6 @@ This is the answer:
 {{ criterion }} End with {% for label in labels %}[[{{ label }}]]{{ ' or ' if not loop.last }}{% endfor %}."""
 
 
-class JudgeSpec(Section):
-    """What all judges have."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    version: Count = 1
-    """Raise it when the judge changes its mind on purpose."""
-    description: str = ""
-    mode: Mode
-    """pairwise, pointwise, listwise, rubric (questions and Python), rules (Python), jury, python."""
-    margin: Unit = 0.0
-    """Scores this close, or a mean preference with |2 p - 1| this small, are a tie."""
-    on_error: OnError = OnError()
-    thresholds: Thresholds = Thresholds()
-    tests: Annotated[tuple[JudgeTest, ...], Field(strict=False)] = ()
-    gold: str | None = None
-    """Pairs with a known answer, a .jsonl file beside this one with `prompt`, `chosen`, `rejected` and the row's own
-    columns; default the built-in set."""
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether `build` needs an engine."""
-        return False
-
-    @property
-    def scores(self) -> bool:
-        """Whether the judge can score one response by itself."""
-        return False
-
-    @property
-    def both_orders(self) -> bool:
-        """Whether each pair gets two verdicts, one per order."""
-        return False
-
-    @property
-    def parts(self) -> tuple["JudgeSpec", ...]:
-        """The specs of all judges inside, this one first: more than one in a jury."""
-        return (self,)
-
-
-class ModelSpec(JudgeSpec):
-    """What all judges that ask a language model have."""
-
-    model: str | None = None
-    """A checkpoint, a hub id, the model's name at `endpoint`, or `policy`: the model under training judges itself."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-    endpoint: Endpoint | None = None
-    """An OpenAI-compatible server that has the model."""
-    sampling: JudgeSampling = JudgeSampling()
-    messages: Annotated[tuple[Template, ...], Field(strict=False)] = ()
-    examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()
-    output: Output
-    limits: Limits = Limits()
-    untrusted: Untrusted = Untrusted()
-    principles: Texts = ()
-    """A constitution: one is drawn for each pair, the same in both orders, and is `principle` in the template."""
-    reference: str = "reference"
-    """The column of the row that holds the reference answer, `reference` in the template."""
-
-    @property
-    def needs_model(self) -> bool:
-        """Always."""
-        return True
-
-    @model_validator(mode="after")
-    def _check_messages(self) -> "ModelSpec":
-        if not self.messages:
-            raise ValueError("messages: a judge that asks a model needs at least one message, of role user")
-        if self.messages[-1].role != "user":
-            raise ValueError(
-                f"messages: the last one has the role {self.messages[-1].role}, but the judge answers the user"
-            )
-        if self.endpoint is not None and self.model is None:
-            raise ValueError("endpoint is set but model is not: name the model as the server calls it")
-        if self.mode != "listwise" and self.output.labels is None and self.output.range is None:
-            raise ValueError("output: name what the judge may say: either `labels` ({A: 1, B: 0}) or `range` ([1, 10])")
-        return self
-
-
 class PairwiseSpec(ModelSpec):
     """A language model is shown two responses and says which is better."""
 
@@ -131,6 +43,9 @@ class PairwiseSpec(ModelSpec):
     """Ask in both orders; in one drawn for each pair; or always with the first response first."""
     disagreement: Literal["mean", "tie", "drop"] = "mean"
     """What two orders that name different winners give: their mean, a tie, or no verdict."""
+    criteria: Annotated[tuple[Criterion, ...], Field(strict=False)] = ()
+    """What counts, for the template to list (`criteria`, with name, text and weight), or the name of a rubric: a file beside
+    this one, or a shipped one. Criteria in Python are left to rubrics."""
     ties: bool = True
     """Whether the judge may say that both are equally good: then a label has the value 0.5."""
 
@@ -141,6 +56,8 @@ class PairwiseSpec(ModelSpec):
 
     @model_validator(mode="after")
     def _check(self) -> "PairwiseSpec":
+        if self.criteria and not any("criteria" in message.content for message in self.messages):
+            raise ValueError("criteria: no message shows them; list them with {% for one in criteria %}...{% endfor %}")
         if self.output.labels is None:
             raise ValueError("output.range is for scores; a pairwise judge needs output.labels, such as {A: 1, B: 0}")
         if not self.ties and 0.5 in self.output.labels.values():
@@ -199,6 +116,7 @@ class RulesSpec(JudgeSpec):
 
     mode: Literal["rules"]
     criteria: Annotated[tuple[Criterion, ...], Field(strict=False, min_length=1)]
+    """The criteria, or the name of a rubric: a file beside this one, or a shipped one."""
     aggregation: Literal["mean", "minimum"] = "mean"
     """Weighted mean of the criteria, or the worst of them."""
 
@@ -251,6 +169,7 @@ class Member(Section):
     judge: str
     """The name of a shipped judge, or the path of a judge file."""
     weight: Positive = 1.0
+    """Its vote's weight."""
     model: str | None = None
     """Overrides the file's model."""
     _spec: JudgeSpec | None = PrivateAttr(default=None)
@@ -274,6 +193,7 @@ class JurySpec(JudgeSpec):
 
     mode: Literal["jury"]
     members: Annotated[tuple[Member, ...], Field(strict=False, min_length=2)]
+    """The judges that vote."""
     aggregation: Literal["mean", "median", "majority", "minimum"] = "mean"
     """Weighted mean or median of the preferences; the weighted majority of winners; or, most careful, the least decided
     preference if all members prefer the same response, and else a tie."""

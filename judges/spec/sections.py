@@ -1,9 +1,11 @@
 """The sections of a judge file that several modes share, each knob documented beneath its field."""
 
+import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import TypeAliasType
 
 from selfplay.config import Count, NonNegative, Positive, Sampling, Section, Texts, Unit
@@ -18,6 +20,24 @@ PROSE = (
     "The first response has 3 mistakes and 10 good points.",
     "It deserves an 8, or maybe a 7 out of 10.",
 )
+
+
+def key_text(key: Any) -> str:
+    """A label as text, as JSON writes it: YAML reads `true` and `1` as a truth value and a number. 1.0 is `1`."""
+    if isinstance(key, float) and key.is_integer():
+        key = int(key)
+    return key if isinstance(key, str) else json.dumps(key)
+
+
+def with_text_keys(value: Any) -> Any:
+    """Mappings with truth values and numbers as keys, and lists of such, with their text as key."""
+    if isinstance(value, Mapping):
+        return {key_text(key) if isinstance(key, (bool, int, float)) else key: item for key, item in value.items()}
+    return [with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+Labels = Annotated[dict[str, Unit], BeforeValidator(with_text_keys)]
+"""Label -> its value in [0, 1]."""
 
 
 class JudgeSampling(Sampling):
@@ -43,6 +63,7 @@ class Template(Section):
     """One message to the judge."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks; the last message is the user's. A system message goes into the user's where the model has no such role."""
     content: str
     """A Jinja2 template; docs/judges.md lists its variables. In a file, `file: NAME` may stand instead."""
 
@@ -51,6 +72,7 @@ class Example(Section):
     """A solved case, shown to the judge before the real one (few-shot)."""
 
     prompt: str
+    """What was asked."""
     responses: Texts
     """The responses, in the order shown: two for pairwise, one for pointwise and rubric."""
     answer: str
@@ -65,7 +87,7 @@ class Output(Section):
     kind: Literal["json", "regex", "logprob"]
     """`json`: an object with the verdict under `key`; `regex`: what `pattern` matches; `logprob`: the probabilities of
     the labels as the next token."""
-    labels: dict[str, Unit] | None = None
+    labels: Labels | None = None
     """Label -> degree in [0, 1] to which the first response shown is better, or, for scores, the score."""
     range: Annotated[tuple[float, float], Field(strict=False)] | None = None
     """Instead of labels, for scores: the smallest and the largest number, mapped to 0 and 1."""
@@ -81,7 +103,7 @@ class Output(Section):
     """json: where the reason stands, if the judge gives one."""
     json_schema: dict[str, Any] | None = None
     """json: the schema for guided decoding; default an object of a reason (a string) and a verdict on the menu."""
-    tokens: dict[str, Texts] | None = None
+    tokens: Annotated[dict[str, Texts], BeforeValidator(with_text_keys)] | None = None
     """logprob: label -> the texts, each one token, that count for it; default the label itself."""
     least_mass: Unit = 0.01
     """logprob: if all labels together are less likely than this, the judge meant to say something else: unscored."""
@@ -203,9 +225,12 @@ class JudgeTest(Section):
     """A case with the verdict that must come out, run by `selfplay judge check` without a model."""
 
     prompt: str = "Say something."
+    """What was asked."""
     responses: Texts = ("one response", "another response")
+    """Two responses, or one for a judge that scores."""
     meta: dict[str, Any] = Field(default_factory=dict)
-    outputs: Annotated[tuple[Said, ...], Field(strict=False)] = ()
+    """The row's own columns, where templates or Python use them."""
+    outputs: Annotated[tuple[Said, ...], Field(strict=False), BeforeValidator(with_text_keys)] = ()
     """What the model says, word for word, call by call (both orders: two); for logprob, label -> probability. For a jury,
     one such list for each member, empty where a member asks no model."""
     expect: Literal["first", "second", "tie", "unscored"] | Unit
@@ -216,12 +241,14 @@ class Criterion(Section):
     """One thing to look at. Keep it atomic: compound criteria are the ones that get gamed."""
 
     name: str
+    """What the reasons of a verdict call it."""
     text: str | None = None
     """A question for the language model, answered by one of `choices`."""
     python: str | None = None
     """`package.module:function` or `./file.py:function`, from (prompt: Prompt, response: str) to a number in [0, 1]."""
     weight: Positive = 1.0
-    choices: dict[str, Unit] | None = None
+    """Its share in the weighted mean."""
+    choices: Labels | None = None
     """What the model may answer and what it is worth; default those of the judge's output."""
     gate: bool = False
     """If it is not met at all (0), the whole score is 0; it carries no weight of its own."""

@@ -9,7 +9,7 @@ from selfplay.config.algorithms import PPO, AdaptiveKL, Pretraining
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
 from selfplay.config.data import Generate, Prompts, PromptSource, Sampling
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
-from selfplay.config.load import apply_override, load_recipe, parse_yaml, validate
+from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
 from selfplay.config.recipe import Evaluate, Guard, Recipe
 from selfplay.config.rewards import AddedReward, Reward, require_function
@@ -48,6 +48,7 @@ __all__ = [
     "apply_override",
     "load_recipe",
     "parse_yaml",
+    "read_text",
     "require_function",
     "validate",
 ]

@@ -1,5 +1,6 @@
 """Reading recipes: YAML without its traps, dotted overrides, and pydantic's errors as sentences for a user."""
 
+import codecs
 import difflib
 import re
 from collections.abc import Sequence
@@ -44,6 +45,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a user's file in UTF-8, or in UTF-16 as editors on Windows save it. Raises ConfigError for others."""
+    start = path.read_bytes()[:200]
+    wide = b"\0" in start or start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "utf-8-sig" if not wide else "utf-16-be" if start[:1] == b"\0" else "utf-16"
+    try:
+        return path.read_text(encoding=encoding)
+    except UnicodeError:
+        raise ConfigError(f"{path} is not text in UTF-8 or UTF-16; save it as such") from None
+
+
 def parse_yaml(text: str, where: str = "the text") -> Any:
     """Parse YAML; raises ConfigError that names `where` and the line."""
     try:
@@ -71,11 +83,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no recipe {str(path)!r}; write one with `selfplay init {path}`")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text in UTF-8; save it as such") from None
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(read_text(path), str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no mapping of settings; `selfplay init` writes one to start from")
     tree.setdefault("name", path.stem)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from judges.spec.base import JudgeSpec
 from judges.spec.load import parse_spec
-from judges.spec.modes import JudgeSpec
 from selfplay.config import Sampling, parse_yaml
 from selfplay.records import Completion, Pair, Prompt, Verdict
 

@@ -11,7 +11,7 @@ from judges.audit.check import check
 from judges.audit.file_tests import Script
 from judges.audit.gold import GoldPair
 from judges.audit.inspect import try_pair
-from judges.spec.modes import ModelSpec
+from judges.spec.base import ModelSpec
 from selfplay.records import Message, Prompt
 
 LAST_TURN = """

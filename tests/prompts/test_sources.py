@@ -166,7 +166,7 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str, content
 def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.jsonl") == "there is no file 'none.jsonl'"
     (tmp_path / "latin.txt").write_bytes("Gr\xfc\xdfe".encode("latin-1"))
-    assert refusal(tmp_path / "latin.txt") == "latin.txt is not text in UTF-8; convert it first"
+    assert refusal(tmp_path / "latin.txt") == "latin.txt is not text in UTF-8 or UTF-16; save it as such"
 
 
 def test_a_name_that_is_nothing_names_what_it_could_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from judges.audit.gold import BUILT_IN, canaries, extremes, gold_file, load_gold
 from judges.audit.inspect import example_pair, overview, schema, try_pair
 from judges.llm.cache import AnswerCache
 from judges.llm.parse import AnswerOptions, read
-from judges.spec.modes import ModelSpec
+from judges.spec.base import ModelSpec
 from judges.spec.sections import JudgeTest
 from selfplay.errors import ConfigError
 from selfplay.report.show import print_trial

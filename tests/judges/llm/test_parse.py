@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read, read_logprobs
 from judges.spec.sections import Output
+from selfplay.config import parse_yaml
 
 AB = AnswerOptions({"A": 1.0, "B": 0.0, "C": 0.5})
 REGEX = Output(kind="regex", pattern=r"\[\[(A|B|C)\]\]", labels={"A": 1.0, "B": 0.0, "C": 0.5})
@@ -66,17 +67,26 @@ def test_the_text_before_the_verdict_is_the_reason() -> None:
         ('{"verdict": "A"}{"verdict": "A"}', 1.0, ""),
         ('{"a": {"verdict": "B"}, "verdict": "A"}', 1.0, ""),
         ('The response says {"verdict": "A"}, but {"verdict": "B"}', None, "two different verdicts: 'A' and 'B'"),
-        ('The response says {"verdict": "A"} and that is all.', None, "no JSON object at the end of the answer"),
-        ('{"reason": broken, "x": {"verdict": "A"}}', None, "no JSON object at the end of the answer"),
-        ('{"verdict": "A"', None, "no JSON object at the end of the answer"),
-        ("A", None, "no JSON object at the end of the answer"),
-        ('{"verdict": "A", "verdict": "B"}', None, "no JSON object at the end of the answer"),
+        ('{"verdict": "A"} I hope that helps.', 1.0, ""),
+        ('{"verdict": "A"}\n\nExplanation: a {better} answer.', 1.0, ""),
+        ('```json\n{"verdict": "B"}\n```\nB is shorter.', 0.0, ""),
+        ('```\n{"verdict": "B"}\n``` ', 0.0, ""),
+        ('{"verdict": "A"}</s>', 1.0, ""),
+        ('So: {"verdict": "A"}<|im_end|>\n<|im_end|>\n', 1.0, ""),
+        ('```json\n{"verdict": "B"}\n```<|eot_id|>', 0.0, ""),
+        ('{"verdict": "A"}<end_of_turn> ', 1.0, ""),
+        ('{"verdict": "B"}, although the first says {"verdict": "A"}!', None, "two different verdicts: 'A' and 'B'"),
+        ('The response says {"verdict": "A"} and that is all.', None, "no JSON object ends the answer or begins it"),
+        ('{"reason": broken, "x": {"verdict": "A"}}', None, "no JSON object ends the answer or begins it"),
+        ('{"verdict": "A"', None, "no JSON object ends the answer or begins it"),
+        ("A", None, "no JSON object ends the answer or begins it"),
+        ('{"verdict": "A", "verdict": "B"}', None, "no JSON object ends the answer or begins it"),
         ('{"reason": "A"}', None, "no 'verdict' in the JSON object"),
         ('{"verdict": "D"}', None, "'D' is not one of A, B, C"),
-        ('{"verdict": ["A"]}', None, "the verdict ['A'] is neither text nor a number"),
-        ('{"verdict": true}', None, "the verdict True is neither text nor a number"),
-        ('{"verdict": null}', None, "the verdict None is neither text nor a number"),
-        ('["A"]', None, "no JSON object at the end of the answer"),
+        ('{"verdict": ["A"]}', None, "the verdict ['A'] is neither text nor a number nor true or false"),
+        ('{"verdict": true}', None, "'true' is not one of A, B, C"),
+        ('{"verdict": null}', None, "the verdict None is neither text nor a number nor true or false"),
+        ('["A"]', None, "no JSON object ends the answer or begins it"),
     ],
 )
 def test_verdicts_in_json(text: str, value: float | None, error: str) -> None:
@@ -109,6 +119,40 @@ def test_json_numbers_and_number_texts_are_the_same() -> None:
         read(scale, AnswerOptions(range=(0, 4)), text).value
         for text in ('{"verdict": 3}', '{"verdict": "3"}', '{"verdict": 3.0}')
     ] == [0.75] * 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "verdicts", "schema"),
+    [
+        (
+            "{true: 1, false: 0}",
+            {"true": 1.0, "false": 0.0, '"true"': 1.0, '"false"': 0.0, "1": None},
+            {"type": "boolean"},
+        ),
+        (
+            "{1: 1, 2: 0, 1.5: 0.5}",
+            {"1": 1.0, "2.0": 0.0, '"2"': 0.0, "1.50": 0.5, "true": None, "3": None},
+            {"type": "number", "enum": [1, 2, 1.5]},
+        ),
+        ("{1: 1, 2: 0}", {"1": 1.0, '" 2 "': 0.0}, {"type": "integer", "enum": [1, 2]}),
+        ("{yes: 1, no: 0}", {'"yes"': 1.0, "true": None}, {"type": "string", "enum": ["yes", "no"]}),
+        ("{-1: 0, 1: 1}", {"-1": 0.0, "1.0": 1.0}, {"type": "integer", "enum": [-1, 1]}),
+    ],
+)
+def test_truth_values_and_numbers_are_labels(
+    labels: str, verdicts: dict[str, float | None], schema: dict[str, Any]
+) -> None:
+    """In YAML `true` and `1` are no texts, and a judge answers `{"verdict": true}` or `{"verdict": "true"}`."""
+    output = Output.model_validate(parse_yaml(f"{{kind: json, labels: {labels}}}"))
+    menu = AnswerOptions(output.labels)
+    assert {said: read(output, menu, f'{{"verdict": {said}}}').value for said in verdicts} == verdicts
+    assert answer_schema(output, menu)["properties"]["verdict"] == schema
+
+
+def test_an_end_token_behind_a_verdict_is_no_word() -> None:
+    assert [
+        read(REGEX, AB, f"[[A]]{end}").value for end in ("</s>", "<|im_end|>\n", " <eos><pad><pad>", "<|eot_id|>.")
+    ] == [1.0] * 3 + [None]
 
 
 def test_the_schema_follows_from_the_menu() -> None:
@@ -164,9 +208,9 @@ def test_no_text_crashes_a_parser_or_gives_a_verdict_that_is_not_there(text: str
         if output.kind == "regex" and found.readable:
             assert f"[[{found.label}]]" in text
         if output.kind == "json" and found.readable:
-            assert re.search(rf'"verdict"\s*:\s*"{found.label}"', text) and text.strip().removesuffix(
-                "```"
-            ).strip().endswith("}")
+            assert re.search(rf'"verdict"\s*:\s*"{found.label}"', text)
+            bare = text.strip().removesuffix("```").strip()
+            assert bare.endswith("}") or re.match(r"(?:```\w*\s*)?\{", bare)
 
 
 @settings(max_examples=300, deadline=None)
