@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import tiny_run as tiny
+import torch
+from making_runs import Plan, make_run
 
 TRAINING_SEEDS = range(int(os.environ.get("SELFPLAY_TEST_SEEDS", "1")))
 
