@@ -19,3 +19,7 @@ class JudgeStopped(SelfplayError):
 
 class Diverged(SelfplayError):
     """Training met a gradient or a loss that is not finite. The last checkpoint is kept."""
+
+
+class EngineFailed(SelfplayError):
+    """An engine's process died or no longer answers. What is finished is saved: the same command goes on."""

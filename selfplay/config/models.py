@@ -135,3 +135,6 @@ class Engine(Section):
     """Let vLLM give its GPU memory to PPO between rollouts: room for larger models, a second or so per step."""
     tensor_parallel: Count = 1
     """GPUs that one vLLM engine is spread over."""
+    timeout: Positive = 7200.0
+    """Seconds by the clock that one call of vLLM (a start, a transfer of weights, a batch of completions) may take before it
+    counts as hung and the run stops, with everything saved. That a process of vLLM's is dead is noticed within a second."""

@@ -26,7 +26,8 @@ from selfplay.config import Sampling
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
 from selfplay.engines.vllm_worker import OWNER_VARIABLE
-from selfplay.errors import ConfigError
+from selfplay.engines.watchdog import GO_ON, Watchdog
+from selfplay.errors import ConfigError, EngineFailed
 from selfplay.models import decode, encode_prompt, load_tokenizer, special_texts, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 
@@ -45,7 +46,10 @@ class VllmEngine:
         dtype: str = "float32",
         revision: str | None = None,
     ) -> None:
-        """Start vLLM (20 s and more). Raises ConfigError if it is not installed or has no kernel for the model."""
+        """Start vLLM (20 s and more). Raises ConfigError if it is not installed or has no kernel for the model.
+
+        This and every other call raises EngineFailed once a process of vLLM's is dead, or after `engine.timeout`.
+        """
         config = config or EngineConfig(kind="vllm")
         self.name, self.may_sleep, self.asleep = name, config.sleep, False
         self.on_gpu, self.tensor_parallel = torch.cuda.is_available(), config.tensor_parallel
@@ -55,8 +59,17 @@ class VllmEngine:
         if not self.on_gpu:
             check_head_size(head_size(self.model_config), str(path))
         self.stop_ids = list(stop_token_ids(_generation_config(path, revision, self.model_config), self.tokenizer))
-        with _environment(self.on_gpu):
-            self.llm: Any = _start(str(path), revision, dtype, config, self.on_gpu)
+        self.watchdog = Watchdog("vLLM", config.timeout)
+        self.llm: Any = None
+        try:
+            with _environment(self.on_gpu):
+                self.llm = self.watchdog.call(
+                    "its start", lambda: _start(str(path), revision, dtype, config, self.on_gpu)
+                )
+        except BaseException:
+            self.watchdog.end(None)
+            raise
+        self.watchdog.watch()
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts; ConfigError for one too long."""
@@ -95,10 +108,15 @@ class VllmEngine:
         On a CPU, and where vLLM spans several GPUs, the weights travel as a checkpoint in a temporary directory; a
         model on the one GPU that vLLM uses hands them over in place. What vLLM remembers of prompts is forgotten.
         """
+        self.watchdog.call("a transfer of weights", lambda: self._receive(model))
+        self.asleep = False
+
+    def _receive(self, model: PreTrainedModel) -> None:
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
         if self.on_gpu and self.tensor_parallel == 1 and model.device.type == "cuda":
-            _send_in_place(self.llm, model)
+            with torch.cuda.device(model.device):
+                _send_in_place(self.llm, model)
         else:
             with tempfile.TemporaryDirectory(prefix="selfplay-weights-") as directory:
                 _save_quietly(model, directory)
@@ -107,7 +125,6 @@ class VllmEngine:
                 self.llm.collective_rpc("repack_tied_head")
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
-            self.asleep = False
         self.llm.reset_prefix_cache()
 
     def sleep(self) -> None:
@@ -116,13 +133,13 @@ class VllmEngine:
         A no-op on a CPU, and unless `engine.sleep` is set.
         """
         if self.on_gpu and self.may_sleep and not self.asleep:
-            self.llm.sleep(level=2)
+            self.watchdog.call("going to sleep", lambda: self.llm.sleep(level=2))
             self.asleep = True
 
     def close(self) -> None:
         """End vLLM's processes and free their memory; doing it twice does no harm."""
         if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
+            self.watchdog.end(self.llm.llm_engine.engine_core.shutdown)
             self.llm = None
 
     def _encode(self, prompts: Sequence[Prompt], max_tokens: int) -> list[list[int]]:
@@ -143,7 +160,10 @@ class VllmEngine:
         if self.asleep:
             raise RuntimeError("vLLM sleeps and has no weights: call update_weights before generating")
         prompts = [{"prompt_token_ids": list(ids)} for ids in requests]
-        return [result.outputs[0] for result in self.llm.generate(prompts, list(parameters), use_tqdm=False)]
+        made = self.watchdog.call(
+            "a batch of completions", lambda: self.llm.generate(prompts, list(parameters), use_tqdm=False)
+        )
+        return [result.outputs[0] for result in made]
 
     def _parameters(self, sampling: Sampling, stop_ids: list[int], prompt_id: str, index: int) -> Any:
         from vllm import SamplingParams
@@ -209,7 +229,7 @@ def _generation_config(path: str | Path, revision: str | None, model_config: Any
 
 
 def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on_gpu: bool) -> Any:
-    """A `vllm.LLM`. Raises ConfigError if vLLM is not installed."""
+    """A `vllm.LLM`. Raises ConfigError if vLLM is not installed, and EngineFailed if it does not come up."""
     try:
         from vllm import LLM
     except ImportError as error:
@@ -233,19 +253,22 @@ def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on
             "tensor_parallel_size": config.tensor_parallel,
             "weight_transfer_config": WeightTransferConfig(backend="ipc"),
         }
-    return LLM(
-        path,
-        revision=revision,
-        tokenizer_revision=revision,
-        dtype=dtype,
-        max_model_len=-1,
-        logprobs_mode="processed_logprobs",
-        generation_config="vllm",
-        use_tqdm_on_load=False,
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-        worker_extension_cls="selfplay.engines.vllm_worker.WorkerExtension",
-        **options,
-    )
+    try:
+        return LLM(
+            path,
+            revision=revision,
+            tokenizer_revision=revision,
+            dtype=dtype,
+            max_model_len=-1,
+            logprobs_mode="processed_logprobs",
+            generation_config="vllm",
+            use_tqdm_on_load=False,
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+            worker_extension_cls="selfplay.engines.vllm_worker.WorkerExtension",
+            **options,
+        )
+    except RuntimeError as error:  # its processes did not come up
+        raise EngineFailed(f"vLLM did not start: {error}; {GO_ON}") from error
 
 
 @contextmanager

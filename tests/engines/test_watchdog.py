@@ -1,0 +1,112 @@
+"""The watchdog over ordinary processes: what dies or hangs is named, soon, and nothing else is touched."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from selfplay.engines.watchdog import Watchdog
+from selfplay.errors import EngineFailed
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[], "subprocess.Popen[bytes]"]]:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def one() -> "subprocess.Popen[bytes]":
+        begun.append(subprocess.Popen(SLEEPER))
+        return begun[-1]
+
+    yield one
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def watching(start: Callable[[], Any], seconds: float = 60.0) -> tuple[Watchdog, Any]:
+    dog = Watchdog("the engine", seconds)
+    process = dog.call("its start", start)
+    dog.watch()
+    return dog, process
+
+
+def later(seconds: float, do: Callable[[], object]) -> None:
+    timer = threading.Timer(seconds, do)
+    timer.daemon = True
+    timer.start()
+
+
+def test_results_and_errors_come_through(start: Callable[[], Any]) -> None:
+    dog, process = watching(start)
+    assert dog.call("a sum", lambda: 1 + 1) == 2
+    with pytest.raises(ZeroDivisionError):
+        dog.call("a fraction", lambda: 1 // 0)
+    assert dog.call("a sum", lambda: 2 + 2) == 4 and process.poll() is None
+    dog.end(process.terminate)
+    assert process.wait(10) != 0
+
+
+def test_a_process_that_dies_ends_the_wait_and_is_named(start: Callable[[], Any]) -> None:
+    dog, process = watching(start)
+    later(0.2, process.kill)
+    with pytest.raises(
+        EngineFailed, match=rf"the engine's process .*sleep.* \({process.pid}\) died during a long wait; what"
+    ):
+        dog.call("a long wait", lambda: time.sleep(120))
+    with pytest.raises(EngineFailed, match="died during a long wait"):  # and every later call
+        dog.call("another", lambda: None)
+
+
+def test_a_call_that_never_returns_ends_at_the_limit_and_its_processes_with_it(start: Callable[[], Any]) -> None:
+    dog, process = watching(start, seconds=1.0)
+    with pytest.raises(EngineFailed, match=r"gave no answer for 1 s during a long wait \(engine.timeout\)"):
+        dog.call("a long wait", lambda: time.sleep(120))
+    assert process.wait(10) != 0
+    began = time.monotonic()
+    dog.end(lambda: time.sleep(120))  # an end that hangs as well holds nobody
+    assert time.monotonic() - began < 60
+
+
+def test_a_start_that_never_returns_leaves_nothing_behind(start: Callable[[], Any]) -> None:
+    dog = Watchdog("the engine", 1.0)
+    begun: list[Any] = []
+
+    def hang() -> None:
+        begun.append(start())
+        time.sleep(120)
+
+    with pytest.raises(EngineFailed, match="during its start"):
+        dog.call("its start", hang)
+    dog.end(None)
+    assert begun[0].wait(10) != 0
+
+
+def test_other_processes_are_left_alone(start: Callable[[], Any]) -> None:
+    before = start()
+    first, one = watching(start)
+    second, other = watching(start)
+    one.kill()
+    with pytest.raises(EngineFailed):
+        first.call("a wait", lambda: time.sleep(120))
+    first.end(lambda: None)
+    assert second.call("a sum", lambda: 1 + 1) == 2
+    assert before.poll() is None and other.poll() is None
+    assert psutil.pid_exists(other.pid)
+
+
+def test_what_interrupts_the_caller_ends_a_call_under_way(start: Callable[[], Any]) -> None:
+    import _thread
+
+    dog, process = watching(start)
+    later(0.3, _thread.interrupt_main)
+    with pytest.raises(KeyboardInterrupt):
+        dog.call("a long wait", lambda: time.sleep(120))
+    dog.end(process.terminate)
+    assert process.wait(10) != 0
