@@ -48,8 +48,8 @@ _Loader.add_implicit_resolver(
 def read_text(path: Path) -> str:
     """Return the text of a user's file in UTF-8, or in UTF-16 as editors on Windows save it. Raises ConfigError for others."""
     start = path.read_bytes()[:200]
-    wide = b"\0" in start or start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    encoding = "utf-8-sig" if not wide else "utf-16-be" if start[:1] == b"\0" else "utf-16"
+    without_mark = "utf-16-be" if start[:1] == b"\0" else "utf-16-le" if b"\0" in start else "utf-8-sig"
+    encoding = "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else without_mark
     try:
         return path.read_text(encoding=encoding)
     except UnicodeError:
