@@ -118,18 +118,23 @@ def answer(file: PairwiseSpec, first_wins: bool, reasons: str) -> str:
     return reasoned_verdict if read(output, AnswerOptions(labels), reasoned_verdict).label == label else verdict
 
 
+def decided_by(judge: Judge, pairs: Sequence[Pair]) -> list[GoldPair]:
+    """The pairs for which a judge names a winner, with that winner as the known answer."""
+    decided = {name: winner(value) for name, value in aggregate_verdicts(judge.judge(pairs), judge.spec).items()}
+    return [
+        GoldPair(pair, float(decided[pair.id] == "first"), f"decided by {judge.spec.name}")
+        for pair in pairs
+        if decided[pair.id] in ("first", "second")
+    ]
+
+
 def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
     """How often a judge names the winner that the rules name, over the pairs that the rules decide.
 
     `agreement` with its 95% interval `low`, `high`: both orders averaged; a tie is half right, no verdict is wrong.
     The rest are those of `judges.audit.check.gold_figures`, to which the rules' verdicts are the known answers.
     """
-    decided = {name: winner(value) for name, value in aggregate_verdicts(build(rules).judge(pairs), rules).items()}
-    rows = [
-        GoldPair(pair, float(decided[pair.id] == "first"), "decided by rules")
-        for pair in pairs
-        if decided[pair.id] in ("first", "second")
-    ]
+    rows = decided_by(build(rules), pairs)
     found = gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec)
     return {
         "pairs": len(rows),

@@ -1,5 +1,6 @@
 """From verdicts to what is done with them: a preference per pair, training pairs, the judge's health, and when to stop."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
@@ -10,6 +11,8 @@ from judges.spec.sections import OnError
 from selfplay.errors import JudgeStopped
 from selfplay.records import Pair, Preference, Prompt, Verdict, mean_preference
 
+CERTAIN = 1e-3
+"""Where odds are taken, nobody is surer than this: a judge that names a winner without a degree says 0.999."""
 EVEN = 1e-9
 """A preference this close to one half is a tie."""
 EXAMPLES = 3
@@ -19,8 +22,9 @@ EXAMPLES = 3
 def aggregate_verdicts(verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, float | None]:
     """Pair id -> the preference for its first response, over all verdicts on the pair; None if it is unscored.
 
-    Two orders are averaged. With `spec`, its `disagreement` and `margin` apply: what two orders that name different
-    winners give, and how close to one half is a tie. A pair of which one order could not be read is unscored.
+    Two orders are averaged. With `spec`, its `disagreement`, `margin` and `verdict_temperature` apply: what two orders that
+    name different winners give, how close to one half is a tie, and how sure the rest is. A pair of which one order could
+    not be read is unscored.
     """
     by_pair: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
@@ -38,7 +42,20 @@ def _settle_one(rows: Sequence[Verdict], spec: JudgeSpec | None) -> float | None
             return 0.5 if rule == "tie" else None
     if abs(2 * preference - 1) <= _margin(rows, spec) + EVEN:
         return 0.5
-    return preference
+    if spec is None or spec.verdict_temperature is None or spec.compares_scores:  # scores were compared with it already
+        return preference
+    return tempered(preference, spec.verdict_temperature)
+
+
+def tempered(preference: float, temperature: float) -> float:
+    """The preference whose log-odds are those of `preference`, held off 0 and 1 by `CERTAIN`, divided by the temperature."""
+    held = min(1 - CERTAIN, max(CERTAIN, preference))
+    return logistic(math.log(held / (1 - held)) / temperature)
+
+
+def logistic(odds: float) -> float:
+    """1 / (1 + exp(-odds)), for log-odds of any size."""
+    return 1 / (1 + math.exp(-odds)) if odds > 0 else 1 - 1 / (1 + math.exp(odds))
 
 
 def _margin(rows: Sequence[Verdict], spec: JudgeSpec | None) -> float:

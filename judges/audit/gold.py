@@ -47,6 +47,14 @@ def gold_file(spec: JudgeSpec) -> Path | None:
     return BUILT_IN if spec.needs_model else None
 
 
+def known_pairs(spec: JudgeSpec, path: Path | None = None) -> list[GoldPair]:
+    """The pairs with a known answer of a file, or of the judge's own. Raises ConfigError for a judge without any."""
+    file = path or gold_file(spec)
+    if file is None:
+        raise ConfigError(f"judge {spec.name!r} has no pairs with a known answer of its own: name a file with --gold")
+    return load_gold(file)
+
+
 def load_gold(path: Path) -> list[GoldPair]:
     """Read pairs with `prompt`, `chosen` and `rejected`, as texts or lists of messages; other columns become meta.
 

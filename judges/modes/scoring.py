@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from judges.spec.base import JudgeSpec
-from judges.verdicts import stop_if_failing, stop_if_unscored
+from judges.verdicts import logistic, stop_if_failing, stop_if_unscored
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 SAME = 1e-9
@@ -73,7 +73,11 @@ class ScoringJudge:
             )
             return Verdict(pair_id=pair.id, judge=self.spec.name, order="none", preference=None, raw=raw, error=error)
         difference = first.score - second.score
-        preference = 0.5 if abs(difference) <= self.spec.margin + SAME else float(difference > 0)
+        preference, temperature = float(difference > 0), self.spec.verdict_temperature
+        if abs(difference) <= self.spec.margin + SAME:
+            preference = 0.5
+        elif temperature is not None:
+            preference = logistic(difference / temperature)
         return Verdict(
             pair_id=pair.id,
             judge=self.spec.name,

@@ -15,7 +15,7 @@ from judges.spec.sections import (
     Thresholds,
     Untrusted,
 )
-from selfplay.config import Count, Endpoint, Section, Texts, Unit
+from selfplay.config import Count, Endpoint, Positive, Section, Texts, Unit
 
 Mode = Literal["pairwise", "pointwise", "listwise", "rubric", "rules", "jury", "python"]
 
@@ -33,6 +33,9 @@ class JudgeSpec(Section):
     """pairwise, pointwise, listwise, rubric (questions and Python), rules (Python), jury, python."""
     margin: Unit = 0.0
     """Scores this close, or a mean preference with |2 p - 1| this small, are a tie."""
+    verdict_temperature: Positive | None = None
+    """Fitted by `selfplay judge calibrate`: the log-odds of a pair's preference are divided by it. Where each response has a
+    score, the preference becomes 1 / (1 + exp(-difference / temperature)). No winner changes; null leaves all as it is."""
     on_error: OnError = OnError()
     """What happens when an answer cannot be read."""
     thresholds: Thresholds = Thresholds()
@@ -52,6 +55,11 @@ class JudgeSpec(Section):
     def scores(self) -> bool:
         """Whether the judge can score one response by itself."""
         return False
+
+    @property
+    def compares_scores(self) -> bool:
+        """Whether the verdict on a pair follows from the scores of its responses."""
+        return self.mode in ("pointwise", "rubric", "rules")
 
     @property
     def both_orders(self) -> bool:

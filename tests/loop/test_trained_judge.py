@@ -15,7 +15,8 @@ import pytest
 from killing import Moment, run_in_process
 
 import judges
-from judges.distill import agreement
+from judges.audit.calibration import calibrate
+from judges.distill import agreement, decided_by
 from selfplay.config import load_recipe
 from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.vllm import VllmEngine
@@ -178,6 +179,14 @@ def test_transformers_and_vllm_give_the_same_chances(home: Path, engine: VllmEng
     )
 
 
+def test_its_chances_are_calibrated_against_the_rules_and_no_winner_changes(home: Path, engine: VllmEngine) -> None:
+    rules = judges.build(judges.load_spec(home / "rules.yaml"))
+    gold = decided_by(rules, list(islice(pairs("heldout", 4), 300)))
+    found = calibrate(judges.load_spec(home / "chances.yaml", "made"), gold, engine)
+    assert found.pairs == len(gold) > 80 and found.before.accuracy == found.after.accuracy > 0.85
+    assert found.after.log_loss < found.before.log_loss + 0.02  # .24 -> .18 and .05 -> .06 where this was written
+
+
 def test_killed_while_it_learns_it_ends_the_same(home: Path) -> None:
     output = home / "killed"
     at = Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 120)
@@ -207,4 +216,4 @@ def test_it_labels_the_run_that_made_it(home: Path, asked: list[Pair]) -> None:
     assert len(agreed) > 20 and sum(agreed) / len(agreed) > 0.65
     health = read_json(files.stage(1, "label") / "judge_health.json")
     assert health["judge"] == "chances" and health["gold"]["accuracy"] >= 0.5
-    assert health["canary_wins"].keys() == {"empty", "constant", "echo", "injection", "padded list", "verdict inside"}
+    assert {"empty", "verdict inside", "verdict to repeat"} < health["canary_wins"].keys()

@@ -1,0 +1,218 @@
+"""How sure may a judge be? Its verdicts as probabilities, against known answers, before and after one number is fitted.
+
+The number is a temperature: log-odds are divided by it, so that an overconfident judge says .8 where it said .99, and no
+winner changes (Guo et al. 2017, 1706.04599). A judge that scores each response has no odds to divide: there the probability
+is a logistic function of the difference of the scores (Platt 1999), and the temperature its scale. What is reported as
+"after" was fitted on other pairs: the pairs are dealt into folds by their prompts. Left out: a bias, since which of two
+responses stands first is drawn, and calibration by category.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+from scipy.stats import t as student
+
+from judges.audit.check import lenient
+from judges.audit.gold import GoldPair
+from judges.build import Judge, Opener, build
+from judges.llm.cache import AnswerCache
+from judges.llm.templates import drawn
+from judges.modes.scoring import ScoringJudge
+from judges.spec.base import JudgeSpec
+from judges.verdicts import CERTAIN, aggregate_verdicts
+from selfplay.engines import Engine
+from selfplay.errors import ConfigError
+
+FOLDS = 5
+BINS = 10
+LEAST_PAIRS = 20
+TEMPERATURES = (0.01, 100.0)
+"""Where a temperature is looked for."""
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Quality(BaseModel):
+    """How good probabilities are, over the pairs with a verdict.
+
+    `log_loss` in nats, `brier` the mean squared error, `calibration_error` the mean distance, weighted by pairs, between how
+    sure it is and how often it is right in ten bins of sureness from 0.5 to 1; `accuracy` counts a tie as half.
+    """
+
+    log_loss: float
+    brier: float
+    calibration_error: float
+    accuracy: float
+
+
+class Calibration(BaseModel):
+    """What `judge calibrate` found. `temperature` with its 95% interval is fitted on all pairs; above 1 the judge is too
+    sure (where it scores, the temperature is on the scale of its scores). The change of the log loss has the 95% interval of
+    a paired t test over prompts."""
+
+    judge: str
+    pairs: int
+    unscored: int
+    temperature: float
+    temperature_low: float
+    temperature_high: float | None
+    """None where even no confidence at all cannot be ruled out."""
+    before: Quality
+    after: Quality
+    log_loss_change: float
+    log_loss_change_low: float
+    log_loss_change_high: float
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        high = "no bound" if self.temperature_high is None else f"{self.temperature_high:.3g}"
+        rows: list[tuple[str, ...]] = [("", "log loss", "Brier", "calibration error", "accuracy")]
+        for when, one in (("before", self.before), ("after", self.after)):
+            figures = (one.log_loss, one.brier, one.calibration_error, one.accuracy)
+            rows.append((when, *(f"{figure:.4f}" for figure in figures)))
+        change, low, top = self.log_loss_change, self.log_loss_change_low, self.log_loss_change_high
+        advice = (
+            "it cannot tell the better response here: no temperature mends that"
+            if self.before.accuracy <= 0.5
+            else f"write `verdict_temperature: {self.temperature:.4g}` into its file"
+            if self.better
+            else "no improvement beyond chance: leave the file as it is"
+        )
+        return [
+            f"judge {self.judge}: {self.pairs} pairs with a verdict, {self.unscored} without",
+            f"temperature {self.temperature:.4g} [{self.temperature_low:.3g}, {high}]",
+            *("".join(f"{cell:<20}" for cell in row).rstrip() for row in rows),
+            f"log loss, on pairs that it was not fitted on: {change:+.4f} [{low:+.4f}, {top:+.4f}]; {advice}",
+        ]
+
+    @property
+    def better(self) -> bool:
+        """Whether the fitted temperature improves on pairs that it was not fitted on, beyond chance."""
+        return self.log_loss_change_high < 0
+
+
+def calibrate(
+    spec: JudgeSpec,
+    gold: Sequence[GoldPair],
+    engine: Engine | Opener | None = None,
+    cache: AnswerCache | None = None,
+    *,
+    seed: int = 0,
+) -> Calibration:
+    """Ask the judge about `gold`, fit its temperature and measure what it does in `FOLDS` folds.
+
+    Raises ConfigError as `build` does, and for fewer than `LEAST_PAIRS` pairs with a verdict.
+    """
+    bare = lenient(spec).model_copy(update={"verdict_temperature": None})
+    before, odds = probabilities(build(bare, engine, cache, seed=seed), gold)
+    known = np.isfinite(before)
+    if known.sum() < LEAST_PAIRS:
+        raise ConfigError(
+            f"judge {spec.name!r} gave a verdict on {known.sum()} of {len(gold)} pairs; a temperature needs {LEAST_PAIRS}"
+        )
+    rows = [row for row, there in zip(gold, known, strict=True) if there]
+    return measure(spec.name, rows, before[known], odds[known], int((~known).sum()))
+
+
+def probabilities(judge: Judge, gold: Sequence[GoldPair]) -> tuple[Array, Array]:
+    """For each pair, the probability that the judge gives to the first response, and what a temperature divides: its
+    log-odds, or the difference of scores; nan without a verdict."""
+    settled = aggregate_verdicts(judge.judge([row.pair for row in gold]), judge.spec)
+    said = np.array([math.nan if (value := settled[row.pair.id]) is None else value for row in gold])
+    if not isinstance(judge, ScoringJudge):
+        return said, log_odds(said)
+    both = [(row.pair.prompt, one) for row in gold for one in (row.pair.first, row.pair.second)]
+    found = judge.assess([prompt for prompt, _ in both], [one for _, one in both])
+    scores = np.array([math.nan if one.score is None else one.score for one in found]).reshape(-1, 2)
+    return said, scores[:, 0] - scores[:, 1]
+
+
+def log_odds(probability: Array) -> Array:
+    """log(p / (1 - p)), of a p no closer to 0 and 1 than `CERTAIN`."""
+    held = np.clip(probability, CERTAIN, 1 - CERTAIN)
+    return np.log(held) - np.log1p(-held)
+
+
+def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, unscored: int = 0) -> Calibration:
+    """The report on pairs that all have a verdict: `before` its probabilities, `odds` what the temperature divides."""
+    truth = np.array([row.answer for row in rows])
+    folds = np.array([drawn(0, "fold", row.pair.prompt.id, FOLDS) for row in rows])
+    after = np.empty(len(rows))
+    for fold in range(FOLDS):
+        held_out = folds == fold
+        if held_out.all():
+            raise ConfigError(
+                f"judge {name!r}: all pairs have one prompt, so that there is nothing to fit a temperature on"
+            )
+        after[held_out] = expit(odds[held_out] / fit(odds[~held_out], truth[~held_out])[0])
+    temperature, low, high = fit(odds, truth)
+    change = per_prompt(rows, losses(after, truth) - losses(before, truth))
+    middle = float(change.mean())
+    reach = float(student.ppf(0.975, len(change) - 1) * change.std(ddof=1) / math.sqrt(len(change)))
+    return Calibration(
+        judge=name,
+        pairs=len(rows),
+        unscored=unscored,
+        temperature=temperature,
+        temperature_low=low,
+        temperature_high=high,
+        before=quality(before, truth),
+        after=quality(after, truth),
+        log_loss_change=middle,
+        log_loss_change_low=middle - reach,
+        log_loss_change_high=middle + reach,
+    )
+
+
+def fit(odds: Array, truth: Array) -> tuple[float, float, float | None]:
+    """The temperature with the least log loss, within `TEMPERATURES`, and its 95% interval from the curvature there.
+
+    `truth` 1 and 0 count as (n + 1) / (n + 2) and 1 / (n + 2) for n pairs, as Platt has it, so that a judge that is never
+    wrong on a few pairs is not taken for infallible.
+    """
+    count = len(truth)
+    target = (truth * count + 1) / (count + 2)
+
+    def loss(log_temperature: float) -> float:
+        scaled = odds * math.exp(-log_temperature)
+        return float(np.mean(np.logaddexp(0, scaled) - target * scaled))
+
+    low, high = (math.log(bound) for bound in TEMPERATURES)
+    slope = math.exp(-minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9}).x)
+    chance = expit(odds * slope)
+    information = float(np.sum(odds**2 * chance * (1 - chance)))
+    reach = 1.959963984540054 / math.sqrt(information) if information > 0 else math.inf
+    least = slope - reach
+    return 1 / slope, 1 / (slope + reach), 1 / least if least > 0 else None
+
+
+def losses(probability: Array, truth: Array) -> Array:
+    """The log loss of each pair, in nats."""
+    held = np.clip(probability, CERTAIN, 1 - CERTAIN)
+    return -(truth * np.log(held) + (1 - truth) * np.log1p(-held))
+
+
+def per_prompt(rows: Sequence[GoldPair], values: Array) -> Array:
+    """The mean of the pairs of each prompt: pairs of one prompt are no independent evidence."""
+    groups: dict[str, list[float]] = {}
+    for row, value in zip(rows, values.tolist(), strict=True):
+        groups.setdefault(row.pair.prompt.id, []).append(value)
+    return np.array([np.mean(group) for group in groups.values()])
+
+
+def quality(probability: Array, truth: Array) -> Quality:
+    """The four figures of probabilities for the first response."""
+    right = np.where(probability == 0.5, 0.5, (probability > 0.5) == (truth > 0.5)).astype(float)
+    sureness = np.maximum(probability, 1 - probability)
+    place = np.minimum((2 * (sureness - 0.5) * BINS).astype(int), BINS - 1)
+    distance = [abs(float((right - sureness)[place == one].sum())) for one in range(BINS)]
+    return Quality(
+        log_loss=float(losses(probability, truth).mean()),
+        brier=float(np.mean((probability - truth) ** 2)),
+        calibration_error=sum(distance) / len(truth),
+        accuracy=float(right.mean()),
+    )

@@ -1,0 +1,132 @@
+"""`selfplay judge ...`: list judges, look at one, measure it, calibrate it, and hold two against each other."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfplay.config import validate
+from selfplay.verbs import Json, emit
+
+judge_app = typer.Typer(no_args_is_help=True, help="Measure a judge, look at one, or list them.")
+JudgeArgument = Annotated[str, typer.Argument(help="A shipped judge's name, or a YAML file.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Model that judges, instead of the file's.")]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="A sqlite file that keeps the answers, to ask only once.")
+]
+EngineOption = Annotated[str, typer.Option("--engine", help="transformers or vllm.")]
+
+
+@judge_app.command("list")
+def judge_list(as_json: Json = False) -> None:
+    """The shipped judges."""
+    from judges.audit.inspect import overview
+
+    found = overview()
+    if as_json:
+        emit(found)
+        return
+    for judge in found:
+        typer.echo(f"{judge['name']:20} {judge['mode']:10} {judge['description']}")
+
+
+@judge_app.command("schema")
+def judge_schema() -> None:
+    """The JSON schema of judge files, for editors."""
+    from judges.audit.inspect import schema
+
+    emit(schema())
+
+
+@judge_app.command("check")
+def judge_check(
+    file: JudgeArgument,
+    model: ModelOption = None,
+    engine: EngineOption = "transformers",
+    gold: Annotated[Path | None, typer.Option(help="Pairs of your own with the right answer, JSONL.")] = None,
+    tests_only: Annotated[
+        bool, typer.Option("--tests-only", help="Run the tests in the file, without its model.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a judge's tests, then gold pairs and canaries; exit code 1 below the thresholds of its file."""
+    from judges.audit.check import check
+    from judges.audit.gold import load_gold
+
+    with judge_and_engine(file, model, engine, needed=not tests_only) as (spec, opened):
+        pairs = load_gold(gold) if gold is not None else None
+        found = check(spec, opened, pairs, tests_only=tests_only, announce=lambda line: typer.echo(line, err=as_json))
+    if as_json:
+        emit(found.model_dump(mode="json"))
+    else:
+        from selfplay.report.show import print_check
+
+        print_check(found.model_dump(mode="json"))
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@judge_app.command("try")
+def judge_try(
+    file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers", as_json: Json = False
+) -> None:
+    """What a judge is shown, what it says, and how that is read, for one pair. Without a model: what it would be shown."""
+    from judges.audit.inspect import try_pair
+
+    with judge_and_engine(file, model, engine, needed=False) as (spec, opened):
+        found = try_pair(spec, opened, announce=lambda line: typer.echo(line, err=True))
+    if as_json:
+        emit(found.model_dump(mode="json"))
+    else:
+        from selfplay.report.show import print_trial
+
+        print_trial(found.model_dump(mode="json"))
+
+
+@judge_app.command("calibrate")
+def judge_calibrate(
+    file: JudgeArgument,
+    gold: Annotated[
+        Path | None, typer.Option(help="Pairs with the right answer, JSONL; default the judge's own.")
+    ] = None,
+    model: ModelOption = None,
+    engine: EngineOption = "transformers",
+    cache: CacheOption = None,
+    as_json: Json = False,
+) -> None:
+    """Fit how sure a judge may be on pairs with known answers, and say what that does to its calibration."""
+    from judges.audit.calibration import calibrate
+    from judges.audit.gold import known_pairs
+    from judges.llm.cache import AnswerCache
+
+    with judge_and_engine(file, model, engine) as (spec, opened):
+        found = calibrate(spec, known_pairs(spec, gold), opened, AnswerCache(cache))
+    if as_json:
+        emit({**found.model_dump(mode="json"), "better": found.better})
+        return
+    for line in found.lines():
+        typer.echo(line)
+
+
+@contextmanager
+def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = True) -> Iterator[Any]:
+    """A judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
+    import judges
+    from selfplay.config import Engine
+    from selfplay.engines.ledger import Ledger
+
+    spec = judges.load_spec(file, model)
+    config, ledger = validate(Engine, {"kind": kind}, "--engine"), Ledger()
+    with ExitStack() as engines:
+
+        def opener(part: Any) -> Any:
+            from selfplay.engines.open import open_judge_engine
+
+            opened = open_judge_engine(part, config, ledger=ledger)
+            engines.callback(opened.close)
+            return opened
+
+        wanted = spec.needs_model and (needed or any(getattr(part, "model", None) for part in spec.parts))
+        yield spec, opener if wanted else None

@@ -1,0 +1,216 @@
+"""Calibration by hand, on judges whose mistakes are known, and on a real judge's ratings."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from judging import Scripted, completion, pair, spec, verdict
+from typer.testing import CliRunner
+
+from judges import aggregate_verdicts, build, to_preferences
+from judges.audit.calibration import FOLDS, calibrate, fit, losses, measure, quality
+from judges.audit.gold import GoldPair
+from judges.llm.templates import drawn
+from selfplay.cli import app
+from selfplay.errors import ConfigError
+from selfplay.records import Pair, Prompt
+
+DATA = Path(__file__).parents[3].parent / "shared" / "data" / "judging" / "llmbar"
+needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs ../shared/data, which is not here")
+CHANCES = """
+mode: pairwise
+model: m
+messages: [{role: user, content: "{{ prompt }} {{ responses[0] }} {{ responses[1] }}"}]
+output: {kind: logprob, labels: {A: 1, B: 0}}
+"""
+RATING = """
+mode: pointwise
+model: m
+messages: [{role: user, content: "{{ prompt }} {{ response }}"}]
+output: {kind: regex, pattern: '^\\s*(\\d+)\\s*$', range: [0, 10]}
+on_error: {retries: 0}
+"""
+
+
+def known(count: int, right: int) -> list[GoldPair]:
+    """Pairs of which a judge that reads the words is right on the first `right`; which is better takes turns."""
+    rows = []
+    for number in range(count):
+        words = ("good", "bad") if (number % 2 == 0) == (number < right) else ("bad", "good")
+        rows.append(GoldPair(pair(*words, id=f"p{number}"), float(number % 2 == 0), "all"))
+    return rows
+
+
+def sure(text: str) -> dict[str, float]:
+    """Gives 0.9 to the good word, in whichever place it stands."""
+    return {"A": 0.9, "B": 0.1} if text.index("good") < text.index("bad") else {"A": 0.1, "B": 0.9}
+
+
+def test_the_fitted_temperature_by_hand() -> None:
+    """Always 0.9 and right on 165 of 220: smoothed, right 166 times in 222, so log 9 / T = log(166 / 56)."""
+    odds = np.where(np.arange(220) % 2, -1.0, 1.0) * math.log(9)
+    truth = np.where(np.arange(220) < 165, odds > 0, odds < 0).astype(float)
+    temperature, low, high = fit(odds, truth)
+    assert temperature == pytest.approx(math.log(9) / math.log(166 / 56), rel=1e-6)
+    # information of the slope: 220 (log 9)^2 (166 / 222) (56 / 222)
+    reach = 1.959963984540054 / math.sqrt(220 * math.log(9) ** 2 * 166 / 222 * 56 / 222)
+    bounds = (1 / low, 1 / (high or math.nan))
+    assert bounds == pytest.approx((1 / temperature + reach, 1 / temperature - reach), rel=1e-5)
+    assert fit(-odds, truth)[0] == pytest.approx(100, rel=1e-3) and fit(-odds, truth)[2] is None  # worse than a coin
+
+
+def test_the_four_figures_by_hand() -> None:
+    found = quality(np.array([0.9, 0.2, 0.5, 0.95]), np.array([1.0, 1.0, 1.0, 1.0]))
+    assert found.log_loss == pytest.approx(
+        -(math.log(0.9) + math.log(0.2) + math.log(0.5) + math.log(0.95)) / 4, abs=1e-12
+    )
+    assert found.brier == pytest.approx((0.01 + 0.64 + 0.25 + 0.0025) / 4, abs=1e-12)
+    # bins of sureness: 0.5 right by half (0), 0.8 never right (0.8), 0.9 right (0.1), 0.95 right (0.05)
+    assert found.calibration_error == pytest.approx((0 + 0.8 + 0.1 + 0.05) / 4, abs=1e-12)
+    assert found.accuracy == (1 + 0 + 0.5 + 1) / 4
+    assert losses(np.array([1.0, 0.0]), np.array([1.0, 1.0])) == pytest.approx(
+        [-math.log(0.999), -math.log(0.001)], abs=1e-12
+    )
+
+
+def test_an_overconfident_judge_is_brought_down_to_how_often_it_is_right() -> None:
+    found = calibrate(spec(CHANCES), known(200, 140), Scripted(chances=sure))
+    assert found.before.accuracy == found.after.accuracy == 0.7 and found.pairs == 200 and found.unscored == 0
+    assert found.temperature == pytest.approx(math.log(9) / math.log(141 / 61), rel=1e-6)
+    assert found.before.calibration_error == pytest.approx(0.2, abs=1e-12) and found.after.calibration_error < 0.1
+    assert found.better and found.log_loss_change == pytest.approx(
+        found.after.log_loss - found.before.log_loss, abs=1e-12
+    )
+    assert "write `verdict_temperature: " in found.lines()[-1]
+
+
+def test_a_calibrated_judge_is_left_as_it_is() -> None:
+    found = calibrate(spec(CHANCES), known(200, 180), Scripted(chances=sure))
+    assert (
+        not found.better
+        and "no improvement beyond chance" in found.lines()[-1]
+        and found.temperature == pytest.approx(1.0, abs=0.05)
+    )
+
+
+def test_what_is_called_after_was_fitted_on_other_prompts() -> None:
+    """One fold holds all mistakes: fitted without it, nothing tells of them."""
+    rows = known(200, 200)
+    bad = [drawn(0, "fold", row.pair.prompt.id, FOLDS) == 0 for row in rows]
+    truth = np.array([row.answer for row in rows])
+    said = np.where(truth > 0.5, 0.9, 0.1)
+    odds = np.log(said) - np.log1p(-said)
+    wrong = [GoldPair(row.pair, 1 - row.answer, "all") if there else row for row, there in zip(rows, bad, strict=True)]
+    found = measure("test", wrong, said, odds)
+    here = np.array(bad)
+    others = fit(odds[~here], truth[~here])[0]
+    assert others < 0.6  # all right: surer than 0.9
+    expected = losses(1 / (1 + np.exp(-odds[here] / others)), 1 - truth[here])
+    assert found.after.log_loss > found.before.log_loss and not found.better
+    assert expected.min() > 4  # and each of its pairs is what such a judge loses
+
+
+def test_pairs_of_one_prompt_are_one_piece_of_evidence() -> None:
+    rows = known(100, 70)
+    once = calibrate(spec(CHANCES), rows, Scripted(chances=sure))
+    many = [
+        GoldPair(row.pair.model_copy(update={"id": f"{row.pair.id}/{copy}"}), row.answer, "all")
+        for row in rows
+        for copy in range(9)
+    ]
+    nine = calibrate(spec(CHANCES), many, Scripted(chances=sure))
+    width = once.log_loss_change_high - once.log_loss_change_low
+    assert nine.log_loss_change_high - nine.log_loss_change_low == pytest.approx(width, rel=0.1)  # not a third of it
+
+
+def test_the_temperature_in_a_file_softens_its_verdicts_and_names_no_other_winner() -> None:
+    engine = Scripted(chances=sure)
+    hot, pairs = spec(CHANCES + "verdict_temperature: 2"), [row.pair for row in known(10, 5)]
+    plain = aggregate_verdicts(build(spec(CHANCES), engine).judge(pairs), spec(CHANCES))
+    soft = aggregate_verdicts(build(hot, engine).judge(pairs), hot)
+    # 0.9 at temperature 2: odds 9 become 3, which is 0.75
+    expected = {name: 0.75 if value == pytest.approx(0.9) else 0.25 for name, value in plain.items()}
+    assert set(expected.values()) == {0.75, 0.25} and soft == pytest.approx(expected, abs=1e-12)
+    preferences, _ = to_preferences(pairs, build(hot, engine).judge(pairs), hot)
+    assert [one.confidence for one in preferences] == pytest.approx([0.75] * 10, abs=1e-12)
+    assert aggregate_verdicts([verdict(0.5)], hot) == {"p": 0.5} and aggregate_verdicts([verdict(None)], hot) == {
+        "p": None
+    }
+    assert aggregate_verdicts([verdict(1.0)], hot)["p"] == pytest.approx(1 / (1 + math.sqrt(1 / 999)), abs=1e-12)
+
+
+def test_where_responses_have_scores_their_difference_is_the_odds() -> None:
+    rating = Scripted(lambda text: "8" if "good" in text else "6")
+    soft = spec(RATING + "verdict_temperature: 0.1")
+    pairs = [pair("good", "bad", id="p0"), pair("bad", "good", id="p1"), pair("bad", "bad ", id="p2")]
+    found = aggregate_verdicts(build(soft, rating).judge(pairs), soft)
+    sure = 1 / (1 + math.exp(-0.2 / 0.1))
+    assert found == pytest.approx({"p0": sure, "p1": 1 - sure, "p2": 0.5}, abs=1e-12)
+    report = calibrate(soft, known(100, 80), rating)  # what the file has already is set aside
+    assert report.before.accuracy == 0.8 and report.temperature == pytest.approx(0.2 / math.log(81 / 21), rel=1e-6)
+
+
+def test_too_few_or_one_prompt_only_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="gave a verdict on 10 of 10 pairs; a temperature needs 20"):
+        calibrate(spec(CHANCES), known(10, 5), Scripted(chances=sure))
+    one = [GoldPair(pair("good", "bad", id="same"), 1.0, "all")] * 30
+    with pytest.raises(ConfigError, match="all pairs have one prompt"):
+        calibrate(spec(CHANCES), one, Scripted(chances=sure))
+
+
+def test_the_command_calibrates_rules_on_a_file(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def long(prompt, response):\n    return min(1.0, len(response) / 10)\n")
+    (tmp_path / "rules.yaml").write_text("mode: rules\ncriteria: [{name: long, python: './own.py:long'}]\n")
+    rows = [
+        {
+            "id": f"p{number}",
+            "prompt": f"Say {number}.",
+            "chosen": "abcdef",
+            "rejected": "ab" if number % 4 else "abcdefgh",
+        }
+        for number in range(80)
+    ]
+    (tmp_path / "gold.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["judge", "calibrate", str(tmp_path / "rules.yaml"), "--gold", str(tmp_path / "gold.jsonl")]
+    found = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    assert found["before"]["accuracy"] == found["after"]["accuracy"] == 0.75 and found["better"] is True
+    text = CliRunner().invoke(app, command).output
+    assert (
+        text.startswith("judge rules: 80 pairs with a verdict, 0 without\ntemperature ") and "calibration error" in text
+    )
+    refused = CliRunner().invoke(app, command[:3])
+    assert isinstance(refused.exception, ConfigError) and "name a file with --gold" in str(refused.exception)
+
+
+@needs_data
+@pytest.mark.parametrize("subset", ["Natural", "Neighbor"])
+def test_a_real_judges_ratings_become_probabilities_that_are_better_on_other_pairs(subset: str) -> None:
+    """ChatGPT's ratings of LLMBar's pairs: in five folds the log loss falls, beyond chance, and the accuracy stays."""
+    rows = json.loads(DATA.joinpath(subset, "judges", "ChatGPT_Rating", "result.json").read_text(encoding="utf-8"))
+    said = {}
+    gold = []
+    for number, row in enumerate(rows):
+        texts = [f"{subset} {number} {one}" for one in (1, 2)]
+        said |= {text: row["results"][0][f"score_{one}"][0] for one, text in zip((1, 2), texts, strict=True)}
+        first, second = (completion(text, text, str(number)) for text in texts)
+        asked = Pair(id=str(number), prompt=Prompt.plain(str(number), "?"), first=first, second=second)
+        gold.append(GoldPair(asked, float(row["label"] == 1), "all"))
+
+    def rate(text: str) -> str:
+        [found] = [rating for response, rating in said.items() if f"\n{response}\n" in text]
+        return str(found)
+
+    engine: Any = Scripted(rate)
+    found = calibrate(spec(RATING), gold, engine)
+    assert found.pairs + found.unscored == len(rows)
+    assert found.log_loss_change_high < 0 and found.after.accuracy == found.before.accuracy
+    assert found.after.calibration_error < found.before.calibration_error
+    # it is right on .685 of the natural pairs, and on .41 of those made to mislead
+    assert (
+        ("write `verdict_temperature" in found.lines()[-1])
+        == (subset == "Natural")
+        != ("no temperature mends" in found.lines()[-1])
+    )
