@@ -1,6 +1,8 @@
 """How names, rates, durations and amounts are said, the same way in the report, the alarms and the model card."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from selfplay.records import Comparison
 from selfplay.stats.length_control import LengthControlled
@@ -15,13 +17,23 @@ def display_name(name: str) -> str:
     return name if match is None else "start" if int(match[1]) == 0 else f"iteration {int(match[1])}"
 
 
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """What a comparison rests on, in one line: `judge stories (version 1), prompts stories, n 256, temperature 0.7`."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many characters: what is left out is in the middle, since ends tell names apart."""
+    return name if len(name) <= most else f"{name[: (most - 1) // 2]}\N{HORIZONTAL ELLIPSIS}{name[-(most // 2) :]}"
+
+
 def hundredths(share: float, places: int = 0) -> str:
     """A share in percent, with more decimals where fewer would read 0 or 100 and it is neither: 199 of 200 are `99.5`."""
-    for more in range(places, 6):
+    for more in range(places, 3):
         text = f"{100 * share:.{more}f}"
         if share in (0, 1) or float(text) not in (0, 100):
-            break
-    return text
+            return text
+    return ">99.99" if share > 0.5 else "<0.01"
 
 
 def interval_text(value: float, low: float, high: float) -> str:

@@ -91,7 +91,11 @@ class RunDirectory:
     def manifest_hash(self, number: int, name: str) -> str:
         """Return the hash of what a finished stage wrote, for the fingerprints of the stages that read it."""
         manifest = self.manifest(number, name)
-        return hash_of([manifest["fingerprint"], manifest["outputs"]])
+        return hash_of([manifest["fingerprint"], {**manifest["outputs"], **manifest.get("pruned", {})}])
+
+    def pruned(self, number: int, name: str) -> list[str]:
+        """Return the files of a finished stage that `selfplay prune` removed."""
+        return sorted(self.manifest(number, name).get("pruned", {}))
 
     def check_fingerprint(self, number: int, name: str, fingerprint: str) -> None:
         """Raise ConfigError if a finished stage was made from something else than what is there now, Damaged if cut."""

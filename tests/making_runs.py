@@ -229,6 +229,28 @@ def _training_stages(folder: Path, number: int, policy: str, plan: Plan, generat
             for k in range(2)
         ],
     )
+    pairs = [
+        {
+            "pair_id": f"{one.key}-pair",
+            "prompt_id": one.key,
+            "prompt": [{"role": "user", "content": one.instruction}],
+            "chosen": [{"role": "assistant", "content": _answer(one, number, plan, generator)}],
+            "rejected": [{"role": "assistant", "content": _answer(one, number - 1, plan, generator)}],
+            "margin": 0.75,
+            "confidence": 0.875,
+        }
+        for one in wishes(50, plan.seed + number)
+    ]
+    write_rows(folder / "label" / "preferences.parquet", pairs)
+    verdict = {
+        "judge": "stories",
+        "order": "none",
+        "preference": 1.0,
+        "raw": "",
+        "error": "",
+        "reason": "more wishes met",
+    }
+    write_rows(folder / "label" / "verdicts.parquet", [{"pair_id": pair["pair_id"], **verdict} for pair in pairs])
     write_json(
         folder / "label" / "judge_health.json",
         {

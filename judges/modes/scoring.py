@@ -95,12 +95,16 @@ def compare_in_words(first: Assessment, second: Assessment) -> str:
     apart = [
         (name, value, other[name]) for name, value in first.parts if name in other and abs(value - other[name]) > SAME
     ]
-    words = f"score {first.score:.2f} {_sign(first.score, second.score)} {second.score:.2f}"
+    words = f"score {_side_by_side(first.score, second.score)}"
     if apart:
-        words += ": " + ", ".join(f"{name} {value:.2f} {_sign(value, rest)} {rest:.2f}" for name, value, rest in apart)
+        words += ": " + ", ".join(f"{name} {_side_by_side(value, rest)}" for name, value, rest in apart)
     spoken = "; ".join(f"{place}: {one.reason}" for place, one in (("first", first), ("second", second)) if one.reason)
     return f"{words}. {spoken}" if spoken else words
 
 
-def _sign(left: float, right: float) -> str:
-    return "=" if abs(left - right) <= SAME else ">" if left > right else "<"
+def _side_by_side(left: float, right: float) -> str:
+    """Return two scores with their order, in as many decimals as it takes to see that they differ: `0.943 < 0.944`."""
+    if abs(left - right) <= SAME:
+        return f"{left:.2f} = {right:.2f}"
+    places = next((places for places in range(2, 9) if f"{left:.{places}f}" != f"{right:.{places}f}"), 9)
+    return f"{left:.{places}f} {'>' if left > right else '<'} {right:.{places}f}"

@@ -24,7 +24,8 @@ from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
-from selfplay.results.run import Match, vote_table
+from selfplay.report.html import as_run
+from selfplay.results.run import Match, RunData, vote_table
 from selfplay.rundir import RunDirectory
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
 from selfplay.storage.files import hash_of, read_rows, write_json, write_rows
@@ -47,6 +48,7 @@ class HeadToHead:
     categories: tuple[Category, ...]
     asked: int
     seconds: float
+    folder: Path
 
     def json(self) -> dict[str, Any]:
         """Everything but the texts, ready for JSON."""
@@ -59,6 +61,17 @@ class HeadToHead:
             "matrix": self.summary.matrix(),
             "categories": [one.model_dump(mode="json") for one in self.categories],
         }
+
+    def page(self, source: Path) -> RunData:
+        """What the report shows of it; `source` is the folder that holds it."""
+        return as_run(
+            " and ".join(self.names) if len(self.names) < 3 else f"{len(self.names)} checkpoints",
+            source,
+            matches=self.matches,
+            found=self.summary,
+            facts=self.facts,
+            categories=self.categories,
+        )
 
     def write(self, folder: Path) -> None:
         """Write `matches.parquet` and `comparison.json`."""
@@ -117,6 +130,7 @@ def compare(
         categories=tuple(breakdown(table, values, resamples=resamples)) if values else (),
         asked=asked,
         seconds=time.time() - began,
+        folder=folder,
     )
     result.write(folder)
     return result

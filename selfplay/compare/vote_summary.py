@@ -6,6 +6,8 @@ from typing import Any
 
 from selfplay.compare.difficulty import known_difficulty
 from selfplay.compare.vote_files import read_votes
+from selfplay.report.html import as_run
+from selfplay.results.run import RunData
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
 from selfplay.stats.votes import VoteTable
 from selfplay.storage.files import write_json
@@ -28,6 +30,17 @@ class VoteSummary:
             "matrix": self.summary.matrix(),
             "categories": [one.model_dump(mode="json") for one in self.categories],
         }
+
+    def page(self, source: Path) -> RunData:
+        """What the report shows of it; `source` is the file of votes."""
+        return as_run(
+            source.name,
+            source,
+            votes=self.table,
+            found=self.summary,
+            facts=self.facts,
+            categories=self.categories,
+        )
 
     def write(self, folder: Path) -> None:
         """Write `comparison.json`."""

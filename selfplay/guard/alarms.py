@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from selfplay.config import Guard
 from selfplay.formatting import hundredths, interval_text, points_text, rate_text
 from selfplay.records import Comparison, Record
-from selfplay.results.run import START, Iteration, Match, RunData
+from selfplay.results.run import START, Iteration, RunData, agrees
 from selfplay.stats.intervals import win_rate
 from selfplay.stats.length_control import LengthControlled
 
@@ -192,14 +192,7 @@ def reward_accuracy(run: RunData, iteration: Iteration) -> Comparison | None:
     """How often reward and judge prefer the same answer, on the held-out matches of this iteration's policy."""
     agreed: dict[str, list[float]] = {}
     for match in run.matches:
-        if match.a == iteration.name and (value := _agrees(match)) is not None:
+        if match.a == iteration.name and (value := agrees(match)) is not None:
             agreed.setdefault(match.prompt_id, []).append(value)
     means = [sum(values) / len(values) for values in agreed.values()]
     return win_rate("reward model", "judge", means) if means else None
-
-
-def _agrees(match: Match) -> float | None:
-    """1 if the reward prefers what the judge prefers, 0 if not; `None` where one of them does not decide."""
-    if match.preference in (None, 0.5) or match.a_reward is None or match.b_reward is None:
-        return None
-    return float((match.a_reward > match.b_reward) == (match.preference > 0.5))

@@ -101,4 +101,4 @@ def _best(run: RunData, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int
 def _against_start(run: RunData, iteration: Iteration) -> Comparison | None:
     """The win rate against the start, as evaluated."""
     pair = run.pair(iteration.name, START)
-    return iteration.comparison("win_rate_vs_start") or (pair.comparison if pair else None)
+    return run.win_rate(iteration, "win_rate_vs_start") or (pair.comparison if pair else None)

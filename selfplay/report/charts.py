@@ -3,10 +3,12 @@
 Each takes numbers and gives a `Figure`; what they mean is said by `panels`.
 """
 
+import math
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from html import escape
 
-from selfplay.formatting import bounds_text, hundredths
+from selfplay.formatting import bounds_text, hundredths, shortened
 from selfplay.report.svg import DASHES, MARKERS, Figure, Scale, Series, percent, plain, ticks
 
 
@@ -56,17 +58,30 @@ def line_chart(
     for tick in y_ticks:
         parts.append(rule(left, y(tick), right, y(tick), "grid"))
         parts.append(words(left - 6, y(tick) + 4, y_format(tick), "end", "muted"))
-    parts += [words(x(place), bottom + 15, label, "middle", "muted") for place, label in marks]
-    for place, label in breaks:
-        parts += [rule(x(place), top, x(place), bottom, "muted", "1 3"), words(x(place), top - 5, label, kind="muted")]
+    parts += [words(at, bottom + 15, label, "middle", "muted") for at, label in apart(marks, x, 0.5)]
+    parts += [rule(x(place), top, x(place), bottom, "muted", "1 3") for place, _ in breaks]
+    parts += [words(at, top - 5, label, kind="muted") for at, label in apart(breaks, x, 0)]
     if reference:
         parts.append(rule(left, y(reference[0]), right, y(reference[0]), "muted", "4 3"))
         parts.append(words(right, y(reference[0]) - 4, reference[1], "end", "muted"))
     parts.append(words((left + right) / 2, height - 4, x_label, "middle", "muted"))
-    parts += [_line(one, index, x, y, y_format) for index, one in enumerate(series)]
+    cuts = [place for place, _ in breaks]
+    parts += [_line(one, index, x, y, y_format, cuts) for index, one in enumerate(series)]
     if len(series) > 1:
         parts.append(_legend(series, left))
     return Figure(name, title, "".join(parts), width, height, note)
+
+
+def apart(labels: Sequence[tuple[float, str]], x: Scale, share: float) -> list[tuple[float, str]]:
+    """Places in drawing units of those labels that do not run into the one before; `share` of a label is left of it."""
+    found: list[tuple[float, str]] = []
+    free = -math.inf
+    for place, label in labels:
+        width = 6.6 * len(label)
+        if x(place) - share * width >= free:
+            found.append((x(place), label))
+            free = x(place) + (1 - share) * width + 6
+    return found
 
 
 def _legend(series: Sequence[Series], at: float) -> str:
@@ -78,13 +93,18 @@ def _legend(series: Sequence[Series], at: float) -> str:
     return "".join(parts)
 
 
-def _line(one: Series, index: int, x: Scale, y: Scale, y_format: Callable[[float], str]) -> str:
-    """One line with its bars and markers; each marker tells its value."""
+def _line(
+    one: Series, index: int, x: Scale, y: Scale, y_format: Callable[[float], str], cuts: Sequence[float] = ()
+) -> str:
+    """One line with its bars and markers, not joined across a cut on x; each marker tells its value."""
     dash = f' stroke-dasharray="{DASHES[index % 4]}"' if DASHES[index % 4] else ""
-    points = " ".join(f"{x(a)},{y(b)}" for a, b in zip(one.x, one.y, strict=True))
+    pieces: dict[int, list[str]] = {}
+    for a, b in zip(one.x, one.y, strict=True):
+        pieces.setdefault(bisect(cuts, a), []).append(f"{x(a)},{y(b)}")
     parts = [
-        f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linejoin="round"'
-        f"{dash}/>"
+        f'<polyline points="{" ".join(points)}" fill="none" stroke="currentColor" stroke-width="1.8" '
+        f'stroke-linejoin="round"{dash}/>'
+        for points in pieces.values()
     ]
     for k, (a, b) in enumerate(zip(one.x, one.y, strict=True)):
         low, high = (one.low[k], one.high[k]) if k < len(one.low) else (None, None)
@@ -116,12 +136,18 @@ def marker(index: int, x: float, y: float) -> str:
 def matrix_chart(
     name: str, title: str, labels: Sequence[str], rates: Sequence[Sequence[float | None]], note: str = ""
 ) -> Figure:
-    """Win rates of rows over columns: blue where the row wins, orange where it loses, the number in every cell."""
-    cell_w, cell_h, left, top = 70, 36, 12 + 7 * max(map(len, labels)), 26
+    """Win rates of rows over columns: blue where the row wins, orange where it loses, the number in every cell.
+
+    Names too long to stand above a column are numbered, and shortened in the middle.
+    """
+    wide = max(map(len, labels)) > 11
+    rows = [f"{shortened(label, 30)} ({place})" if wide else label for place, label in enumerate(labels, 1)]
+    columns = [f"({place})" if wide else label for place, label in enumerate(labels, 1)]
+    cell_w, cell_h, left, top = 70, 36, 12 + 7 * max(map(len, rows)), 26
     parts = []
-    for row, label in enumerate(labels):
+    for row, label in enumerate(rows):
         middle = top + cell_h * (row + 0.5) + 4
-        parts.append(words(left + cell_w * (row + 0.5), top - 9, label, "middle", "muted"))
+        parts.append(words(left + cell_w * (row + 0.5), top - 9, columns[row], "middle", "muted"))
         parts.append(words(left - 8, middle, label, "end"))
         for column, rate in enumerate(rates[row]):
             x, y = left + cell_w * column, top + cell_h * row
@@ -146,21 +172,22 @@ def interval_chart(
 ) -> Figure:
     """Rows of (label, value, low, high) as dots with bars over one axis, 0 marked; a side without a bound is an arrow."""
     width, row_h, top = 360, 30, 8
-    left, base = 16 + 7 * max(len(row[0]) for row in rows), top + row_h * len(rows)
+    names = [shortened(row[0], 22) for row in rows]
+    left, base = 16 + 7 * max(map(len, names)), top + row_h * len(rows)
     ends = [value for row in rows for value in row[1:] if value is not None]
     marks = ticks(min(0.0, *ends), max(0.0, *ends))
     x = Scale(marks[0], marks[-1], left, width - 18)
     parts = []
-    for tick in marks:
-        parts.append(rule(x(tick), top, x(tick), base, "muted" if tick == 0 else "grid"))
-        parts.append(words(x(tick), base + 14, plain(tick), "middle", "muted"))
+    parts += [rule(x(tick), top, x(tick), base, "muted" if tick == 0 else "grid") for tick in marks]
+    said = apart([(tick, plain(tick)) for tick in marks], x, 0.5)
+    parts += [words(at, base + 14, label, "middle", "muted") for at, label in said]
     for index, (label, value, low, high) in enumerate(rows):
         y = top + row_h * (index + 0.5)
         left_end, right_end = x(marks[0] if low is None else low), x(marks[-1] if high is None else high)
         left_tip = f"M{left_end + 5} {y - 4}l-5 4l5 4" if low is None else f"M{left_end} {y - 4}v8"
         right_tip = f"M{right_end - 5} {y - 4}l5 4l-5 4" if high is None else f"M{right_end} {y - 4}v8"
         bar = f"M{left_end} {y}H{right_end}{left_tip}{right_tip}"
-        parts.append(words(left - 10, y + 4, label, "end"))
+        parts.append(words(left - 10, y + 4, names[index], "end"))
         parts.append(
             f'<g class="c0"><title>{escape(label)}: {plain(value)} {bounds_text(low, high)}</title><path '
             f'd="{bar}" stroke="currentColor" stroke-width="1.6" fill="none"/>{marker(0, x(value), y)}</g>'

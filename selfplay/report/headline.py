@@ -25,9 +25,9 @@ def headline(run: RunData, assessment: Assessment) -> Headline:
     if not evaluated:
         return Headline("Nothing has been evaluated yet")
     best, last = assessment.best_iteration, evaluated[-1].number
-    rate = next((one.comparison("win_rate_vs_start") for one in evaluated if one.number == best), None)
+    rate = next((run.win_rate(one, "win_rate_vs_start") for one in evaluated if one.number == best), None)
     if best == 0 or rate is None or rate.win_rate is None:
-        rates = [one.comparison("win_rate_vs_start") for one in evaluated]
+        rates = [run.win_rate(one, "win_rate_vs_start") for one in evaluated]
         won = any(one is not None and one.low is not None and one.low > 0.5 for one in rates)
         return Headline(f"No {'sound ' if won else ''}iteration is better than the start")
     share, _, interval = rate_text(rate).partition(" ")
@@ -65,7 +65,7 @@ def lead(run: RunData, assessment: Assessment) -> list[str]:
             f"{len(run.summary.models)} checkpoints on {run.summary.prompts:,} prompts, {votes:,} comparisons scored."
         ]
     last = run.evaluated[-1] if run.evaluated else None
-    if last is not None and last.number > 1 and (rate := last.comparison("win_rate_vs_previous")) is not None:
+    if last is not None and last.number > 1 and (rate := run.win_rate(last, "win_rate_vs_previous")) is not None:
         unscored = f", {rate.unscored} unscored" if rate.unscored else ""
         lines.append(
             f"Iteration {last.number} against iteration {last.number - 1}: {rate_text(rate)} on {rate.n} "

@@ -7,14 +7,14 @@ nothing; every text of a model, a prompt or a recipe is escaped. Left out on pur
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from selfplay.formatting import display_name
+from selfplay.formatting import display_name, facts_text, shortened
 from selfplay.guard.selection import assess_run
 from selfplay.report import plots as panels
 from selfplay.report import tables
@@ -22,6 +22,7 @@ from selfplay.report.headline import headline, lead
 from selfplay.report.transcripts import thinned, transcripts, visible
 from selfplay.results.load import read_run
 from selfplay.results.run import Match, RunData
+from selfplay.stats.summary import Category, Summary
 from selfplay.stats.votes import VoteTable
 from selfplay.storage import durable
 
@@ -56,10 +57,23 @@ def write_comparison(run: RunData, output: Path) -> Path:
     return output
 
 
-def as_run(name: str, source: str, *, matches: Sequence[Match] = (), votes: VoteTable | None = None) -> RunData:
-    """Matches or votes in the clothes of a run without iterations, for the report; `source` says where they come from."""
+def as_run(
+    name: str,
+    source: str | Path,
+    *,
+    matches: Sequence[Match] = (),
+    votes: VoteTable | None = None,
+    found: Summary | None = None,
+    facts: Mapping[str, Any] | None = None,
+    categories: Sequence[Category] = (),
+) -> RunData:
+    """Wrap matches or votes as a run without iterations, for the report; `source` says where they come from."""
     return RunData(
         path=Path(source),
+        models=tuple(found.models) if found else (),
+        found=found,
+        facts=facts or {},
+        categories=tuple(categories),
         config_text="",
         config={"name": name},
         provenance={},
@@ -99,6 +113,7 @@ def context(run: RunData) -> dict[str, Any]:
         **_top(run),
         **_iterations(run),
         **_comparison(run),
+        **_facts(run),
         **_work(run),
         **transcript_context(run),
     }
@@ -132,12 +147,31 @@ def _iterations(run: RunData) -> dict[str, Any]:
     }
 
 
+def _facts(run: RunData) -> dict[str, Any]:
+    """What stands above every table: judge, prompts, n, temperature."""
+    found: Mapping[str, Any] = run.facts
+    if not found and run.summary is not None and run.iterations:
+        evaluate, heldout = run.config.get("evaluate") or {}, (run.config.get("prompts") or {}).get("heldout") or {}
+        found = {
+            "judge": evaluate.get("judge") or run.labelling_judge,
+            "prompts": " ".join(str(heldout[key]) for key in ("source", "split") if heldout.get(key)) or "held-out",
+            "n": run.summary.prompts,
+            "temperature": evaluate.get("temperature", 1.0),
+        }
+    return {"facts": visible(facts_text(found))}
+
+
 def _comparison(run: RunData) -> dict[str, Any]:
     """Every checkpoint against every other, and the labelling judge."""
     return {
         "comparison": tables.comparison_table(run),
         "comparison_figures": panels.comparison_figures(run),
         "cycles": tables.cycle_sentences(run.summary) if run.summary else [],
+        "groups": tables.group_sentences(run.summary) if run.summary else [],
+        "category_columns": [f"{one.value} ({one.prompts:,})" for one in run.categories],
+        "category_table": tables.category_table(run),
+        "writing_columns": [display_name(name) for name in run.profiles],
+        "writing_table": tables.writing_table(run),
         "health": tables.health_table(run),
         "health_columns": [display_name(iteration.name) for iteration in run.iterations if iteration.health],
     }
@@ -168,23 +202,28 @@ def transcript_context(run: RunData) -> dict[str, Any]:
     """The transcripts that fit, what they can be filtered by, and a sentence on how many there are."""
     found = transcripts(run)
     shown = thinned(found, MOST_BYTES)
-    note = f"All {len(found)} held-out prompts are here."
+    total = sum(one.outcome != "training" for one in found)
+    note = f"All {total} held-out prompts are here."
     if len(shown) < len(found):
+        kept = sum(one.outcome != "training" for one in shown)
         note = (
-            f"{len(shown)} of {len(found)} held-out prompts, evenly chosen, are here; all are in the evaluate "
+            f"{kept} of {total} held-out prompts, evenly chosen, are here; all are in the evaluate "
             "folders' matches.parquet."
         )
-    newest = display_name(run.summary.models[-1]) if run.summary else ""
+    newest = shortened(display_name(run.summary.models[-1]), 30) if run.summary else ""
     labels = {
         "win": f"{newest} wins",
         "loss": "loses",
         "tie": "ties",
         "unscored": "unscored",
-        "disagree": "orders disagree",
+        "disagree": "the two orders disagree",
+        "reward": "judge and reward disagree",
         "truncated": "cut off",
+        "training": "training pairs",
     }
     counts = {key: sum(one.outcome == key or key in one.flags for one in shown) for key in labels}
-    filters = [("all", "all", len(shown)), *((key, labels[key], count) for key, count in counts.items() if count)]
+    heldout = sum(one.outcome != "training" for one in shown)
+    filters = [("all", "all held-out", heldout), *((key, labels[key], count) for key, count in counts.items() if count)]
     return {"transcripts": shown, "filters": filters, "shown_note": note}
 
 

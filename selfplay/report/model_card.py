@@ -67,9 +67,9 @@ def _results(run: RunData, one: Iteration) -> list[str]:
         return []
     pair = run.pair(one.name, START)
     rows = [
-        ("win rate against the start", rate_text(one.comparison("win_rate_vs_start"))),
+        ("win rate against the start", rate_text(run.win_rate(one, "win_rate_vs_start"))),
         ("the same at equal length", level_text(pair.length_controlled if pair else None)),
-        ("win rate against the iteration before", rate_text(one.comparison("win_rate_vs_previous"))),
+        ("win rate against the iteration before", rate_text(run.win_rate(one, "win_rate_vs_previous"))),
         ("reward model agrees with the judge on its answers", rate_text(reward_accuracy(run, one))),
         ("KL to the start, nats per answer", _form(one.number_of("kl_to_start") if one.number else None, "{:.1f}")),
         ("mean length, tokens", _form(one.number_of("mean_length"), "{:.0f}")),

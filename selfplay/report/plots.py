@@ -29,7 +29,7 @@ AXIS = "\N{SQUARE ROOT}KL to the start (iteration)"
 
 def rated(run: RunData, key: str) -> list[tuple[Iteration, Comparison, float]]:
     """Iterations with a win rate under a key of evaluation.json."""
-    found = [(one, one.comparison(key)) for one in run.iterations]
+    found = [(one, run.win_rate(one, key)) for one in run.iterations]
     return [(one, rate, rate.win_rate) for one, rate in found if rate is not None and rate.win_rate is not None]
 
 
@@ -179,13 +179,21 @@ def step_figures(run: RunData, main: bool) -> list[Figure]:
 
 
 def _steps(stage: str, key: str, points: Sequence[tuple[int, float]]) -> Figure:
-    """One metric over all steps; `points` are iterations and values in the order of time."""
+    """One metric over all steps; `points` are iterations and values in the order of time.
+
+    Nothing is joined or averaged across iterations: reward model and reference change there.
+    """
     size = math.ceil(len(points) / BINS)
-    groups = [points[begin : begin + size] for begin in range(0, len(points), size)]
-    y = [sum(value for _, value in group) / len(group) for group in groups]
-    x = [min(len(points), index * size + (size + 1) / 2) for index in range(len(groups))]
     begins = [index for index in range(len(points)) if index == 0 or points[index][0] != points[index - 1][0]]
-    breaks = [(index + 0.5, f"iteration {points[index][0]}") for index in begins] if 1 < len(begins) < 8 else []
+    spans = [
+        (at, min(at + size, end))
+        for begin, end in zip(begins, [*begins[1:], len(points)], strict=True)
+        for at in range(begin, end, size)
+    ]
+    y = [sum(value for _, value in points[begin:end]) / (end - begin) for begin, end in spans]
+    x = [(begin + 1 + end) / 2 for begin, end in spans]
+    named = "iteration " if len(begins) < 8 else ""
+    breaks = [(index + 0.5, f"{named}{points[index][0]}") for index in begins] if len(begins) > 1 else []
     title = (
         MAIN_METRICS[key] if stage == "policy" and key in MAIN_METRICS else f"{stage}: {key.removeprefix(f'{stage}/')}"
     )

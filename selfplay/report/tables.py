@@ -3,7 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from selfplay.formatting import DASH, chance_text, display_name, hundredths, interval_text, level_text, rate_text
+from selfplay.formatting import (
+    DASH,
+    chance_text,
+    display_name,
+    duration,
+    hundredths,
+    interval_text,
+    level_text,
+    rate_text,
+)
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.report.svg import plain
 from selfplay.results.run import START, Iteration, Profile, RunData, number
@@ -25,6 +34,21 @@ HEALTH = {
 """Numbers of judge_health.json in words; others stand under their own names."""
 
 
+SHARES = ("swap_consistency", "first_share", "longer_share", "unscored_answers")
+"""Those of them that are shares; all others are amounts."""
+
+
+WRITING: tuple[tuple[str, Callable[[Profile], float | None], Callable[[float], str]], ...] = (
+    ("mean length, tokens", lambda one: one.mean_length, plain),
+    ("95th percentile of length", lambda one: one.p95_length, plain),
+    ("cut off at the limit", lambda one: one.truncated, lambda share: tenths(share)),
+    ("distinct-1", lambda one: one.distinct_1, lambda share: tenths(share)),
+    ("distinct-2", lambda one: one.distinct_2, lambda share: tenths(share)),
+    ("different answers", lambda one: one.unique, lambda share: f"{hundredths(share)}%"),
+)
+"""How a checkpoint writes: label, value of its profile, and how that is said."""
+
+
 def iteration_table(run: RunData) -> list[Row]:
     """One cell per iteration: everything known about its policy on held-out prompts. Empty rows are left out."""
 
@@ -40,18 +64,13 @@ def iteration_table(run: RunData) -> list[Row]:
 
     similar = {one.number - 1: one.self_similarity for one in run.iterations}  # iteration t + 1 generates with policy t
     rows = [
-        of("win rate against the start", lambda one: rate_text(one.comparison("win_rate_vs_start"))),
+        of("win rate against the start", lambda one: rate_text(run.win_rate(one, "win_rate_vs_start"))),
         of("\N{EM SPACE}at equal length", lambda one: _equal_length(run, one)),
-        of("win rate against the one before", lambda one: rate_text(one.comparison("win_rate_vs_previous"))),
+        of("win rate against the one before", lambda one: rate_text(run.win_rate(one, "win_rate_vs_previous"))),
         measured("mean reward (sd of the start)", "mean_reward", "{:.2f}".format, start=0.0),
         measured("mean score of the judge", "mean_score", "{:.2f}".format),
         measured("KL to the start, nats", "kl_to_start", "{:.1f}".format, start=0.0),
-        written("mean length, tokens", lambda one: one.mean_length),
-        written("95th percentile of length", lambda one: one.p95_length),
-        written("cut off at the limit", lambda one: one.truncated, tenths),
-        written("distinct-1", lambda one: one.distinct_1, tenths),
-        written("distinct-2", lambda one: one.distinct_2, tenths),
-        written("different answers", lambda one: one.unique, lambda share: f"{hundredths(share)}%"),
+        *(written(*row) for row in WRITING),
         of("likeness of answers to one prompt", lambda one: similar.get(one.number), "{:.2f}".format),
         written("correlation of reward and length", lambda one: one.reward_length, signed),
         of("reward agrees with the judge", lambda one: rate_text(reward_accuracy(run, one))),
@@ -91,19 +110,21 @@ def health_table(run: RunData) -> list[Row]:
     health = [one.health for one in run.iterations if one.health]
     others = {key for one in health for key, value in one.items() if number(value) is not None} - HEALTH.keys()
     table = [
-        (HEALTH.get(key, key.replace("_", " ")), [_amount(one.get(key)) for one in health])
+        (HEALTH.get(key, key.replace("_", " ")), [_amount(key, one.get(key)) for one in health])
         for key in (*HEALTH, *sorted(others))
     ]
     return [(label, texts) for label, texts in table if any(text != DASH for text in texts)]
 
 
-def _amount(value: Any) -> str:
-    """A share (a float from 0 to 1) as a percentage, anything else as a number."""
+def _amount(key: str, value: Any) -> str:
+    """A share as a percentage, seconds as a duration, anything else as a number."""
     amount = number(value)
     if amount is None:
         return DASH
-    if isinstance(value, float) and 0 <= amount <= 1:
+    if key in SHARES:
         return tenths(amount)
+    if key == "seconds":
+        return duration(amount)
     return plain(amount) if isinstance(value, float) else f"{value:,}"
 
 
@@ -122,6 +143,29 @@ def comparison_table(run: RunData) -> list[Row]:
             )
         )
     return rows
+
+
+def category_table(run: RunData) -> list[Row]:
+    """One row per pair of checkpoints, one cell per category: the win rate on its prompts."""
+    if not run.categories:
+        return []
+    return [
+        (
+            f"{display_name(pair.a)} against {display_name(pair.b)}",
+            [rate_text(category.pairs[place]) for category in run.categories],
+        )
+        for place, pair in enumerate(run.categories[0].pairs)
+    ]
+
+
+def writing_table(run: RunData) -> list[Row]:
+    """How each checkpoint of a comparison writes, one cell for each; of a run the iterations' table says so."""
+    if run.iterations or not run.profiles:
+        return []
+    return [
+        (label, [DASH if (value := of(one)) is None else form(value) for one in run.profiles.values()])
+        for label, of, form in WRITING
+    ]
 
 
 def time_table(run: RunData, stages: Sequence[str]) -> list[Row]:

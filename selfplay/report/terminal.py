@@ -8,7 +8,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfplay.formatting import DASH, bounds_text, chance_text, display_name, level_text, points_text, rate_text
+from selfplay.formatting import (
+    DASH,
+    bounds_text,
+    chance_text,
+    display_name,
+    facts_text,
+    level_text,
+    points_text,
+    rate_text,
+)
 from selfplay.records import Comparison
 from selfplay.report.headline import headline_of
 from selfplay.report.tables import cycle_sentences, group_sentences
@@ -73,11 +82,6 @@ def print_summary(
 def against(one: Comparison) -> str:
     """The row of a pair: whom its numbers speak of, and against whom."""
     return f"{display_name(one.a)} against {display_name(one.b)}"
-
-
-def facts_text(facts: Mapping[str, Any]) -> str:
-    """What a comparison rests on, in one line: `judge stories (version 1), prompts stories, n 256, temperature 0.7`."""
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
 
 
 def print_table(console: Console, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfplay.formatting import display_name
-from selfplay.results.run import Answer, Match, RunData
+from selfplay.results.run import Answer, Match, RunData, TrainingPair, agrees
 
 LONGEST = 20_000
 """Most characters of one text that are shown."""
@@ -74,22 +74,37 @@ def transcripts(run: RunData) -> list[Transcript]:
     by_prompt: dict[str, list[Match]] = defaultdict(list)
     for match in run.matches:
         by_prompt[match.prompt_id].append(match)
-    return [transcript(prompt_id, matches) for prompt_id, matches in by_prompt.items()]
+    heldout = [transcript(prompt_id, matches, run.models) for prompt_id, matches in by_prompt.items()]
+    return [*heldout, *map(training_transcript, run.training)]
 
 
-def transcript(prompt_id: str, matches: Sequence[Match]) -> Transcript:
-    """The matches on one prompt, put together."""
+def training_transcript(pair: TrainingPair) -> Transcript:
+    """A pair that a reward model learned from, beside the held-out ones."""
+    sides = tuple(
+        Side(name, visible(text), f"{len(text)} characters", False, "")
+        for name, text in (("rejected", pair.rejected), ("chosen", pair.chosen))
+    )
+    said = Ruling(f"chosen, by a margin of {pair.margin:.2f}", "win", "", False, visible(pair.reason), "")
+    name = visible(f"{pair.prompt_id}, training pair of iteration {pair.iteration}")
+    return Transcript(name, visible(pair.prompt), "training", (), sides, (said,))
+
+
+def transcript(prompt_id: str, matches: Sequence[Match], order: Sequence[str] = ()) -> Transcript:
+    """The matches on one prompt, put together; checkpoints stand in an order, by default that of their names."""
+    names = list(order) or sorted({name for match in matches for name in (match.a, match.b)})
+    place = {name: index for index, name in enumerate(names)}
     answers: dict[str, Answer] = {}
     for match in matches:
         for name, answer in match.sides():
             answers.setdefault(name, answer)
-    deciding = max(matches, key=lambda match: (match.a, [-ord(letter) for letter in match.b]))
-    rulings = tuple(map(ruling, sorted(matches, key=lambda match: (match.a, match.b), reverse=True)))
+    deciding = max(matches, key=lambda match: (place[match.a], -place[match.b]))
+    rulings = tuple(map(ruling, sorted(matches, key=lambda match: (place[match.a], place[match.b]), reverse=True)))
     flags = [
         flag
         for flag, raised in (
             ("truncated", any(answer.truncated for answer in answers.values())),
             ("disagree", any(one.disagree for one in rulings)),
+            ("reward", any(agrees(match) == 0 for match in matches)),
         )
         if raised
     ]
@@ -101,7 +116,7 @@ def transcript(prompt_id: str, matches: Sequence[Match]) -> Transcript:
             answers[name].truncated,
             "" if answers[name].reward is None else f"{answers[name].reward:.2f}",
         )
-        for name in sorted(answers)
+        for name in sorted(answers, key=place.__getitem__)
     )
     return Transcript(
         visible(prompt_id), visible(matches[0].prompt), outcome(deciding.preference), tuple(flags), sides, rulings

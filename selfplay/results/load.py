@@ -6,13 +6,14 @@ error. Left out on purpose: models. Whatever needs a forward pass is computed by
 
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selfplay.results.run import Iteration, Match, RunData, Spent
+from selfplay.results.run import Iteration, Match, RunData, Spent, TrainingPair
 from selfplay.rundir import RunDirectory
 from selfplay.stats.diversity import self_similarity
 from selfplay.storage.checksums import read_sealed
@@ -38,6 +39,7 @@ def read_run(path: str | Path) -> RunData:
         iterations=tuple(_iteration(directory, one) for one in numbers),
         metrics=tuple(directory.metrics()),
         matches=tuple(matches.values()),
+        training=tuple(pair for one in numbers for pair in _training(directory, one)),
     )
 
 
@@ -52,6 +54,25 @@ def _iteration(directory: RunDirectory, number: int) -> Iteration:
         self_similarity=_similarity(completions) if completions.is_file() else None,
         seconds=directory.seconds(number),
     )
+
+
+def _training(directory: RunDirectory, number: int, most: int = 40) -> Iterator[TrainingPair]:
+    """Some of the pairs that an iteration's reward model learned from, evenly chosen, with what the judge said."""
+    folder = directory.stage(number, "label")
+    if not (folder / "preferences.parquet").is_file():
+        return
+    rows = read_rows(folder / "preferences.parquet")
+    chosen = [rows[index * len(rows) // most] for index in range(most)] if len(rows) > most else rows
+    wanted = {row["pair_id"] for row in chosen}
+    reasons: dict[str, list[str]] = defaultdict(list)
+    if (folder / "verdicts.parquet").is_file():
+        for row in read_rows(folder / "verdicts.parquet"):
+            if row["pair_id"] in wanted and row["reason"]:
+                reasons[row["pair_id"]].append(row["reason"])
+    for row in chosen:
+        prompt, chosen_text, rejected = (row[key][-1]["content"] for key in ("prompt", "chosen", "rejected"))
+        reason = " / ".join(reasons[row["pair_id"]])
+        yield TrainingPair(number, row["prompt_id"], prompt, chosen_text, rejected, row["margin"], reason)
 
 
 def _last_round(directory: RunDirectory, number: int, name: str) -> Path:

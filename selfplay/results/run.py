@@ -5,7 +5,7 @@ Plain data with what follows from it; `gather` fills it from disk.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 
 from selfplay.records import Comparison
 from selfplay.stats.diversity import cut_alike, distinct_n, unique_share
-from selfplay.stats.summary import PairSummary, Summary, summarise
+from selfplay.stats.summary import LEVEL, Category, PairSummary, Summary, summarise
 from selfplay.stats.votes import Vote, VoteTable, tabulate
 
 START = "iteration-000"
+RATES = ("win_rate_vs_start", "win_rate_vs_previous")
+"""The comparisons of evaluation.json."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,19 @@ class Answer:
     def length(self) -> int:
         """Tokens, or characters where tokens were not counted."""
         return len(self.text) if self.tokens is None else self.tokens
+
+
+@dataclass(frozen=True)
+class TrainingPair:
+    """A pair that a reward model learned from; `margin` as in preferences.parquet."""
+
+    iteration: int
+    prompt_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,16 @@ class RunData:
     outcome: dict[str, Any] = field(default_factory=dict)
     votes: VoteTable | None = None
     """Votes from elsewhere, in place of matches."""
+    models: tuple[str, ...] = ()
+    """The order of the checkpoints, oldest first; by default that of their names, which is that of iterations."""
+    found: Summary | None = None
+    """The statistics of all matches, where they are known already."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What stands above every table of a comparison: judge, prompts, n, temperature."""
+    categories: tuple[Category, ...] = ()
+    """Win rates by a column of the prompts."""
+    training: tuple[TrainingPair, ...] = ()
+    """Pairs that reward models learned from, some of each iteration."""
     spent: tuple[Spent, ...] = ()
 
     @property
@@ -166,18 +191,29 @@ class RunData:
     @cached_property
     def table(self) -> VoteTable:
         """All matches as votes, checkpoints in the order of their iterations."""
-        return self.votes or vote_table(self.matches)
+        return self.votes or vote_table(self.matches, self.models)
 
     @cached_property
     def summary(self) -> Summary | None:
         """Statistics of all matches; `None` before the first evaluation."""
+        if not self.table.prompts:
+            return None
         resamples = int((self.config.get("evaluate") or {}).get("resamples") or 2000)
-        return summarise(self.table, resamples=resamples) if self.table.prompts else None
+        found = self.found or summarise(self.table, resamples=resamples)
+        known = [one.comparison(key) for one in self.evaluated for key in RATES]
+        measured = {(one.a, one.b): one for one in known if one is not None}
+        return found.model_copy(update={"pairs": [_as_measured(pair, measured) for pair in found.pairs]})
 
     def pair(self, a: str, b: str) -> PairSummary | None:
         """The statistics of checkpoint a over b."""
         pairs = self.summary.pairs if self.summary else []
         return next((pair for pair in pairs if (pair.comparison.a, pair.comparison.b) == (a, b)), None)
+
+    def win_rate(self, one: Iteration, key: str) -> Comparison | None:
+        """A win rate of `RATES`, as the page shows it everywhere."""
+        known = one.comparison(key)
+        pair = self.pair(known.a, known.b) if known else None
+        return pair.comparison if pair else known
 
     @cached_property
     def answers(self) -> dict[str, dict[str, Answer]]:
@@ -206,6 +242,22 @@ class RunData:
     def seconds(self) -> float:
         """Wall-clock seconds of all finished stages."""
         return sum(value for iteration in self.iterations for value in iteration.seconds.values())
+
+
+def _as_measured(pair: PairSummary, measured: Mapping[tuple[str, str], Comparison]) -> PairSummary:
+    """A pair with the interval that evaluation.json states, for one comparison has one interval wherever it is shown."""
+    known, one = measured.get((pair.comparison.a, pair.comparison.b)), pair.comparison
+    if known is None or (known.n, known.ties, known.unscored) != (one.n, one.ties, one.unscored):
+        return pair
+    clear = known.low is not None and known.high is not None and not known.low <= 0.5 <= known.high
+    return pair.model_copy(update={"comparison": known, "significant": clear and pair.p_adjusted < LEVEL})
+
+
+def agrees(match: Match) -> float | None:
+    """1 if the reward prefers what the judge prefers, 0 if not; `None` where one of them does not decide."""
+    if match.preference in (None, 0.5) or match.a_reward is None or match.b_reward is None:
+        return None
+    return float((match.a_reward > match.b_reward) == (match.preference > 0.5))
 
 
 def number(value: Any) -> float | None:

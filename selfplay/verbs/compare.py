@@ -1,6 +1,6 @@
 """`selfplay compare`: checkpoints head to head, or votes from elsewhere, on the terminal, as JSON and as files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,8 @@ from selfplay.errors import ConfigError
 from selfplay.verbs import Json, emit
 
 if TYPE_CHECKING:
-    from selfplay.stats.summary import Category, Summary
+    from selfplay.compare.head_to_head import HeadToHead
+    from selfplay.compare.vote_summary import VoteSummary
 
 
 def compare(
@@ -38,11 +39,21 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the samples, the matches and comparison.json.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the page of a run's report for this comparison: one HTML file.")
+    ] = None,
+    table: Annotated[
+        list[Path] | None, typer.Option(help="Write the pairs into a file: .csv, .parquet or .tex. May be repeated.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare checkpoints on the same held-out prompts, head to head, with intervals."""
     if (votes is None) == (not targets):
         raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
+    from selfplay.report.table_files import check_format
+
+    for file in table or []:
+        check_format(file)
     if votes is not None:
         options = {
             "--prompts": prompts,
@@ -50,7 +61,8 @@ def compare(
             "--max-tokens": max_tokens,
             "--like": like,
         }
-        _compare_votes(votes, options, judge, baseline, difficulty, by, output, as_json)
+        found = _compare_votes(votes, options, judge, baseline, difficulty, by, output)
+        _hand_over(found, votes, report, table or [], as_json)
         return
     from selfplay.compare.head_to_head import compare as head_to_head
     from selfplay.compare.settings import Given
@@ -60,7 +72,7 @@ def compare(
     result = head_to_head(
         targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by
     )
-    _say(result.summary, result.facts, result.categories, result.json(), as_json)
+    _hand_over(result, result.folder, report, table or [], as_json)
 
 
 def _compare_votes(
@@ -71,8 +83,7 @@ def _compare_votes(
     difficulty: Path | None,
     by: str | None,
     output: Path | None,
-    as_json: bool,
-) -> None:
+) -> "VoteSummary":
     """Summarise a file of votes. Raises ConfigError for options that say how to ask models, for none is asked."""
     from selfplay.compare.vote_summary import summarise_votes
 
@@ -82,18 +93,24 @@ def _compare_votes(
     found = summarise_votes(file, judge=judge, baseline=baseline, difficulty=difficulty, by=by)
     if output is not None:
         found.write(output)
-    _say(found.summary, found.facts, found.categories, found.json(), as_json)
+    return found
 
 
-def _say(
-    summary: "Summary", facts: dict[str, Any], categories: "tuple[Category, ...]", found: Any, as_json: bool
+def _hand_over(
+    found: "HeadToHead | VoteSummary", source: Path, report: Path | None, table_files: Sequence[Path], as_json: bool
 ) -> None:
-    """Print what was found."""
+    """Print what was found, and write the files that were asked for."""
     from rich.console import Console
 
+    from selfplay.report.html import write_comparison
+    from selfplay.report.table_files import write_table
     from selfplay.report.terminal import print_summary
 
     if as_json:
-        emit(found)
+        emit(found.json())
     else:
-        print_summary(summary, Console(highlight=False), facts, categories)
+        print_summary(found.summary, Console(highlight=False), found.facts, found.categories)
+    written = [write_table(file, found.summary, found.facts) for file in table_files]
+    written += [write_comparison(found.page(source), report)] if report is not None else []
+    for file in written:
+        typer.echo(file, err=as_json)

@@ -65,7 +65,7 @@ def test_a_hacked_run_is_named_for_what_it_is_and_its_last_iteration_is_not_kept
     said = {(alarm.kind, alarm.iteration, alarm.severe): alarm.sentence for alarm in found.alarms}
     assert "the policy exploits the reward model" in said["over-optimisation", 2, True]
     assert "and the labelling judge preferred the longer answer in 98% of the pairs" in said["length", 2, True]
-    assert said["truncation", 2, True].startswith("100% of iteration 2's answers are cut off")
+    assert said["truncation", 2, True].startswith("99.6% of iteration 2's answers are cut off")
     assert "not clearly better than a coin" in said["reward model", 1, False]
     assert found.audited and found.best_iteration != 2
 

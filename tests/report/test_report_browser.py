@@ -204,7 +204,7 @@ def test_without_scripts_every_transcript_can_be_read(finished_run, tmp_path):
     with browser(tmp_path / "p", scripts=False) as driver:
         driver.get(f"file://{path}")
         articles = driver.find_elements(By.CSS_SELECTOR, "#deck article")
-        assert len(articles) == 256 and articles[0].is_displayed() and articles[255].is_displayed()
+        assert len(articles) == 256 + 80 and articles[0].is_displayed() and articles[255].is_displayed()
         assert not driver.find_element(By.ID, "tools").is_displayed()
         assert "Without scripts" in driver.find_element(By.CLASS_NAME, "plainly").text
 

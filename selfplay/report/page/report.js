@@ -20,7 +20,7 @@
     if (!lowered.has(article)) lowered.set(article, article.textContent.toLowerCase());
     return lowered.get(article);
   };
-  const passes = (article) => state.filter === "all" || article.dataset.outcome === state.filter
+  const passes = (article) => state.filter === "all" ? article.dataset.outcome !== "training" : article.dataset.outcome === state.filter
     || article.dataset.flags.split(" ").includes(state.filter);
 
   /* The list of prompts beside the transcript. */
@@ -28,7 +28,7 @@
     const entry = document.createElement("li"), button = document.createElement("button"), sign = document.createElement("span");
     button.type = "button";
     sign.className = "chip " + article.dataset.outcome;
-    sign.textContent = { win: "win", loss: "loss", tie: "tie", unscored: "none" }[article.dataset.outcome];
+    sign.textContent = { win: "win", loss: "loss", tie: "tie", unscored: "none", training: "train" }[article.dataset.outcome];
     button.append(sign, " " + article.querySelector("blockquote").textContent.slice(0, 90));
     button.addEventListener("click", () => show(article));
     entry.append(button);
