@@ -4,6 +4,7 @@ The rule is one that a model of 0.3M parameters learns in ten seconds: does the 
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -187,15 +188,21 @@ def test_its_chances_are_calibrated_against_the_rules_and_no_winner_changes(home
     assert found.after.log_loss < found.before.log_loss + 0.02  # .24 -> .18 and .05 -> .06 where this was written
 
 
-def test_killed_while_it_learns_it_ends_the_same(home: Path) -> None:
+def test_killed_once_twice_or_three_times_it_ends_the_same(home: Path) -> None:
     output = home / "killed"
-    at = Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 120)
-    assert run_in_process(home / "recipe.yaml", [f"output={output}"], at) == -9
-    assert (output / "iteration-000/judge.partial/work").is_dir()
-    run(load_recipe(home / "recipe.yaml", [f"output={output}"]), only_start=True)
-    one, other = (read_json(home / name / "iteration-000/judge/manifest.json")["outputs"] for name in ("run", "killed"))
-    assert one["model.safetensors"] == other["model.safetensors"]
-    assert not any("work/" in name for name in other)
+    moments = [
+        Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 120),
+        Moment("selfplay.stages.judge", "agreement", 2),  # all is learned, and some of it measured
+        Moment("selfplay.stages.judge", "write_json", 1),
+    ]
+    expected = read_json(home / "run/iteration-000/judge/manifest.json")["outputs"]
+    for kills, moment in enumerate(moments, start=1):
+        assert run_in_process(home / "recipe.yaml", [f"output={output}"], moment) == -9
+        assert list((output / "iteration-000/judge.partial/work").glob("step-*"))
+        copy = home / f"killed-{kills}"
+        shutil.copytree(output, copy)
+        run(load_recipe(home / "recipe.yaml", [f"output={copy}"]), only_start=True)
+        assert read_json(copy / "iteration-000/judge/manifest.json")["outputs"] == expected
 
 
 def test_it_labels_the_run_that_made_it(home: Path, asked: list[Pair]) -> None:
