@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, SelfplayError
 
 LONGEST_SHOWN = 200
 """Characters of a value or an error that a sentence shows."""
@@ -20,11 +20,11 @@ def call(name: str, function: Callable[..., Any], *arguments: Any, **options: An
     """Return what a user's function returns; `name` is what it is called in messages.
 
     Raises ConfigError if it raises anything, `SystemExit` included: a run must not end as if it were finished. What is
-    meant for the user already, such as a judge's own ConfigError, is passed on.
+    meant for the user already, such as an engine's own SelfplayError, is passed on.
     """
     try:
         return function(*arguments, **options)
-    except ConfigError:
+    except SelfplayError:
         raise
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{name} {failure(error)} ({_place(error)})") from error

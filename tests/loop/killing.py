@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfplay.errors import ConfigError
+from selfplay.errors import SelfplayError
 
 HEAVY = [
     "selfplay.loop",
@@ -60,7 +60,7 @@ def work(moment: Moment | None, function: Callable[..., Any], arguments: tuple[A
         end_at(moment)
     try:
         function(*arguments)
-    except ConfigError:  # as the command line does
+    except SelfplayError:  # as the command line does
         sys.exit(2)
 
 

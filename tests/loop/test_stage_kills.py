@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 from killing import Moment, in_process, run_recipe
 
-from selfplay.storage import read_json
+from selfplay.storage.files import read_json
 
 STEP = "selfplay.stages.supervised", "Watcher.on_step_end"
 MOMENTS = {
     "generate": [
-        Moment("selfplay.journal", "Journal.append", 1),
-        Moment("selfplay.journal", "Journal.append", 2),
+        Moment("selfplay.storage.journal", "Journal.append", 1),
+        Moment("selfplay.storage.journal", "Journal.append", 2),
         Moment("selfplay.stages.generate", "write_json", 1),
     ],
     "label": [
-        Moment("selfplay.journal", "Journal.append", 1),
+        Moment("selfplay.storage.journal", "Journal.append", 1),
         Moment("selfplay.stages.label", "write_rows", 2),
-        Moment("selfplay.durable", "publish", 1),
+        Moment("selfplay.storage.durable", "publish", 1),
     ],
     "reward": [
         Moment(*STEP, 5),
-        Moment("selfplay.stages.reward", "measure", 1),
-        Moment("selfplay.stages.reward", "write_json", 1),
+        Moment("selfplay.stages.reward_model", "measure", 1),
+        Moment("selfplay.stages.reward_model", "write_json", 1),
     ],
     "policy": [
         Moment("selfplay.rl.trainer", "save_checkpoint", 2),
@@ -33,7 +33,7 @@ MOMENTS = {
         Moment("selfplay.stages.policy", "save", 1),
     ],
     "evaluate": [
-        Moment("selfplay.journal", "Journal.append", 1),
+        Moment("selfplay.storage.journal", "Journal.append", 1),
         Moment("selfplay.stages.evaluate", "win_rate", 1),
         Moment("selfplay.rundir", "RunDirectory.collect_metrics", 2),
     ],

@@ -192,8 +192,8 @@ def test_killed_once_twice_or_three_times_it_ends_the_same(home: Path) -> None:
     output = home / "killed"
     moments = [
         Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 120),
-        Moment("selfplay.stages.judge", "agreement", 2),  # all is learned, and some of it measured
-        Moment("selfplay.stages.judge", "write_json", 1),
+        Moment("selfplay.stages.judge_model", "agreement", 2),  # all is learned, and some of it measured
+        Moment("selfplay.stages.judge_model", "write_json", 1),
     ]
     expected = read_json(home / "run/iteration-000/judge/manifest.json")["outputs"]
     for kills, moment in enumerate(moments, start=1):

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from prompts.stories import documents
 from selfplay.config import Architecture, Optimisation, Reward
-from selfplay.errors import ConfigError
+from selfplay.errors import Diverged
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
 from selfplay.stages.reward_model import train_reward_model
@@ -28,7 +28,7 @@ def test_a_loss_that_is_no_number_stops_the_training(rate: float, tmp_path: Path
         torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     training = Optimisation(steps=30, batch_size=4, learning_rate=rate, warmup=0.0)
     sentence = "pretrain diverged: at step 10 of 30 the (loss|gradient's norm) is nan. Lower its learning_rate or raise"
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(Diverged, match=sentence):
         train_supervised(model, TOKENIZER, document_rows(TEXTS, 24), training, tmp_path, 0, "pretrain")
     assert not list(tmp_path.glob("step-*"))
 
@@ -38,6 +38,6 @@ def test_it_stops_before_a_checkpoint_of_it_is_kept(tmp_path: Path) -> None:
     model = LlamaForSequenceClassification(CONFIG)
     torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     rows = [{"chosen_ids": one, "rejected_ids": one[:9]} for one in TEXTS[:28]]
-    with pytest.raises(ConfigError, match="train reward model diverged: at step 7 of 7 the loss is nan"):
+    with pytest.raises(Diverged, match="train reward model diverged: at step 7 of 7 the loss is nan"):
         train_reward_model(RewardModel(model, TOKENIZER), rows, Reward(batch_size=4, epochs=1), tmp_path, 0)
     assert not list(tmp_path.glob("step-*"))
