@@ -129,6 +129,32 @@ for _name in ("generate", "label", "reward", "policy", "evaluate"):
 
 
 @app.command()
+def verify(
+    directory: RunArgument,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Remove what is damaged and what was made from it; run the recipe again then."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare every file of a run with what was written; exit code 1 if one is damaged."""
+    from selfplay import verify as verifying
+
+    if repair:
+        for line in verifying.repair(directory):
+            typer.echo(line, err=as_json)
+    found = verifying.verify(directory)
+    if as_json:
+        emit(found.json())
+    else:
+        from selfplay.report.show import print_verification
+
+        print_verification(found.json())
+    if found.damage:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Print versions and devices, what is missing or clashes, and the line that mends it."""
     from dataclasses import asdict

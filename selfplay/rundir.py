@@ -69,7 +69,7 @@ class RunDirectory:
     def stages(self, number: int) -> list[str]:
         """Return the finished stages of an iteration, in the order of a run; folders of other names are not ours."""
         names = [folder.name for folder in _folders(self.iteration(number)) if STAGE.fullmatch(folder.name)]
-        return sorted((name for name in names if self.finished(number, name)), key=_place)
+        return sorted((name for name in names if self.finished(number, name)), key=place)
 
     def rounds(self, number: int, name: str) -> list[Path]:
         """Return the folders of a stage's finished rounds: itself, then its extra rounds."""
@@ -201,7 +201,7 @@ class RunDirectory:
         if unsealed:
             old = read_json_lines(self.path / "metrics.jsonl")
             rows += [row for row in old if (row["iteration"], row["stage"]) in unsealed]
-        return sorted(rows, key=lambda row: (row["iteration"], _place(row["stage"])))
+        return sorted(rows, key=lambda row: (row["iteration"], place(row["stage"])))
 
     def collect_metrics(self) -> None:
         """Write metrics.jsonl anew from what the stages left, if it is not that."""
@@ -306,11 +306,11 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _place(name: str) -> tuple[bool, int, int]:
+def place(name: str) -> tuple[bool, int, int]:
     """Return where a stage stands in an iteration; each extra round stands behind the whole one before."""
     base, _, extra = name.partition("-extra-")
-    place = ORDER.index(base)
-    return place >= ORDER.index("policy"), int(extra or 0), place
+    at = ORDER.index(base)
+    return at >= ORDER.index("policy"), int(extra or 0), at
 
 
 def _from_format_1(partial: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from selfplay.errors import ConfigError
 from selfplay.progress import log
-from selfplay.storage.files import read_json, write_json
+from selfplay.storage.checksums import read_sealed, write_sealed
 
 PROJECT = "selfplay"
 """What wandb and trackio call a project and MLflow an experiment."""
@@ -56,7 +56,7 @@ class Tracker:
     ) -> None:
         check_trackers(names)
         self.file = Path(directory) / "tracking.json"
-        self.told: dict[str, dict[str, Any]] = read_json(self.file) if names and self.file.is_file() else {}
+        self.told: dict[str, dict[str, Any]] = _told(self.file) if names else {}
         self.open: dict[str, Any] = {}
         for name in dict.fromkeys(names):
             with redirect_stdout(sys.stderr):
@@ -66,7 +66,7 @@ class Tracker:
                     describe(name, self.open[name], settings or {})
             if known is None:
                 self.told[name] = {"run": identity, "step": 0, "iteration": -1}
-                write_json(self.file, self.told)
+                write_sealed(self.file, self.told)
 
     def log_step(self, row: Mapping[str, Any], before: int = 0) -> None:
         """Send the metrics of PPO step `row["step"]`, `before` steps having been made in earlier iterations."""
@@ -94,10 +94,10 @@ class Tracker:
             if place <= before:
                 continue
             self.told[name][axis] = place
-            write_json(self.file, self.told)
+            write_sealed(self.file, self.told)
             if not self._try(name, partial(send, name, tracker, axis, place, values)):
                 self.told[name][axis] = before
-                write_json(self.file, self.told)
+                write_sealed(self.file, self.told)
 
     def _try(self, name: str, action: Callable[[], object]) -> bool:
         """Do something with a tracker; if it fails, say so and use it no more."""
@@ -110,6 +110,14 @@ class Tracker:
             log(f"  {name} is not told any more: {type(error).__name__}: {reason}; the next start catches up")
             return False
         return True
+
+
+def _told(file: Path) -> dict[str, dict[str, Any]]:
+    """Return how far each tracker was told. Raises Damaged."""
+    way_out = "delete it, and trackers get a run of their own from here on"
+    return (
+        {key: value for key, value in read_sealed(file, way_out).items() if key != "format"} if file.is_file() else {}
+    )
 
 
 def open_tracker(name: str, directory: Path, title: str, identity: str | None) -> tuple[Any, str]:

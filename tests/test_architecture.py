@@ -47,6 +47,7 @@ ORDER = (
     "selfplay.compare",
     "selfplay.preflight",
     "selfplay.stages",
+    "selfplay.verify",
     "selfplay.loop",
     "selfplay.verbs",
     "selfplay.cli",

@@ -14,6 +14,23 @@ from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json, read_rows
 
 
+def print_verification(found: dict[str, Any]) -> None:
+    """Print what `selfplay verify` found."""
+    console = Console(highlight=False, soft_wrap=True)
+    for name, why in found["left_out"].items():
+        console.print(f"left out: {name} ({why})", markup=False)
+    for name in found["unchecked"]:
+        console.print(f"unchecked: {name} was written by an earlier version, without checksums", markup=False)
+    for one in found["damage"]:
+        console.print(f"damaged: {one['path']}: {one['problem']}", markup=False)
+    console.print(
+        f"compared {found['files']:,} files ({found['bytes']:,} bytes), among them {found['journal_lines']:,} lines of "
+        f"journals and {found['answers']:,} answers of the judge: "
+        + (f"{len(found['damage'])} damaged; --repair removes them" if found["damage"] else "all are what was written"),
+        markup=False,
+    )
+
+
 def iterations(directory: Path) -> list[dict[str, Any]]:
     """One mapping per iteration with an evaluation, the start first; null where a number does not exist.
 

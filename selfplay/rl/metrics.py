@@ -17,8 +17,6 @@ from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import kl_estimate
 from selfplay.rl.losses import PolicyLoss, ValueLoss
 from selfplay.rl.rollouts import Episodes, Estimates
-from selfplay.storage import durable
-from selfplay.storage.files import read_json_lines
 
 SUMS = (
     "tokens",
@@ -133,11 +131,3 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows to a file of JSON lines."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def forget_rows_from(path: Path, step: int) -> None:
-    """Drop the rows of `step` and later, and a last line cut short by a kill: a resumed run writes them again."""
-    if not path.is_file():
-        return
-    kept = [row for row in read_json_lines(path) if row["step"] < step]
-    durable.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))

@@ -27,14 +27,13 @@ from selfplay.records import Prompt
 from selfplay.rewards.sources import Reward, identity
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.batching import derive_seed, minibatches, shard_by_tokens
-from selfplay.rl.checkpoint import cut_logs, load_checkpoint, logged_so_far, save_checkpoint
+from selfplay.rl.checkpoint import load_checkpoint, restore_logs, save_checkpoint
 from selfplay.rl.experience import Experience, build_experience
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import policy_loss, value_loss
 from selfplay.rl.metrics import (
     SUMS,
     append_rows,
-    forget_rows_from,
     rollout_metrics,
     samples,
     token_sums,
@@ -46,7 +45,6 @@ from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import Episodes, Sampler, estimate, score
 from selfplay.storage.files import hash_of
 
-LOGS = ("metrics.jsonl", "samples.jsonl")
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
 
 
@@ -280,7 +278,7 @@ class PPOTrainer:
         """Write the checkpoint; the first process does, and all agree on what was sampled ahead."""
         state = self._state()
         if self.directory is not None and rank() == 0:
-            save_checkpoint(self.directory, {**state, "logs": logged_so_far(self.directory, LOGS)})
+            save_checkpoint(self.directory, state)
 
     def _resume(self) -> None:
         """Go back to the checkpoint, if there is one, and forget what was logged behind it."""
@@ -305,11 +303,8 @@ class PPOTrainer:
                 f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
                 "of them share"
             )
-        if rank() == 0 and (state is None or "logs" in state):
-            cut_logs(self.directory, LOGS, {} if state is None else state["logs"])
-        elif rank() == 0:  # a checkpoint of the format before
-            for name in LOGS:
-                forget_rows_from(self.directory / name, self.steps_done + 1)
+        if rank() == 0:
+            restore_logs(self.directory, self.steps_done)
 
 
 def _controller(config: PPO) -> KLController:

@@ -27,7 +27,7 @@ class Damaged(ConfigError):
     """A file that is not what was written. The message names it, says what is wrong, and gives the way out."""
 
     def __init__(self, path: Path, problem: str, way_out: str | None = None) -> None:
-        self.path = path
+        self.path, self.problem = path, problem
         super().__init__(f"{str(path)!r} is damaged: {problem}; {way_out or way_out_of(path)}")
 
 

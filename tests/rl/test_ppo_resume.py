@@ -21,8 +21,9 @@ from selfplay.lora import add_adapter
 from selfplay.records import Prompt
 from selfplay.rewards.sources import FunctionReward, WeightedSum
 from selfplay.rl import PPOTrainer
-from selfplay.rl.checkpoint import load_checkpoint, save_checkpoint
-from selfplay.rl.metrics import append_rows, forget_rows_from
+from selfplay.rl.checkpoint import forget_rows_from, load_checkpoint, restore_logs, save_checkpoint
+from selfplay.rl.metrics import append_rows
+from selfplay.storage.checksums import Damaged
 from selfplay.storage.files import read_json_lines
 
 
@@ -229,6 +230,52 @@ def test_an_unfinished_checkpoint_counts_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt.partial").write_bytes(b"cut short")
     state = load_checkpoint(tmp_path, {})
     assert state is not None and state["steps_done"] == 1
+
+
+def test_a_checkpoint_that_is_not_what_was_written_is_one_sentence(tmp_path: Path) -> None:
+    """An empty file once ended in "Aborted!", a changed byte in other weights."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 1, "policy": torch.arange(50.0)})
+    for name in ("checkpoint.pt", "checkpoint.json", "metrics.jsonl"):
+        data = (tmp_path / name).read_bytes()
+        places = range(0, len(data), max(1, len(data) // 60))
+        changed = [data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :] for place in places]
+        for other in [b"", data[:-1], data[: len(data) // 2], *changed]:
+            (tmp_path / name).write_bytes(other)
+            with pytest.raises(
+                Damaged, match=rf"{name}' is damaged: .*; delete '.*', and PPO begins this training anew"
+            ):
+                load_checkpoint(tmp_path, {})
+        (tmp_path / name).write_bytes(data)
+    assert load_checkpoint(tmp_path, {}) is not None
+    (tmp_path / "checkpoint.json").unlink()  # as a format before 2 left it
+    for other in (b"", b"PK", b"no archive"):
+        (tmp_path / "checkpoint.pt").write_bytes(other)
+        with pytest.raises(Damaged, match="checkpoint.pt' is damaged: it cannot be read"):
+            load_checkpoint(tmp_path, {})
+
+
+def test_the_checkpoint_before_is_good_too_where_a_kill_came_between_the_two_files(tmp_path: Path) -> None:
+    for step in (1, 2):
+        (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {one}}}\n' for one in range(1, step + 1)))
+        save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": step})
+    newest = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {one}}}\n' for one in (1, 2, 3)))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def killed(source: Any, target: Any) -> None:
+            if str(target).endswith("checkpoint.pt"):
+                raise KeyboardInterrupt
+            real(source, target)
+
+        real = os.replace
+        patch.setattr("selfplay.durable.os.replace", killed)
+        save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 3})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == newest
+    state = load_checkpoint(tmp_path, {})
+    assert state is not None and state["steps_done"] == 2
+    restore_logs(tmp_path, 2)
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
 
 
 def test_rows_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
