@@ -138,7 +138,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare every file of a run with what was written; exit code 1 if one is damaged."""
-    from selfplay import verify as verifying
+    from selfplay.results import verify as verifying
 
     if repair:
         for line in verifying.repair(directory):

@@ -47,7 +47,6 @@ ORDER = (
     "selfplay.compare",
     "selfplay.preflight",
     "selfplay.stages",
-    "selfplay.verify",
     "selfplay.loop",
     "selfplay.verbs",
     "selfplay.cli",

@@ -11,10 +11,9 @@ from typing import Any
 
 from selfplay.progress import log
 from selfplay.storage import durable
-from selfplay.storage.checksums import Damaged, check_of_file, read_sealed, write_sealed
+from selfplay.storage.checksums import CHECKS, check_of_file, is_complete, write_sealed
 from selfplay.storage.files import read_json
 
-CHECKS = "checks.json"
 WRITING = "writing"
 
 
@@ -57,12 +56,3 @@ def newest(directory: Path) -> Path | None:
             log(f"  {checkpoint} is damaged and was removed; its steps are taken again")
         durable.remove_tree(checkpoint)
     return found
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Return whether each file of a checkpoint is there and is what was written."""
-    try:
-        checks = read_sealed(checkpoint / CHECKS)["files"]
-        return all(check_of_file(checkpoint / name) == known for name, known in checks.items())
-    except (OSError, Damaged):
-        return False

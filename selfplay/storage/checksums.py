@@ -20,6 +20,8 @@ from selfplay.storage import durable
 FORMAT = 2
 """Of run directories. 1 had neither seals nor this number."""
 MANIFEST = "manifest.json"
+CHECKS = "checks.json"
+"""Names the files of a checkpoint that a training wrote, each with its size and XXH3."""
 PIECE = 1 << 20
 
 
@@ -185,3 +187,12 @@ def _compare_size(path: Path, check: str) -> None:
     size = int(check.split()[0])
     if path.stat().st_size != size:
         raise Damaged(path, f"it has {path.stat().st_size:,} bytes, and {size:,} were written")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether each file that a checkpoint's `checks.json` names is there and is what was written."""
+    try:
+        checks = read_sealed(checkpoint / CHECKS)["files"]
+        return all(check_of_file(checkpoint / name) == known for name, known in checks.items())
+    except (OSError, Damaged):
+        return False

@@ -269,7 +269,7 @@ def test_the_checkpoint_before_is_good_too_where_a_kill_came_between_the_two_fil
             real(source, target)
 
         real = os.replace
-        patch.setattr("selfplay.durable.os.replace", killed)
+        patch.setattr("selfplay.storage.durable.os.replace", killed)
         save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 3})
     assert (tmp_path / "checkpoint.pt").read_bytes() == newest
     state = load_checkpoint(tmp_path, {})

@@ -15,9 +15,16 @@ from typing import Any
 from judges.llm.cache import AnswerCache
 from selfplay.errors import ConfigError
 from selfplay.rundir import STAGE, WORK, RunDirectory, place
-from selfplay.stages.checkpoints import CHECKS, is_complete
 from selfplay.storage import durable
-from selfplay.storage.checksums import MANIFEST, check_sizes, hashes_of_file, manifest_of, read_sealed
+from selfplay.storage.checksums import (
+    CHECKS,
+    MANIFEST,
+    check_sizes,
+    hashes_of_file,
+    is_complete,
+    manifest_of,
+    read_sealed,
+)
 from selfplay.storage.files import json_lines
 from selfplay.storage.journal import entries, entry_of
 

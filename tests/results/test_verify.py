@@ -16,11 +16,11 @@ from selfplay.config import load_recipe
 from selfplay.engines import Answer
 from selfplay.errors import ConfigError
 from selfplay.loop import run
+from selfplay.results.verify import Verification, repair, verify
 from selfplay.rl.checkpoint import save_checkpoint
 from selfplay.rundir import RunDirectory
 from selfplay.storage.checksums import Damaged, write_sealed
 from selfplay.storage.journal import Journal
-from selfplay.verify import Verification, repair, verify
 
 
 @pytest.fixture(scope="module")
