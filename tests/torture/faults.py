@@ -14,7 +14,8 @@ from typing import Any
 from running import DIED, PAIRS_IN_A_BATCH, SENTENCE, End, at_call, copy_project, differences, result, start
 from tiny_project import write_project
 
-from selfplay.storage import durable, verify
+from selfplay.results import verify
+from selfplay.storage import durable
 
 EXACT, REFUSED, OTHER = "resumed exactly", "refused with a sentence", "other"
 
