@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from selfplay.errors import ConfigError
     from selfplay.loop import run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ConfigError", "load_recipe", "run"]
 
 _HOMES = {"ConfigError": "selfplay.config", "load_recipe": "selfplay.config", "run": "selfplay.loop"}

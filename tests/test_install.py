@@ -77,7 +77,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in tracked if (ROOT / name).exists()} <= inside
     assert any(name.startswith("prompts/judges/") and name.endswith(".yaml") for name in inside)
-    assert {name.partition("/")[0] for name in inside} == {*PACKAGES, "selfplay_loop-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in inside} == {*PACKAGES, f"selfplay_loop-{PROJECT['version']}.dist-info"}
 
 
 def test_the_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
