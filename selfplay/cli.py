@@ -11,6 +11,7 @@ from selfplay.errors import SelfplayError
 from selfplay.verbs import Json, emit
 from selfplay.verbs.compare import compare
 from selfplay.verbs.judge import judge_app
+from selfplay.verbs.runs import diff, note, prune, runs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -196,6 +197,8 @@ def report(
 
 
 app.command()(compare)
+for _verb in (runs, diff, note, prune):
+    app.command()(_verb)
 
 
 @app.command()

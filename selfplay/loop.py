@@ -19,7 +19,7 @@ from typing import Any
 from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
-from selfplay.preflight import check
+from selfplay.preflight import check, refuse_pruned
 from selfplay.progress import log
 from selfplay.records import Prompt
 from selfplay.report.html import write_report
@@ -43,6 +43,8 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)
+        if not files.finished(recipe.iterations, "evaluate"):
+            refuse_pruned(files)
         with open_run(recipe, files, prompts) as current:
             make_start(current)
             if not only_start:
@@ -168,6 +170,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
             f"or the whole recipe with `selfplay run`"
         )
     prompts = check(recipe)
+    refuse_pruned(files)
     with files.locked(), open_run(recipe, files, prompts) as current:
         files.tidy()
         ensure_stage(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))

@@ -17,6 +17,7 @@ from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.progress import log
 from selfplay.records import Prompt
+from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
 from selfplay.tracking import check_trackers
 
@@ -217,3 +218,13 @@ def disk(recipe: Recipe, completions: int) -> int | None:
             return None
         weights = sum(file.stat().st_size for file in files)
     return weights * (2 * recipe.iterations + 1) + text
+
+
+def refuse_pruned(files: RunDirectory) -> None:
+    """Raise ConfigError if weights of a run were pruned: going on needs them."""
+    gone = [str(number or "start") for number in files.iterations() if files.pruned(number, "policy")]
+    if gone:
+        raise ConfigError(
+            f"{str(files.path)!r} was pruned: the weights of iteration {', '.join(gone)} are gone, and going on needs them; "
+            "begin another run with another `output`"
+        )

@@ -211,7 +211,12 @@ class RunDirectory:
 
     def recipe(self) -> Recipe:
         """Return the recipe that this run was begun with. Raises ConfigError if there is no run here, Damaged."""
-        return validate(Recipe, yaml.safe_load(self.config_text()), str(self.path / "config.yaml"))
+        file = self.path / "config.yaml"
+        try:
+            tree = yaml.safe_load(self.config_text())
+        except yaml.YAMLError as error:
+            raise Damaged(file, f"it is not YAML ({' '.join(str(error).split())[:80]})") from None
+        return validate(Recipe, tree, str(file))
 
     def config_text(self) -> str:
         """Return the text of config.yaml. Raises ConfigError if there is no run here, Damaged if it was changed."""

@@ -45,6 +45,7 @@ ORDER = (
     "selfplay.guard",
     "selfplay.report",
     "selfplay.compare",
+    "selfplay.catalog",
     "selfplay.preflight",
     "selfplay.stages",
     "selfplay.loop",

@@ -18,7 +18,7 @@ from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.difficulty import known_difficulty
 from selfplay.compare.settings import Given, Settings, judging, settings_of
-from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, with_baseline_first
+from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, refuse_pruned, with_baseline_first
 from selfplay.engines import Engine
 from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
@@ -167,6 +167,7 @@ def _sample(one: Contestant, prompts: Sequence[Prompt], settings: Settings, file
     """Sample one answer per prompt into a file, which is there whole or not at all."""
     from selfplay.engines.open import open_engine
 
+    refuse_pruned(one)
     engine = open_engine(settings.engine, one.checkpoint, one.name, dtype=settings.dtype, revision=one.revision)
     try:
         groups = engine.generate(prompts, settings.sampling.model_copy(update={"n": 1}))

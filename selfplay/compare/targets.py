@@ -10,6 +10,7 @@ from selfplay.errors import ConfigError
 from selfplay.guard.selection import assess
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory
+from selfplay.storage.checksums import manifest_of
 from selfplay.storage.files import hash_of
 
 
@@ -30,6 +31,16 @@ class Contestant:
             return hash_of([self.checkpoint, self.revision])
         files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".md")
         return hash_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+
+
+def refuse_pruned(one: Contestant) -> None:
+    """Raise ConfigError if a checkpoint's weights were removed by `selfplay prune`."""
+    manifest = manifest_of(Path(one.checkpoint)) if Path(one.checkpoint).is_dir() else None
+    if manifest is not None and manifest.get("pruned"):
+        raise ConfigError(
+            f"the weights of {one.name!r} were pruned ({one.checkpoint}): its numbers and answers are kept, and nothing "
+            "new can be sampled from it; name another iteration"
+        )
 
 
 def contestants(targets: Sequence[str]) -> list[Contestant]:

@@ -125,6 +125,8 @@ def _top(run: RunData) -> dict[str, Any]:
     numbers = [iteration.number for iteration in run.iterations]
     best = assessment.best_iteration if run.summary else None
     return {
+        "tags": [visible(tag) for tag in run.notes.get("tags", [])],
+        "notes": [(visible(note["time"]), visible(note["text"])) for note in run.notes.get("notes", [])],
         "headline": headline(run, assessment),
         "lines": lead(run, assessment),
         "alarms": sorted(assessment.alarms, key=lambda alarm: (not alarm.severe, alarm.iteration)),

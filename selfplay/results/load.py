@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from selfplay.results.notes import read_notes
 from selfplay.results.run import Iteration, Match, RunData, Spent, TrainingPair
 from selfplay.rundir import RunDirectory
 from selfplay.stats.diversity import self_similarity
@@ -39,6 +40,7 @@ def read_run(path: str | Path) -> RunData:
         iterations=tuple(_iteration(directory, one) for one in numbers),
         metrics=tuple(directory.metrics()),
         matches=tuple(matches.values()),
+        notes=read_notes(directory.path),
         training=tuple(pair for one in numbers for pair in _training(directory, one)),
     )
 

@@ -164,6 +164,8 @@ class RunData:
     """What stands above every table of a comparison: judge, prompts, n, temperature."""
     categories: tuple[Category, ...] = ()
     """Win rates by a column of the prompts."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Tags and notes that people put on the run (`results.notes`)."""
     training: tuple[TrainingPair, ...] = ()
     """Pairs that reward models learned from, some of each iteration."""
     spent: tuple[Spent, ...] = ()

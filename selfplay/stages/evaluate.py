@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import judges
+from selfplay.formatting import hundredths
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
 from selfplay.progress import log, meter
 from selfplay.records import Comparison, Completion, Pair, Verdict
@@ -103,8 +104,8 @@ def run(run: RunContext, iteration: int) -> None:
     for number, result in results.items():
         if result.win_rate is not None:
             log(
-                f"  {name_of(iteration)} beats {name_of(number)} {result.win_rate:.1%} of the time "
-                f"[{result.low:.1%}, {result.high:.1%}], {result.n} prompts"
+                f"  {name_of(iteration)} beats {name_of(number)} {hundredths(result.win_rate, 1)}% of the time "
+                f"[{hundredths(result.low or 0.0, 1)}%, {hundredths(result.high or 0.0, 1)}%], {result.n} prompts"
             )
 
 

@@ -1,0 +1,173 @@
+"""`selfplay runs`: all runs of a folder at a glance.
+
+Reads what is on disk and changes nothing. A run that cannot be read is listed as damaged, with the reason.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from selfplay.config import Recipe
+from selfplay.errors import ConfigError
+from selfplay.formatting import duration, rate_text
+from selfplay.guard.selection import assess
+from selfplay.records import Comparison
+from selfplay.results.notes import read_notes
+from selfplay.rundir import RunDirectory
+from selfplay.storage.files import read_json
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One run: `state` is running, stopped, finished or damaged; sizes in bytes, age and time left in seconds."""
+
+    path: str
+    name: str
+    state: str
+    detail: str
+    iterations: int | None
+    wanted: int | None
+    best: int | None
+    win_rate: dict[str, Any] | None
+    measured_by: str
+    age: float
+    left: float | None
+    bytes: int
+    tags: tuple[str, ...]
+
+    def json(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        return asdict(self)
+
+
+def list_runs(folder: Path) -> list[Listing]:
+    """Return the runs in a folder, the newest first; a run itself is a list of one. Raises ConfigError if there is none."""
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {str(folder)!r}; name one that holds runs")
+    own = (folder / "config.yaml").is_file()
+    paths = [folder] if own else [path for path in folder.iterdir() if _is_run(path)]
+    return sorted(map(_listing, paths), key=lambda one: (one.age, one.path))
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and ((path / "config.yaml").is_file() or (path / "provenance.json").is_file())
+
+
+def _listing(path: Path) -> Listing:
+    """One run, readable or not."""
+    files = RunDirectory(path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    born = [file.stat().st_mtime for file in (path / "provenance.json", path / "config.yaml") if file.is_file()]
+    age = time.time() - min(born, default=time.time())
+    try:
+        recipe = files.recipe()
+        done = [number for number in files.iterations() if number and files.finished(number, "evaluate")]
+        tags = tuple(read_notes(path)["tags"])
+        state, detail, left = _state(files, recipe, len(done))
+        found = assess(path)
+        best = found.best_iteration if done else None
+        rate = start_rate(files, best) if best else None
+    except ConfigError as error:
+        return Listing(str(path), path.name, "damaged", str(error), None, None, None, None, "", age, None, size, ())
+    measured = recipe.evaluate.judge or recipe.judge.file
+    said = rate.model_dump() if rate else None
+    return Listing(
+        str(path), recipe.name, state, detail, len(done), recipe.iterations, best, said, measured, age, left, size, tags
+    )
+
+
+def _state(files: RunDirectory, recipe: Recipe, done: int) -> tuple[str, str, float | None]:
+    """What a run is doing, its stage or why it ended, and the seconds left of a running one where they can be told."""
+    if (files.path / "outcome.json").is_file() and not _is_locked(files.path):
+        stopped = read_json(files.path / "outcome.json").get("stopped")
+        return "finished", f"early: {stopped}" if stopped else "", None
+    number, stage = _under_way(files)
+    place = f"iteration {number}, {stage}" if stage else "between two stages"
+    if not _is_locked(files.path):
+        return "stopped", place, None
+    before = files.seconds(number - 1) if number > 1 else {}
+    if not before:
+        return "running", place, None
+    left = sum(before.values()) * (recipe.iterations - done) - sum(files.seconds(number).values())
+    return "running", place, max(left, 0.0)
+
+
+def _is_locked(path: Path) -> bool:
+    """Return whether a process works on a run."""
+    if not (path / ".lock").exists():
+        return False
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _under_way(files: RunDirectory) -> tuple[int, str]:
+    """Return the iteration and the name of the stage that is not finished; no name between two stages."""
+    partial = [
+        path for number in files.numbers() for path in files.iteration(number).glob("*.partial") if path.is_dir()
+    ]
+    if partial:
+        newest = max(partial, key=lambda path: path.stat().st_mtime)
+        return int(newest.parent.name.rpartition("-")[2]), newest.name.removesuffix(".partial")
+    return (files.numbers() or [0])[-1], ""
+
+
+def table_of(found: list[Listing]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return titles and rows for the terminal."""
+    titles = (
+        "run",
+        "state",
+        "iterations",
+        "best",
+        "beats the start",
+        "measured by",
+        "recipe",
+        "age",
+        "size",
+        "left",
+        "tags",
+    )
+    rows: list[tuple[str, ...]] = []
+    for one in found:
+        rate = rate_text(Comparison.model_validate(one.win_rate)) if one.win_rate else "-"
+        rows.append(
+            (
+                one.path,
+                one.state,
+                "-" if one.iterations is None else f"{one.iterations} of {one.wanted}",
+                "-" if one.best is None else str(one.best or "start"),
+                rate,
+                one.measured_by or "-",
+                one.name,
+                _age(one.age),
+                size_text(one.bytes),
+                "-" if one.left is None else duration(one.left),
+                " ".join(one.tags) or "-",
+            )
+        )
+    return titles, rows
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds / 86400:.0f} d" if seconds > 2 * 86400 else duration(seconds)
+
+
+def size_text(size: int) -> str:
+    """Return bytes as `312 kB`, `4.6 MB` or `1.2 GB`."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if size >= 10**power:
+            return f"{size / 10**power:.3g} {unit}"
+    return f"{size} B"
+
+
+def start_rate(files: RunDirectory, number: int) -> Comparison | None:
+    """The win rate of an iteration against the start, as evaluated."""
+    found = read_json(files.stage(number, "evaluate") / "evaluation.json").get("win_rate_vs_start")
+    return None if found is None else Comparison.model_validate(found)

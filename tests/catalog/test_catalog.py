@@ -1,0 +1,178 @@
+"""Many runs: listed with their state, told apart, annotated, and pruned without losing what was measured."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from making_runs import Plan, make_run
+from typer.testing import CliRunner
+
+from selfplay.catalog.diff import diff
+from selfplay.catalog.listing import list_runs, size_text
+from selfplay.catalog.prune import plan_pruning
+from selfplay.cli import app
+from selfplay.compare.head_to_head import compare
+from selfplay.compare.settings import Given
+from selfplay.errors import ConfigError
+from selfplay.loop import run_stage
+from selfplay.report.html import write_report
+from selfplay.report.show import iterations
+from selfplay.results.notes import add_note
+from selfplay.rundir import RunDirectory
+
+
+def said(*arguments, answer: str = ""):
+    return CliRunner().invoke(app, list(map(str, arguments)), input=answer)
+
+
+@pytest.fixture
+def copy(tiny_run, tmp_path):
+    """A finished real run that may be changed."""
+    shutil.copytree(tiny_run, tmp_path / "runs/tiny", symlinks=True)
+    return tmp_path / "runs/tiny"
+
+
+def test_runs_are_listed_with_their_state(copy, tmp_path):
+    made = make_run(tmp_path / "runs/stopped", Plan(prompts=12))
+    shutil.rmtree(made / "iteration-002/evaluate")
+    (made / "iteration-002/evaluate.partial").mkdir()
+    (tmp_path / "runs/broken").mkdir()
+    (tmp_path / "runs/broken/config.yaml").write_text("name: [")
+    (tmp_path / "runs/notes.txt").write_text("no run")
+    found = {Path(one.path).name: one for one in list_runs(tmp_path / "runs")}
+    assert {name: one.state for name, one in found.items()} == {
+        "tiny": "finished",
+        "stopped": "stopped",
+        "broken": "damaged",
+    }
+    tiny = found["tiny"]
+    assert (tiny.name, tiny.iterations, tiny.wanted) == ("tiny", 2, 2)
+    rate = json.loads((copy / "iteration-002/evaluate/evaluation.json").read_text())["win_rate_vs_start"]
+    assert tiny.best == json.loads((copy / "outcome.json").read_text())["best"]
+    assert tiny.best != 2 or tiny.win_rate == rate
+    assert tiny.measured_by.endswith("tiny_judge.yaml") and tiny.bytes > 100_000
+    assert found["stopped"].detail == "iteration 2, evaluate" and found["stopped"].iterations == 1
+    assert "config.yaml' is damaged: it is not YAML" in found["broken"].detail
+
+
+def test_a_run_that_a_process_holds_is_running_with_the_time_left(tmp_path):
+    made = make_run(tmp_path / "runs/going", Plan(prompts=12))
+    shutil.rmtree(made / "iteration-002/evaluate")
+    (made / "iteration-002/evaluate.partial").mkdir()
+    script = (
+        "import sys; from selfplay.rundir import RunDirectory\n"
+        f"with RunDirectory({str(made)!r}).locked(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as held:
+        assert held.stdout.readline() == "held\n"
+        (one,) = list_runs(made.parent)
+        held.communicate("")
+    assert (one.state, one.detail) == ("running", "iteration 2, evaluate")
+    files = RunDirectory(made)
+    # One iteration like the first, less what the second has spent already.
+    assert one.left == pytest.approx(max(0, sum(files.seconds(1).values()) - sum(files.seconds(2).values())))
+    assert list_runs(made.parent)[0].state == "stopped"
+
+
+def test_the_table_and_the_json_of_runs(copy):
+    add_note(copy, tags=["baseline"])
+    text = said("runs", copy.parent).stdout
+    assert "finished" in text and "2 of 2" in text and "baseline" in text and "state" in text.splitlines()[0]
+    (one,) = json.loads(said("runs", copy.parent, "--json").stdout)
+    assert one["state"] == "finished" and one["tags"] == ["baseline"]
+    assert said("runs", copy / "nowhere").exception.args[0].startswith("there is no folder")
+
+
+def test_two_runs_are_told_apart_in_recipe_code_data_and_outcome(copy, tmp_path):
+    other = tmp_path / "runs/other"
+    shutil.copytree(copy, other, symlinks=True)
+    assert diff(copy, other) == {"recipe": [], "code": [], "data": [], "outcome": []}
+    (other / "provenance.json").unlink()
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(
+        config.replace("seed: 0", "seed: 7", 1).replace("iterations: 2", "iterations: 3")
+    )
+    shutil.rmtree(other / "iteration-002/evaluate")
+    found = diff(copy, other)
+    assert "iterations: 2 -> 3" in found["recipe"] and "seed: 0 -> 7" in found["recipe"]
+    assert any(line.startswith("train prompts: 128 -> 128, ") for line in found["data"])
+    assert any(line.startswith("torch ") and line.endswith(" -> none") for line in found["code"])
+    assert any(
+        line.startswith("iteration 2 beats the start: ") and line.endswith("not evaluated") for line in found["outcome"]
+    )
+    text = said("diff", copy, other).stdout
+    assert text.startswith("recipe:\n  ") and "\ndata:\n" in text
+
+
+def test_notes_and_tags_are_kept_and_shown_in_the_report(copy):
+    assert said("note", copy, "KL too low; try 0.05 <b>", "--tag", "sweep-3", "--tag", "keep").exit_code == 0
+    assert said("note", copy, "--untag", "keep").stdout.startswith("tags: sweep-3\n")
+    text = said("note", copy).stdout
+    assert "KL too low; try 0.05 <b>" in text
+    page = write_report(copy).read_text()
+    assert "KL too low; try 0.05 &lt;b&gt;" in page and '<span class="tag">sweep-3</span>' in page
+    assert "has no tag 'x'; it has: sweep-3" in str(said("note", copy, "--untag", "x").exception)
+    assert "is no run" in str(said("note", copy.parent, "text").exception)
+
+
+def test_pruning_asks_says_what_goes_and_leaves_a_run_that_is_read_and_compared(copy):
+    before, report = iterations(copy), write_report(copy).read_text()
+    best = json.loads((copy / "outcome.json").read_text())["best"]
+    weights = {path for path in copy.rglob("*.safetensors") if "judge" not in path.parts}
+    asked = said("prune", copy, answer="n\n")
+    assert "nothing was removed" in asked.stdout and all(path.is_file() for path in weights)
+    plan = plan_pruning(copy)
+    assert plan.kept == (best,) and plan.bytes == sum(
+        path.stat().st_size for path in weights if f"iteration-{best:03d}" not in path.parts
+    )
+    done = said("prune", copy, "--yes")
+    assert f"frees {size_text(plan.bytes)}" in done.stdout and done.stdout.endswith("removed\n")
+    left = set(copy.rglob("*.safetensors"))
+    assert left == {path for path in weights if f"iteration-{best:03d}" in path.parts}
+    assert iterations(copy) == before
+    assert write_report(copy).read_text() == report
+    result = compare([str(copy)], folder=copy.parent / "compared")
+    assert result.names == ("iteration-000", "iteration-001", "iteration-002"), "from the answers that the run sampled"
+    assert "there is nothing to remove" in said("prune", copy, "--yes").stdout
+
+
+def test_what_needs_pruned_weights_is_refused(copy):
+    said("prune", copy, "--keep", "last", "--yes")
+    with pytest.raises(ConfigError, match=r"the weights of 'iteration-000' were pruned .*name another iteration"):
+        compare([str(copy)], Given(temperature=0.31), folder=copy.parent / "compared")
+    with pytest.raises(ConfigError, match="was pruned: the weights of iteration start, 1 are gone"):
+        run_stage(copy, "generate", 2)
+
+
+def test_a_pruned_run_is_finished_and_undamaged(copy):
+    """Stages made from a pruned one still fit it: its manifest's hash is that of all that it wrote."""
+    files = RunDirectory(copy)
+    hashes = [files.manifest_hash(number, "policy") for number in (0, 1, 2)]
+    said("prune", copy, "--keep", "1", "--yes")
+    assert [files.manifest_hash(number, "policy") for number in (0, 1, 2)] == hashes
+    assert files.pruned(0, "policy") == ["model.safetensors"] and files.pruned(1, "policy") == []
+    assert list_runs(copy)[0].state == "finished"
+
+
+@pytest.mark.parametrize(("keep", "message"), [("7", "'7' cannot be kept"), ("first", "'first' cannot be kept")])
+def test_what_cannot_be_kept_is_named(copy, keep, message):
+    assert message in str(said("prune", copy, "--keep", keep).exception)
+
+
+def test_a_run_that_goes_on_is_not_pruned(copy):
+    (copy / "outcome.json").unlink()
+    assert "is not finished, and going on needs its weights" in str(said("prune", copy).exception)
+
+
+def test_sizes_have_three_digits():
+    assert [size_text(size) for size in (7, 312_400, 4_560_000, 1_234_000_000)] == [
+        "7 B",
+        "312 kB",
+        "4.56 MB",
+        "1.23 GB",
+    ]
