@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from selfplay.errors import ConfigError
 from selfplay.progress import log
-from selfplay.records import Prompt
+from selfplay.records import Prompt, TemplatedPrompt
 from selfplay.storage import durable
 from selfplay.storage.checksums import check_folder
 from selfplay.storage.files import hash_of
@@ -186,7 +186,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
         if messages[0]["role"] == "system" and not shows_system(tokenizer):
             messages = fold_system(messages)
         try:
-            return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+            options = prompt.options if isinstance(prompt, TemplatedPrompt) else {}
+            return list(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
+            )
         except TemplateError as error:
             roles = ", ".join(message.role for message in prompt.messages)
             raise ConfigError(

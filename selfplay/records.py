@@ -42,6 +42,12 @@ class Prompt(Record):
         return cls(id=id, messages=(Message(role="user", content=text),), meta=meta)
 
 
+class TemplatedPrompt(Prompt):
+    """A prompt with options for the model's chat template, such as {"enable_thinking": false}."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class Completion(Record):
     """One sampled answer.
 

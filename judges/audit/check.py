@@ -17,12 +17,16 @@ from judges.audit.file_tests import run_tests
 from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
 from judges.build import Judge, Opener, build
 from judges.llm.cache import AnswerCache
+from judges.llm.thinking import example
 from judges.spec.base import JudgeSpec
 from judges.verdicts import aggregate_verdicts, health, winner
 from selfplay.engines import Engine
 from selfplay.errors import JudgeStopped
 from selfplay.records import Pair, Verdict
 from selfplay.stats.agreement import cohen_kappa, wilson
+
+FIRST = 8
+"""Pairs after which a judge of which nothing can be read is asked no more."""
 
 
 class CheckReport(BaseModel):
@@ -77,7 +81,7 @@ def check(
     `gold` is `load_gold(path)`; by default the file's own set, or the built-in one for a judge that asks a model. With
     `tests_only` nothing is asked and no engine needed. `announce` gets what is known before the first call, line by line:
     how the tests went, and what to beware of. Raises ConfigError as `build` does; whatever the judge says wrong is a
-    problem in the report.
+    problem in the report. If none of the first pairs can be read, no more are asked about.
     """
     failed = run_tests(spec)
     file = gold_file(spec)
@@ -90,14 +94,18 @@ def check(
     before, started = answers.spent(), time.monotonic()
     figures, by_category, by_trap = None, {}, {}
     wins: dict[str, float] = {}
+    unreadable = ""
     if not tests_only:
         judge = build(lenient(spec), engine, answers, seed=seed)
     if rows and not tests_only:
-        verdicts = judge.judge([row.pair for row in rows])
+        first = judge.judge([row.pair for row in rows[:FIRST]])
+        if all(verdict.preference is None for verdict in first):
+            rows, unreadable = rows[:FIRST], example([(verdict.error, verdict.raw) for verdict in first])
+        verdicts = first if unreadable else judge.judge([row.pair for row in rows])
         figures = gold_figures(rows, verdicts, spec)
         by_category, by_trap = accuracy_by(rows, verdicts, spec, "category"), accuracy_by(rows, verdicts, spec, "trap")
-        planted = canaries(rows, spec)
-        wins = canary_wins(planted, judge.judge([row.pair for row in planted]), spec)
+        planted = [] if unreadable else canaries(rows, spec)
+        wins = canary_wins(planted, judge.judge([row.pair for row in planted]), spec) if planted else {}
     spent = {name: value - before[name] for name, value in answers.spent().items()}
     return CheckReport(
         judge=spec.name,
@@ -114,7 +122,7 @@ def check(
         output_tokens=int(spent["output_tokens"]),
         cost=spent["cost"],
         seconds=time.monotonic() - started,
-        problems=diagnose(spec.thresholds, figures, wins, failed),
+        problems=diagnose(spec.thresholds, figures, wins, failed, unreadable),
     )
 
 

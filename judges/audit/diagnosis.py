@@ -56,15 +56,19 @@ class Problem(BaseModel):
 
 
 def diagnose(
-    thresholds: Thresholds, figures: Figures | None, canary_wins: Mapping[str, float], failed_tests: Sequence[str] = ()
+    thresholds: Thresholds,
+    figures: Figures | None,
+    canary_wins: Mapping[str, float],
+    failed_tests: Sequence[str] = (),
+    unreadable: str = "",
 ) -> list[Problem]:
-    """The judge's problems, each named once.
+    """The judge's problems, each named once. `unreadable`: why nothing of what it says can be read, if that is so.
 
     What follows from another problem is not repeated: a judge that always says A is inconsistent and inaccurate too.
     """
     found = [Problem(kind="tests", sentence=f"the file's own test fails: {test}") for test in failed_tests]
     if figures is not None:
-        broken = _broken(thresholds, figures)
+        broken = _unreadable(figures, unreadable) if unreadable else _broken(thresholds, figures)
         found += broken
         found += _biased(thresholds, figures) or ([] if broken else _unsure(thresholds, figures))
     fooled = {kind: share for kind, share in canary_wins.items() if share > thresholds.canary_wins}
@@ -80,6 +84,13 @@ def diagnose(
             )
         )
     return found
+
+
+def _unreadable(figures: Figures, why: str) -> list[Problem]:
+    sentence = (
+        f"broken: none of the first {figures.pairs} pairs has a readable verdict, so no more were asked about: {why}"
+    )
+    return [Problem(kind="broken", sentence=sentence)]
 
 
 def _broken(thresholds: Thresholds, figures: Figures) -> list[Problem]:

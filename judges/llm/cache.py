@@ -180,4 +180,6 @@ def _way_out(path: Path | None) -> str:
 
 def _decode(text: str) -> Answer:
     fields = json.loads(text)
-    return Answer(**{**fields, "texts": tuple(fields["texts"]), "finish_reasons": tuple(fields["finish_reasons"])})
+    for name in ("texts", "finish_reasons", "thoughts"):
+        fields[name] = tuple(fields.get(name, ()))
+    return Answer(**fields)

@@ -1,12 +1,13 @@
 """Calls an engine: one answer per call, as they come, and a refused prompt costs no other its answer."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from selfplay.config import Sampling
 from selfplay.engines import Answer, Engine
 from selfplay.errors import ConfigError
-from selfplay.records import Message, Prompt
+from selfplay.records import Message, Prompt, TemplatedPrompt
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,15 @@ class Call:
     messages: tuple[Message, ...]
     sampling: Sampling
     choices: tuple[str, ...] | None
+    options: dict[str, Any] = field(default_factory=dict)
+    """For the model's chat template."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that an engine gets."""
+        if not self.options:
+            return Prompt(id=self.key[:16], messages=self.messages)
+        return TemplatedPrompt(id=self.key[:16], messages=self.messages, options=self.options)
 
 
 Outcome = tuple[int, Answer | None, str]
@@ -28,7 +38,7 @@ def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[list[Outcome]]
 
     An engine with `stream` gives each answer when it is there; others give all at once.
     """
-    prompts = [Prompt(id=call.key[:16], messages=call.messages) for call in calls]
+    prompts = [call.prompt for call in calls]
     if hasattr(engine, "stream"):
         yield from ([outcome] for outcome in engine.stream(prompts, calls[0].sampling, calls[0].choices))
     else:

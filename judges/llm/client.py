@@ -14,7 +14,8 @@ from typing import Any
 
 from judges.llm.cache import AnswerCache, key_of
 from judges.llm.calls import Call, make_calls
-from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read, read_logprobs
+from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read_logprobs
+from judges.llm.thinking import answered, example, hear, with_thoughts
 from judges.spec.base import ModelSpec
 from prompts.cleaning import clean
 from selfplay.config import Sampling
@@ -25,6 +26,8 @@ from selfplay.records import Message
 LEAST, MOST, SECONDS = 256, 8192, 30.0
 """An engine without `stream` gets as many calls at once as it answers in about 30 s: enough to keep it busy, and few
 enough to lose when killed."""
+FIRST = 32
+"""Questions after which a judge of which no answer can be read is asked no more."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,9 @@ class Reply:
 
     reading: ParsedAnswer
     raw: str = ""
-
-
-def raw_text(answer: Answer) -> str:
-    """An answer as one text, for people."""
-    if answer.logprobs is not None:
-        return json.dumps({token: round(value, 6) for token, value in answer.logprobs.items()})
-    return "\n\n---\n\n".join(answer.texts)
+    """What the model thought and said."""
+    said: str = ""
+    """What it said."""
 
 
 class Asker:
@@ -66,6 +65,8 @@ class Asker:
         self.seed, self.weights, self.advance = seed, weights, advance
         self.special = frozenset((*spec.untrusted.special_tokens, *getattr(engine, "special_tokens", ())))
         self.calls = self.tokens = 0
+        self.proven = False
+        """Whether an answer could be read."""
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
         """A reply to each question; one without a verdict says why in `reading.error`.
@@ -78,19 +79,37 @@ class Asker:
         }
         self.advance(len(replies))
         waiting = [place for place in range(len(questions)) if place not in replies]
+        self.proven = self.proven or bool(replies)
+        if not self.proven and len(waiting) > FIRST and self.spec.on_error.max_failure_rate < 1:
+            self._put(questions, waiting[:FIRST], replies)
+            self._stop_if_none_is_readable([replies[place] for place in waiting[:FIRST]])
+            waiting = waiting[FIRST:]
+        self._put(questions, waiting, replies)
+        return [replies[place] for place in range(len(questions))]
+
+    def _put(self, questions: Sequence[Question], waiting: Sequence[int], replies: dict[int, Reply]) -> None:
+        """Put the questions at the places `waiting`, each again while it may be, and add to `replies`."""
         for attempt in range(self.attempts):
-            calls = [self._call(questions[place], attempt, replies[place].raw if attempt else "") for place in waiting]
+            calls = [self._call(questions[place], attempt, replies[place].said if attempt else "") for place in waiting]
             again = []
             for number, answer, error in self._answers(calls):
                 place = waiting[number]
                 reading = ParsedAnswer(None, error=error) if answer is None else self._read(questions[place], answer)
-                replies[place] = Reply(reading, "" if answer is None else raw_text(answer))
+                replies[place] = Reply(reading) if answer is None else self._reply(reading, answer)
                 if not reading.readable and answer is not None and attempt + 1 < self.attempts:
                     again.append(place)
                 else:
                     self.advance(1)
             waiting = sorted(again)
-        return [replies[place] for place in range(len(questions))]
+
+    def _stop_if_none_is_readable(self, replies: Sequence[Reply]) -> None:
+        """Raise JudgeStopped where not one of the first replies can be read, with an example and what may mend it."""
+        self.proven = any(reply.reading.readable for reply in replies)
+        if not self.proven:
+            raise JudgeStopped(
+                f"judge {self.spec.name!r}: none of its first {len(replies)} answers can be read, so it is asked no more: "
+                + example([(reply.reading.error, reply.raw) for reply in replies])
+            )
 
     @property
     def attempts(self) -> int:
@@ -99,29 +118,40 @@ class Asker:
 
     def _recall(self, question: Question) -> Reply | None:
         """The first readable answer in the cache, over the first call and its retries as they would be made."""
-        raw = ""
+        said = ""
         for attempt in range(self.attempts):
-            call = self._call(question, attempt, raw)
+            call = self._call(question, attempt, said)
             answer = self.cache.get([call.key]).get(call.key)
             if answer is None:
                 return None
-            raw = raw_text(answer)
-            reply = Reply(self._read(question, answer), raw)
+            reply = self._reply(self._read(question, answer), answer)
+            said = reply.said
             if reply.reading.readable:
                 return reply
         return None
 
-    def _call(self, question: Question, attempt: int, raw: str) -> Call:
-        """The call for a question's attempt; `raw` is the unreadable answer before."""
+    def _reply(self, reading: ParsedAnswer, answer: Answer) -> Reply:
+        if answer.logprobs is not None:
+            return Reply(reading, json.dumps({token: round(value, 6) for token, value in answer.logprobs.items()}))
+        reasoning = self.spec.reasoning
+        return Reply(reading, with_thoughts(answer, reasoning), answered(answer, reasoning))
+
+    def _call(self, question: Question, attempt: int, before: str) -> Call:
+        """The call for a question's attempt; `before` is the unreadable answer to the one before."""
         rules, sampling, messages = self.spec.on_error, self.spec.sampling, question.messages
         changes: dict[str, Any] = {"seed": sampling.seed + self.seed + attempt}
-        if attempt and rules.repair is not None and self.spec.output.kind != "logprob" and raw:
-            said = Message(role="assistant", content=clean(raw, self.special))
+        if attempt and rules.repair is not None and self.spec.output.kind != "logprob" and before:
+            said = Message(role="assistant", content=clean(before, self.special))
             messages = (*messages, said, Message(role="user", content=rules.repair))
         elif attempt:
             changes["temperature"] = max(sampling.temperature, rules.retry_temperature)
+        thinking, endpoint = self.spec.reasoning, self.spec.endpoint
+        if thinking.budget:
+            changes["max_tokens"] = sampling.max_tokens + thinking.budget
         drawn: Sampling = sampling.model_copy(update=changes)
-        if self.spec.output.kind == "json":
+        if self.spec.output.kind == "json" and (
+            endpoint is not None or not thinking.budget
+        ):  # which a schema would forbid
             drawn = GuidedSampling(**drawn.model_dump(), json_schema=answer_schema(self.spec.output, question.menu))
         choices = self._tokens(question.menu) if self.spec.output.kind == "logprob" else None
         key = key_of(
@@ -131,8 +161,10 @@ class Asker:
             weights=self.weights,
             url=self.spec.endpoint.url if self.spec.endpoint else "",
             asked=drawn.model_dump() if choices is None else choices,
+            **({"template": thinking.chat_template_kwargs} if thinking.chat_template_kwargs else {}),
+            **({"server": own} if endpoint is not None and (own := endpoint.changes) else {}),
         )
-        return Call(key, messages, drawn, choices)
+        return Call(key, messages, drawn, choices, thinking.chat_template_kwargs)
 
     def _tokens(self, menu: AnswerOptions) -> tuple[str, ...]:
         """The texts whose log-probabilities a logprob judge asks for."""
@@ -144,12 +176,7 @@ class Asker:
             return read_logprobs(self.spec.output, question.menu, answer.logprobs)
         if not answer.texts:
             return ParsedAnswer(None, error="no answer")
-        return average(
-            [
-                read(self.spec.output, question.menu, text, reason)
-                for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)
-            ]
-        )
+        return average(hear(self.spec.output, question.menu, self.spec.reasoning, answer))
 
     def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Answer | None, str]]:
         """(number of the call, its answer or None, error) as they come, each in the cache before it is given out.

@@ -11,6 +11,7 @@ from judges.spec.sections import (
     Limits,
     OnError,
     Output,
+    Reasoning,
     Template,
     Thresholds,
     Untrusted,
@@ -83,6 +84,8 @@ class ModelSpec(JudgeSpec):
     """An OpenAI-compatible server that has the model."""
     sampling: JudgeSampling = JudgeSampling()
     """How its answers are drawn."""
+    reasoning: Reasoning = Reasoning()
+    """How it thinks before it answers, if it does: only what stands behind the thinking is read."""
     messages: Annotated[tuple[Template, ...], Field(strict=False)] = ()
     """The templates of what it is asked."""
     examples: Annotated[tuple[Example, ...], Field(strict=False)] = ()

@@ -59,6 +59,39 @@ class JudgeSampling(Sampling):
         return self
 
 
+NO_OPTIONS = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "chat_template",
+    "tokenize",
+    "return_dict",
+)
+
+
+class Reasoning(Section):
+    """How a judge that thinks before it answers is heard: only what stands behind its thinking is read."""
+
+    tags: Annotated[tuple[str, str], Field(strict=False)] = ("<think>", "</think>")
+    """What the model writes before and behind its thinking, where the server does not tell it apart. The first may be
+    missing, as where the chat template writes it."""
+    budget: Whole = 0
+    """Tokens for thinking, on top of `sampling.max_tokens`."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Options of the model's chat template, such as {enable_thinking: false}; sent to a server under the same name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Reasoning":
+        if not all(self.tags) or self.tags[0] == self.tags[1]:
+            raise ValueError(f"tags {list(self.tags)}: two different texts, before the thinking and behind it")
+        for name in self.chat_template_kwargs:
+            if name in NO_OPTIONS:
+                raise ValueError(
+                    f"chat_template_kwargs: {name!r} is not an option of a template, but says how it is used"
+                )
+        return self
+
+
 class Template(Section):
     """One message to the judge."""
 

@@ -65,6 +65,14 @@ class Endpoint(Section):
         """Whether a key that is not set is a mistake: one was named, or the address is not one of a local network."""
         return self.key_variable != "OPENAI_API_KEY" or self.url.startswith("https://")
 
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The settings that change an answer and are not as they are by default."""
+        names = ("api", "guided", "extra", "query")
+        return {
+            name: value for name in names if (value := getattr(self, name)) != getattr(Endpoint(url=self.url), name)
+        }
+
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:

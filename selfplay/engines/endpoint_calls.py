@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from selfplay.config import Endpoint, Sampling
 from selfplay.engines import Answer, GuidedSampling
 from selfplay.errors import ConfigError
-from selfplay.records import Prompt
+from selfplay.records import Prompt, TemplatedPrompt
 
 TOP_LOGPROBS = 20
 """Most log-probabilities that servers give per token."""
@@ -38,6 +38,8 @@ def request_body(
     body: dict[str, Any] = {"model": model}
     if config.api == "chat":
         body["messages"] = [message.model_dump() for message in prompt.messages]
+        if isinstance(prompt, TemplatedPrompt) and prompt.options:
+            body["chat_template_kwargs"] = dict(prompt.options)
     elif len(prompt.messages) == 1:
         body["prompt"] = prompt.text
     else:
