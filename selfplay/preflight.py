@@ -3,15 +3,18 @@
 import importlib.util
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import judges
 from judges.audit.cautions import cautions
+from judges.audit.costs import BYTES_PER_TOKEN, Asked, judge_dollars, longest_pairs, questions
 from judges.distill import RuleTeacher
 from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
-from selfplay.config import Recipe
+from selfplay.config import Recipe, Sampling
+from selfplay.engines.endpoint_calls import request_body, worst_cost
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
 from selfplay.objects import load_object
@@ -22,7 +25,6 @@ from selfplay.storage.files import read_json
 from selfplay.tracking import check_trackers
 
 BYTES_PER_WEIGHT = 4
-BYTES_PER_TOKEN = 8
 
 
 def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
@@ -161,9 +163,10 @@ def check_checkpoint(key: str, value: str) -> None:
 
 
 def work(recipe: Recipe) -> dict[str, Any]:
-    """How much there is to do over all iterations: counts of completions, judge calls, episodes; tokens and bytes at most.
+    """How much there is to do over all iterations: completions, judge calls, episodes; tokens, bytes and dollars at most.
 
-    Extra rounds of the reward model are left out. In the first iteration there is no opponent but the policy itself.
+    Extra rounds of the reward model are left out, but for dollars. In the first iteration there is no opponent but the
+    policy itself.
     """
     iterations, asked, each = recipe.iterations, recipe.generate.prompts, recipe.generate.completions
     if recipe.reward.kind != "model":
@@ -171,37 +174,37 @@ def work(recipe: Recipe) -> dict[str, Any]:
     alone = each * (each - 1) // 2
     later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
     pairs = asked * (alone + (iterations - 1) * later)
-    heldout = len(load_prompts(recipe.prompts.heldout, recipe.seed))
-    matches = heldout * (2 * iterations - 1)
-    sampled, answers = iterations * asked * each, heldout * (iterations + 1)
+    heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
+    matches = len(heldout) * (2 * iterations - 1)
+    sampled, answers = iterations * asked * each, len(heldout) * (iterations + 1)
+    episodes = iterations * recipe.algorithm.steps * recipe.algorithm.episodes
     labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
-    episodes = iterations * recipe.algorithm.steps * recipe.algorithm.episodes
     rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
-    judge_calls = (
-        calls(labelling, pairs, sampled, iterations * asked)
-        + calls(measuring, matches, answers, matches)
-        + sum(calls(spec, episodes, episodes, episodes) for spec in rewarding)
-    )
+    judged = [
+        Asked(labelling, pairs, sampled, iterations * asked, watched=asked > 0),
+        Asked(measuring, matches, answers, matches, watched=False),
+        *(Asked(spec, episodes, episodes, episodes, watched=True) for spec in rewarding),
+    ]
+    prompts = load_prompts(recipe.prompts.train, recipe.seed) + heldout
+    longest = longest_pairs(prompts, each, recipe.sampling.max_tokens)
     return {
         "iterations": iterations,
         "completions": sampled + answers,
         "pairs": pairs,
-        "judge_calls": judge_calls,
+        "judge_calls": sum(
+            count for one in judged for _, count in questions(one.spec, one.pairs, one.answers, one.prompts)
+        ),
         "episodes": episodes,
         "sampled_tokens_at_most": (sampled + answers + episodes) * recipe.sampling.max_tokens,
         "disk_bytes_about": disk(recipe, sampled + answers),
+        **judge_dollars(judged, longest, recipe.reward.extra_rounds, price_of_call),
     }
 
 
-def calls(spec: judges.JudgeSpec, pairs: int, answers: int, prompts: int) -> int:
-    """Questions to language models: per answer and criterion, per prompt for rankings, else per pair; and per order."""
-    total = 0
-    for part in asking(spec):
-        questions = sum(criterion.python is None for criterion in part.criteria) if part.mode == "rubric" else 1
-        things = answers if part.scores else prompts if part.mode == "listwise" else pairs
-        total += things * questions * (2 if part.both_orders else 1)
-    return total
+def price_of_call(part: Any, prompt: Prompt, sampling: Sampling, choices: Sequence[str] | None) -> float:
+    """Dollars that a call of an endpoint's judge can cost at most."""
+    return worst_cost(part.endpoint, request_body(part.endpoint, part.model, prompt, sampling, choices))
 
 
 def disk(recipe: Recipe, completions: int) -> int | None:
