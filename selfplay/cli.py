@@ -205,12 +205,15 @@ for _verb in (runs, diff, note, prune):
 def export(
     target: Annotated[str, typer.Argument(help="RUN@best, RUN@2 or RUN@start.")],
     directory: Annotated[Path, typer.Argument(help="A new directory.")],
-    push_to_hub: Annotated[str | None, typer.Option(help="Repository on the hub to push it to.")] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Repository on the hub to push it to; a push that failed is tried again.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="License for the model card; default the base model's.")] = None,
 ) -> None:
     """Write a run's checkpoint as one clean directory with a model card."""
     from selfplay.compare.export import export as export_checkpoint
 
-    typer.echo(export_checkpoint(target, directory, push_to_hub=push_to_hub))
+    typer.echo(export_checkpoint(target, directory, push_to_hub=push_to_hub, license=license))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """The model card of a checkpoint: what it is, who judged it, how much better it is, and what is known to be wrong with it."""
 
+import json
+
 import judges
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
 from selfplay.formatting import DASH, display_name, hundredths, level_text, rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.guard.selection import assess_run
+from selfplay.report.card_metadata import front_matter
 from selfplay.results.run import START, Iteration, RunData
 from selfplay.storage import durable
 
@@ -21,21 +24,12 @@ def write_cards(run: RunData) -> None:
             durable.write(run.path / one.name / "policy" / "README.md", card(run, one.number))
 
 
-def card(run: RunData, number: int) -> str:
-    """The card as Markdown, with the front matter that the hub reads."""
+def card(run: RunData, number: int, *, where: str = ".", license: str | None = None) -> str:
+    """The card as Markdown, with the front matter that the hub reads; `where` is what loads the checkpoint."""
     found = [one for one in run.iterations if one.number == number]
     if not found:
         raise ConfigError(f"run {run.name!r} has no iteration {number}")
     recipe = validate(Recipe, run.config, "config.yaml")
-    base = recipe.policy.model
-    front = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [selfplay, ppo, rlaif]",
-        *([f"base_model: {base}"] if base and not base.startswith((".", "/", "~")) else []),
-        "---",
-    ]
     made = (
         (
             f"iteration {number} of {recipe.iterations}: completions are sampled, a judge compares them, a reward model learns "
@@ -50,12 +44,12 @@ def card(run: RunData, number: int) -> str:
         f"{recipe.description or 'A language model improved by its own play.'} This checkpoint is {made}",
     ]
     sections = [
-        front,
+        [front_matter(run, recipe, found[0], license)],
         title,
         _results(run, found[0]),
         _training(recipe, number),
         _weaknesses(run, number),
-        _use(),
+        _use(run, where),
         _origin(run),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
@@ -152,9 +146,21 @@ def _weaknesses(run: RunData, number: int) -> list[str]:
     return ["## Known weaknesses", "", *alarms]
 
 
-def _use() -> list[str]:
-    call = 'generate = pipeline("text-generation", model=".")'
-    return ["## Use", "", "```python", "from transformers import pipeline", "", call, "```"]
+def _use(run: RunData, where: str) -> list[str]:
+    """Code that runs as it stands, in the checkpoint's own folder where it has no other name."""
+    asked = run.matches[0].prompt if run.matches else "Tell a story."
+    return [
+        "## Use",
+        "",
+        *(["In this folder:", ""] if where == "." else []),
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f"generate = pipeline({json.dumps('text-generation')}, model={json.dumps(where)})",
+        f"messages = {json.dumps([{'role': 'user', 'content': asked}])}",
+        'print(generate(messages, return_full_text=False)[0]["generated_text"])',
+        "```",
+    ]
 
 
 def _origin(run: RunData) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from selfplay.compare.export import export
 from selfplay.compare.head_to_head import compare
 from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import contestants, resolve
@@ -199,38 +198,3 @@ def test_markup_in_names_is_text_on_the_terminal():
         Console(file=out, width=200),
     )
     assert "[red]x[/]" in out.getvalue()
-
-
-def test_an_exported_checkpoint_loads_and_has_its_card(tiny, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = export(f"{tiny}@2", tmp_path / "out")
-    model, original = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tiny / "iteration-002/policy"))
-    weights = original.state_dict()
-    assert all((weight == weights[name]).all() for name, weight in model.state_dict().items())
-    assert AutoTokenizer.from_pretrained(folder).chat_template
-    card = (folder / "README.md").read_text()
-    rate = json.loads((tiny / "iteration-002/evaluate/evaluation.json").read_text())["win_rate_vs_start"]
-    assert f"{100 * rate['win_rate']:.0f}% [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]" in card
-    assert "judge `tiny` version 1, sha256 " in card and "one judge" in card
-    with pytest.raises(ConfigError, match="is not empty"):
-        export(f"{tiny}@2", folder)
-    with pytest.raises(ConfigError, match="is no run"):
-        export(str(tiny / "iteration-002/policy"), tmp_path / "other")
-
-
-def test_export_pushes_only_where_asked(tiny, tmp_path, monkeypatch):
-    calls = []
-
-    class Hub:
-        def create_repo(self, name, **options):
-            calls.append(("create", name, options))
-
-        def upload_folder(self, **options):
-            calls.append(("upload", options["repo_id"], options["folder_path"]))
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    export(f"{tiny}@start", tmp_path / "kept")
-    assert calls == []
-    folder = export(f"{tiny}@1", tmp_path / "shared", push_to_hub="me/model")
-    assert calls == [("create", "me/model", {"private": True, "exist_ok": True}), ("upload", "me/model", folder)]
