@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from selfplay.errors import ConfigError
-from selfplay.user_code import failure
+from selfplay.objects import failure
 
 
 def load_object(reference: str) -> Any:

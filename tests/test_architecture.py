@@ -18,7 +18,7 @@ ORDER = (
     "selfplay.progress",
     "selfplay.storage",
     "selfplay.config",
-    "selfplay.user_code",
+    "selfplay.objects",
     "selfplay.objects",
     "selfplay.stats",
     "selfplay.formatting",

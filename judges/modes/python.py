@@ -8,9 +8,8 @@ from judges.spec.modes import PythonSpec
 from judges.verdicts import stop_if_failing, stop_if_unscored
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
-from selfplay.objects import load_object
+from selfplay.objects import call, listed, load_object, numbers, require_text, shown
 from selfplay.records import Completion, Pair, Prompt, Verdict
-from selfplay.user_code import call, listed, numbers, require_text, shown
 
 
 class PythonJudge:

@@ -6,9 +6,8 @@ from typing import Any
 from judges.modes.scoring import Assessment, ScoringJudge
 from judges.spec.modes import RulesSpec
 from judges.spec.sections import Criterion
-from selfplay.objects import load_object
+from selfplay.objects import failure, load_object, number, shown
 from selfplay.records import Completion, Prompt
-from selfplay.user_code import failure, number, shown
 
 Function = Callable[[Prompt, str], Any]
 

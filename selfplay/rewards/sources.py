@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from selfplay.errors import ConfigError
 from selfplay.models import weights_digest
+from selfplay.objects import call, numbers, shown
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.storage.files import hash_of
-from selfplay.user_code import call, numbers, shown
 
 
 class Reward(Protocol):
