@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from selfplay.errors import ConfigError
 from selfplay.models import weights_digest
-from selfplay.objects import call, numbers, shown
+from selfplay.objects import call, scores_of
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.storage.files import hash_of
@@ -68,19 +68,6 @@ class FunctionReward:
             [prompt.meta for prompt in prompts],
         )
         return scores_of(name, scores, prompts, responses)
-
-
-def scores_of(name: str, scores: Any, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
-    """Return the scores of a reward that the user wrote as floats. Raises ConfigError if they are not one per response.
-
-    NaN stands for a response that cannot be scored; an infinite score is refused, for nothing can be learned from it.
-    """
-    rows = [
-        f"prompt {prompt.id!r}, response {shown(response.text)}"
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
-    wanted = "a finite number, or float('nan') for a response that cannot be scored"
-    return numbers(name, scores, rows, wanted, lambda value: not math.isinf(value))
 
 
 class JudgeReward:

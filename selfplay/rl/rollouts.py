@@ -23,9 +23,9 @@ from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
 from selfplay.lora import merged, unwrap_peft
 from selfplay.models import default_batch_tokens, split_by_tokens
-from selfplay.objects import shown
+from selfplay.objects import scores_of, shown
 from selfplay.records import Completion, Prompt
-from selfplay.rewards.sources import Reward, scores_of
+from selfplay.rewards.sources import Reward
 from selfplay.rl.batching import MicroBatch, collate, derive_seed, prompt_order, shard_by_tokens
 from selfplay.rl.networks import PolicyNetwork, packs, precision
 
