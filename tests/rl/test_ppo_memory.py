@@ -1,13 +1,10 @@
-"""What an update needs besides weights and gradients does not grow with vocabulary x length, nor what is held with the steps."""
+"""What an update needs besides weights and gradients does not grow with vocabulary x length."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from holding import MEGABYTE, held, in_use, shared_memory
-from tiny_models import PolicyMaker, build_policy, build_prompts, build_tokenizer, count_of_fives, rollout
+from tiny_models import PolicyMaker, count_of_fives, rollout
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedTokenizerFast
 
@@ -94,35 +91,3 @@ def test_an_update_of_the_whole_trainer_needs_as_little(
     assert large < small + 4 * chunk + 2 * weights < 4 * 768 * 151_936 / 10
     # With twice the tokens, what grows is what grows with a vocabulary of 512 as well.
     assert peak(151_936, 128) - large < peak(512, 128) - small + chunk / 2
-
-
-def test_two_hundred_steps_hold_no_more_than_fifty(tmp_path: Path) -> None:
-    """Not a tensor, file, thread or process more; and less memory than one in ten of 150 steps' activations (1 MB each)."""
-    shared, at = shared_memory(), {}
-    config = PPO(
-        steps=200, episodes=8, minibatches=1, epochs=1, checkpoint_every=10, async_rollouts=True, log_samples=1
-    )
-
-    def look(row: dict[str, Any]) -> None:
-        if row["step"] in (50, 200):
-            at[row["step"]] = held()
-
-    PPOTrainer(
-        build_policy(dtype=torch.float32, hidden_size=64, intermediate_size=128),
-        build_tokenizer(),
-        FunctionReward(count_of_fives),
-        build_prompts(),
-        config,
-        Sampling(max_tokens=12),
-        directory=tmp_path,
-        on_step=look,
-    ).train()
-    assert {**at[200], "bytes": 0} == {**at[50], "bytes": 0}
-    assert at[200]["bytes"] - at[50]["bytes"] < 15 * MEGABYTE
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint.json",
-        "checkpoint.pt",
-        "metrics.jsonl",
-        "samples.jsonl",
-    }
-    assert shared_memory() - shared <= in_use()
