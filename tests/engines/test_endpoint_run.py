@@ -79,14 +79,15 @@ def everything(folder: Path) -> bytes:
 
 
 def test_a_planted_key_is_shown_and_written_nowhere(
-    tmp_path: Path, command: Callable[..., "subprocess.CompletedProcess[str]"]
+    tmp_path: Path, command: Callable[..., "subprocess.CompletedProcess[str]"], training_seed: int
 ) -> None:
     with serving(strike, shorter) as server:
-        done = command(server, f"output={tmp_path / 'run'}")
+        overrides = [f"output={tmp_path / 'run'}", f"seed={training_seed}"]
+        done = command(server, *overrides)
         assert set(server.keys) == {f"Bearer {KEY}"}, "the key reaches the server, and the test its point"
         assert done.returncode == 0, done.stderr
         first = sum(server.tries.values())
-        again = command(server, f"output={tmp_path / 'run'}")
+        again = command(server, *overrides)
         assert sum(server.tries.values()) == first, "what was answered is not paid for again"
     assert again.returncode == 0, again.stderr
     written = everything(tmp_path)

@@ -41,7 +41,7 @@ GREED = (
 
 
 @pytest.fixture(scope="module")
-def hacked(tmp_path_factory) -> Path:
+def hacked(tmp_path_factory, training_seed) -> Path:
     from selfplay.loop import run
 
     folder = tmp_path_factory.mktemp("hacked")
@@ -49,11 +49,9 @@ def hacked(tmp_path_factory) -> Path:
     (folder / "longer.yaml").write_text(JUDGE)
     (folder / "longer_rules.py").write_text(RULES)
     (folder / "hacked.yaml").write_text(tiny_recipe(folder / "longer.yaml"))
-    return run(
-        load_recipe(
-            folder / "hacked.yaml", [f"output={folder / 'run'}", f"evaluate.judge={folder / 'tiny_judge.yaml'}", *GREED]
-        )
-    )
+    audit = f"evaluate.judge={folder / 'tiny_judge.yaml'}"
+    overrides = [f"output={folder / 'run'}", f"seed={training_seed}", audit, *GREED]
+    return run(load_recipe(folder / "hacked.yaml", overrides))
 
 
 def test_length_exploitation_is_named_and_the_last_iteration_is_not_kept(hacked):

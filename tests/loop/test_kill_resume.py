@@ -51,13 +51,14 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_eleven_kills_change_nothing(tmp_path: Path) -> None:
+def test_eleven_kills_change_nothing(tmp_path: Path, training_seed: int) -> None:
     recipe = write_recipe(tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run_in_process(recipe, [f"output={whole}"]) == 0
+    seed = f"seed={training_seed}"
+    assert run_in_process(recipe, [f"output={whole}", seed]) == 0
     for moment in MOMENTS:
-        assert run_in_process(recipe, [f"output={killed}"], moment) == -9, f"was not killed at {moment}"
-    assert run_in_process(recipe, [f"output={killed}"]) == 0
+        assert run_in_process(recipe, [f"output={killed}", seed], moment) == -9, f"was not killed at {moment}"
+    assert run_in_process(recipe, [f"output={killed}", seed]) == 0
 
     assert outputs(killed) == outputs(whole)
     assert "iteration-002/policy/model.safetensors" in outputs(whole)

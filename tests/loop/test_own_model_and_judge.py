@@ -60,8 +60,9 @@ def write_files(folder: Path) -> Path:
 
 
 @needs_shared
-def test_two_iterations_raise_the_score_of_a_judge_of_ones_own(tmp_path: Path) -> None:
-    assert run_in_process(write_files(tmp_path), [f"output={tmp_path / 'run'}"]) == 0
+def test_two_iterations_raise_the_score_of_a_judge_of_ones_own(tmp_path: Path, training_seed: int) -> None:
+    overrides = [f"output={tmp_path / 'run'}", f"seed={training_seed}"]
+    assert run_in_process(write_files(tmp_path), overrides) == 0
     start, first, second = iterations(tmp_path / "run")
     assert start["mean_score"] < first["mean_score"] < second["mean_score"]
     assert second["win_rate_vs_start"]["low"] > 0.5

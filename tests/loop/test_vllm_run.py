@@ -22,8 +22,9 @@ FEWER = [
 ]
 
 
-def test_a_run_with_vllm_beats_the_start(tmp_path: Path) -> None:
-    assert run_in_process(ROOT / "runs/quickstart-vllm.yaml", [*FEWER, f"output={tmp_path / 'run'}"]) == 0
+def test_a_run_with_vllm_beats_the_start(tmp_path: Path, training_seed: int) -> None:
+    overrides = [*FEWER, f"output={tmp_path / 'run'}", f"seed={training_seed}"]
+    assert run_in_process(ROOT / "runs/quickstart-vllm.yaml", overrides) == 0
     _, first = iterations(tmp_path / "run")
     assert first["win_rate_vs_start"]["value"] >= 0.65
     assert first["win_rate_vs_start"]["low"] > 0.55

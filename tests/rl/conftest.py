@@ -1,5 +1,7 @@
 """Fixtures of the PPO tests; what they hold is made in tiny_models.py."""
 
+import functools
+
 import pytest
 from tiny_models import PolicyMaker, build_policy, build_prompts, build_tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -14,9 +16,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def make_policy() -> PolicyMaker:
-    """A new, random policy: `make_policy(seed=0, dtype=torch.float64, **config)`."""
-    return build_policy
+def make_policy(training_seed: int) -> PolicyMaker:
+    """A new, random policy of the test's seed: `make_policy(seed=..., dtype=torch.float64, **config)`."""
+    return functools.partial(build_policy, seed=training_seed)
 
 
 @pytest.fixture(scope="session")

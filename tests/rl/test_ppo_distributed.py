@@ -17,7 +17,7 @@ from selfplay.distributed.collectives import rank, sum_over_processes, world_siz
 from selfplay.rewards.sources import FunctionReward
 torch.set_num_threads(1)
 rows = []
-policy = build_policy(seed=int(os.environ.get("RANK", "0")))  # all are given the first process's
+policy = build_policy(seed={seed} + int(os.environ.get("RANK", "0")))  # all are given the first process's
 trainer = PPOTrainer(policy, build_tokenizer(), FunctionReward(count_of_fives), build_prompts(),
                      PPO(steps=3, episodes=18, minibatches=3, learning_rate=1e-2, pretraining=Pretraining(batch_size=3),
                          target_kl=0.5),
@@ -38,10 +38,10 @@ torch.save(result, sys.argv[1] + str(rank()))
 """
 
 
-def run(processes: int, result: Path) -> list[dict[str, object]]:
+def run(processes: int, result: Path, seed: int) -> list[dict[str, object]]:
     """What each process found."""
     script = result.with_suffix(".py")
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), processes=processes))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), processes=processes, seed=seed))
     launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, *launcher, str(script), str(result)],
@@ -54,9 +54,9 @@ def run(processes: int, result: Path) -> list[dict[str, object]]:
     return [torch.load(f"{result}{rank}") for rank in range(processes)]
 
 
-def test_one_or_two_processes_are_the_same(tmp_path: Path) -> None:
-    (one,) = run(1, tmp_path / "one")
-    two = run(2, tmp_path / "two")
+def test_one_or_two_processes_are_the_same(tmp_path: Path, training_seed: int) -> None:
+    (one,) = run(1, tmp_path / "one", training_seed)
+    two = run(2, tmp_path / "two", training_seed)
     for other in two:
         for name in ("gradients", "advantages", "weights"):
             torch.testing.assert_close(other[name], one[name], rtol=1e-6, atol=1e-8, msg=name)

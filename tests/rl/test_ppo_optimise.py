@@ -9,6 +9,8 @@ from torch import nn
 from selfplay.errors import Diverged
 from selfplay.rl.optimise import Optimizer, learning_rate_factor
 
+pytestmark = pytest.mark.trains  # by hand, with nothing drawn
+
 
 def test_schedules() -> None:
     def factors(schedule: str, steps: int, warmup: float) -> list[float]:

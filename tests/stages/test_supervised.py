@@ -21,7 +21,7 @@ TEXTS = [TOKENIZER(text)["input_ids"][:24] for text in documents(40)]
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e30])
-def test_a_loss_that_is_no_number_stops_the_training(rate: float, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_training(rate: float, tmp_path: Path, training_seed: int) -> None:
     """A weight of the model's own is NaN, or one step throws all of them beyond what a float holds."""
     model = LlamaForCausalLM(CONFIG)
     if rate == 1e-3:
@@ -29,15 +29,15 @@ def test_a_loss_that_is_no_number_stops_the_training(rate: float, tmp_path: Path
     training = Optimisation(steps=30, batch_size=4, learning_rate=rate, warmup=0.0)
     sentence = "pretrain diverged: at step 10 of 30 the (loss|gradient's norm) is nan. Lower its learning_rate or raise"
     with pytest.raises(Diverged, match=sentence):
-        train_supervised(model, TOKENIZER, document_rows(TEXTS, 24), training, tmp_path, 0, "pretrain")
+        train_supervised(model, TOKENIZER, document_rows(TEXTS, 24), training, tmp_path, training_seed, "pretrain")
     assert not list(tmp_path.glob("step-*"))
 
 
-def test_it_stops_before_a_checkpoint_of_it_is_kept(tmp_path: Path) -> None:
+def test_it_stops_before_a_checkpoint_of_it_is_kept(tmp_path: Path, training_seed: int) -> None:
     """The loss of step 7, the last, is looked at too, although it is no tenth."""
     model = LlamaForSequenceClassification(CONFIG)
     torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     rows = [{"chosen_ids": one, "rejected_ids": one[:9]} for one in TEXTS[:28]]
     with pytest.raises(Diverged, match="train reward model diverged: at step 7 of 7 the loss is nan"):
-        train_reward_model(RewardModel(model, TOKENIZER), rows, Reward(batch_size=4, epochs=1), tmp_path, 0)
+        train_reward_model(RewardModel(model, TOKENIZER), rows, Reward(batch_size=4, epochs=1), tmp_path, training_seed)
     assert not list(tmp_path.glob("step-*"))
