@@ -1,22 +1,26 @@
 """For the whole suite: the seed of tests that train, one small real run that tests share, and no skips in CI.
 
-A test that trains a model, or reads what training left, asks for `training_seed` (or for `tiny_run`, which does). Such
-tests are marked `trains`, and SELFPLAY_TEST_SEEDS=5 runs each of them with the seeds 0 to 4; without it, seed 0 alone.
+A test that trains a model, or reads what training left, asks for `training_seed` (or for `tiny_run`, which does), and
+fails if it does not. Such tests are marked `trains`, and SELFPLAY_TEST_SEEDS=5 runs each of them with the seeds 0 to 4;
+without it, seed 0 alone.
 
 Where nothing may be skipped (SELFPLAY_SKIP_NOTHING=1, as in .ci/run), a skip fails the run.
 """
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny_run as tiny
 import torch
 from making_runs import Plan, make_run
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 TRAINING_SEEDS = range(int(os.environ.get("SELFPLAY_TEST_SEEDS", "1")))
+OPTIMISER_STEPS: list[int] = []
+"""One entry for each step of an optimiser in this process since the last test ended."""
 
 
 @pytest.fixture(scope="session", params=TRAINING_SEEDS, ids="seed{}".format)
@@ -41,6 +45,21 @@ def tiny_run(tiny_runs: Callable[[int], Path], training_seed: int) -> Path:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up run of two iterations on 256 held-out prompts, the second better than the first, for report and guard."""
     return make_run(tmp_path_factory.mktemp("runs") / "quickstart", Plan())
+
+
+@pytest.fixture(autouse=True)
+def training_is_seeded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that trains without saying so: another processor or seed would never try it."""
+    yield
+    steps = OPTIMISER_STEPS.copy()
+    OPTIMISER_STEPS.clear()
+    if steps and not request.node.get_closest_marker("trains"):
+        pytest.fail("this test trains a model: let it ask for the fixture `training_seed`, and train with that seed")
+
+
+def pytest_configure() -> None:
+    """Watch the optimisers of this process."""
+    register_optimizer_step_post_hook(lambda *_: OPTIMISER_STEPS.append(1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -29,6 +29,7 @@ from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext, label
 from selfplay.stages.judge_model import pairs
 from selfplay.stages.rows import pair_row
+from selfplay.storage.checksums import read_sealed, write_sealed
 from selfplay.storage.files import read_json, read_rows, write_rows
 
 RULES = """\
@@ -246,8 +247,8 @@ def test_it_labels_the_run_that_made_it(home: Path, asked: list[Pair], better: d
     with closing(RunContext(files.recipe(), files, *check(files.recipe()))) as opened:
         label.run(opened, 1)
         before = label.fingerprint(opened, 1)
-        weights = files.stage(0, "judge") / "manifest.json"
-        weights.write_text(weights.read_text().replace('"fingerprint": "', '"fingerprint": "other'))
+        manifest = files.stage(0, "judge") / "manifest.json"
+        write_sealed(manifest, {**read_sealed(manifest), "fingerprint": "that of other weights"})
         assert label.fingerprint(opened, 1) != before, "verdicts follow from the judge's weights"
     rows = read_rows(files.stage(1, "label") / "preferences.parquet")
     winners = {pair.id: (pair.first if better[pair.id] == 1 else pair.second).text for pair in asked}
