@@ -4,6 +4,7 @@ The audit is the tiny run's judge, to whom an answer that runs on to the token l
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -66,14 +67,12 @@ def test_length_exploitation_is_named_and_the_last_iteration_is_not_kept(hacked)
     assert "Length exploitation: iteration 1&#39;s answers are" in write_report(hacked).read_text()
 
 
-def test_without_its_audit_no_exploiting_iteration_is_kept(hacked):
-    file = hacked / "config.yaml"
-    before = file.read_text()
-    config = yaml.safe_load(before)
+def test_without_its_audit_no_exploiting_iteration_is_kept(hacked, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(hacked, copy, symlinks=True)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
     config["evaluate"]["judge"] = None
-    file.write_text(yaml.safe_dump(config))
-    try:
-        found = assess(hacked)
-    finally:
-        file.write_text(before)
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    (copy / "provenance.json").unlink()  # which knows the recipe that the run was begun with
+    found = assess(copy)
     assert not found.audited and found.best_iteration == 0 and "raised a severe alarm" in found.reason
