@@ -111,6 +111,8 @@ def test_what_init_writes_dry_runs(command: Command, tmp_path: Path) -> None:
         "completions",
         "pairs",
         "judge calls",
+        "judge dollars",
+        "judge dollars at most",
         "episodes",
         "sampled tokens at most",
         "disk bytes about",
