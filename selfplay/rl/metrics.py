@@ -1,4 +1,4 @@
-"""Every number that PPO logs, under TRL's name where TRL has one. docs/ppo.md defines each, with its unit.
+"""Every number that PPO logs, under TRL's name where TRL has one. docs/algorithms.md defines each, with its unit.
 
 Averages are over real tokens or over episodes, never over padding.
 """
