@@ -25,6 +25,7 @@ from selfplay.records import Prompt
 from selfplay.report.html import write_report
 from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
+from selfplay.results.run import START, Iteration, RunData
 from selfplay.rundir import RunDirectory
 from selfplay.stages import RunContext
 from selfplay.storage.checksums import read_sealed
@@ -150,7 +151,26 @@ def tell_trackers(run: RunContext) -> None:
                     "judge": one.health or {},
                     "seconds": one.seconds,
                 },
+                completions_of(found, one),
             )
+
+
+def completions_of(found: RunData, one: Iteration, most: int = 64) -> list[dict[str, Any]]:
+    """Some held-out prompts, evenly chosen, with what an iteration and the start answered and what the judge said."""
+    matches = [match for match in found.matches if (match.a, match.b) == (one.name, START)]
+    chosen = [matches[index * len(matches) // most] for index in range(most)] if len(matches) > most else matches
+    return [
+        {
+            "prompt": match.prompt,
+            "answer": match.a_text,
+            "answer of the start": match.b_text,
+            "preference": match.preference,
+            "tokens": match.a_tokens,
+            "reward": match.a_reward,
+            "reason": match.reason or match.error,
+        }
+        for match in chosen
+    ]
 
 
 def run_stage(directory: Path, name: str, iteration: int) -> Path:

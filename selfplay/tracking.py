@@ -6,19 +6,21 @@
 
 accelerate's trackers do the talking. `tracking.json` in the directory remembers which of their runs is ours and how far
 it was told, so a run that goes on adds to the same one, says nothing twice, and a tracker named later is told all there
-is. Left out: texts, figures and checkpoints, which the run's directory has.
+is. Left out: figures and checkpoints, which the run's directory has.
 """
 
 import math
+import netrc
 import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from selfplay.errors import ConfigError
 from selfplay.progress import log
@@ -30,13 +32,35 @@ GROUPS = ("evaluation", "reward_model", "judge", "seconds")
 """First part of the names that are logged per iteration; all others are logged per step."""
 
 
+MARKUP = str.maketrans({**{letter: f"&#{ord(letter)};" for letter in "\\`*_[]<>|#&"}, "\n": "<br>"})
+"""What would be more than text in a Markdown table."""
+
+
 def check_trackers(names: Sequence[str]) -> None:
-    """Raise ConfigError for a tracker whose package is not installed."""
+    """Raise ConfigError for a tracker whose package is not installed, and for wandb without a login."""
+    if "wandb" in names and find_spec("wandb") is not None and not _wandb_can_log():
+        raise ConfigError(
+            "report_to names wandb, and there is no login for it: `wandb login` makes one, WANDB_API_KEY holds one, and "
+            "WANDB_MODE=offline needs none"
+        )
     for name in names:
         if find_spec(name) is None:
             raise ConfigError(
                 f"report_to names {name}, which is not installed: pip install 'selfplay-loop[{name}]', or take it out"
             )
+
+
+def _wandb_can_log() -> bool:
+    """Return whether wandb has a login, as it looks for one itself, or is told to do without."""
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun") or os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    files = [Path(os.environ["NETRC"])] if os.environ.get("NETRC") else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for file in files:
+        with suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(file).authenticators(host):
+                return True
+    return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE"))
 
 
 class Tracker:
@@ -74,9 +98,12 @@ class Tracker:
         values = {key: value for key, value in row.items() if key not in ("step", "time", "iteration", "stage")}
         self._send("step", step, numbers(values))
 
-    def log_iteration(self, number: int, groups: Mapping[str, Any]) -> None:
-        """Send what is known of an iteration: group (see `GROUPS`) -> names and numbers, which may be nested."""
-        self._send("iteration", number, numbers(groups))
+    def log_iteration(self, number: int, groups: Mapping[str, Any], texts: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Send what is known of an iteration: group (see `GROUPS`) -> names and numbers, which may be nested.
+
+        `texts` are rows of one shape, which become a table: prompts with what was answered, and what the judge said.
+        """
+        self._send("iteration", number, numbers(groups), texts)
 
     def close(self) -> None:
         """End the trackers' runs; they may go on later."""
@@ -84,7 +111,7 @@ class Tracker:
             self._try(name, finisher(name, tracker))
         self.open.clear()
 
-    def _send(self, axis: str, place: int, values: dict[str, float]) -> None:
+    def _send(self, axis: str, place: int, values: dict[str, float], texts: Sequence[Mapping[str, Any]] = ()) -> None:
         """Send values that belong to a place of an axis to every tracker that was not told of it.
 
         That it was told is written down first: a kill in between costs a row, and never doubles one.
@@ -95,7 +122,7 @@ class Tracker:
                 continue
             self.told[name][axis] = place
             write_sealed(self.file, self.told)
-            if not self._try(name, partial(send, name, tracker, axis, place, values)):
+            if not self._try(name, partial(send, name, tracker, axis, place, values, texts)):
                 self.told[name][axis] = before
                 write_sealed(self.file, self.told)
 
@@ -156,7 +183,14 @@ def describe(name: str, tracker: Any, settings: Mapping[str, Any]) -> None:
         tracker.store_init_configuration(plain)
 
 
-def send(name: str, tracker: Any, axis: str, place: int, values: dict[str, float]) -> None:
+def send(
+    name: str,
+    tracker: Any,
+    axis: str,
+    place: int,
+    values: dict[str, float],
+    texts: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Send values with their place; wandb takes the place as a value, since its own steps can never go back."""
     from accelerate import PartialState
 
@@ -165,6 +199,37 @@ def send(name: str, tracker: Any, axis: str, place: int, values: dict[str, float
         tracker.log({axis: place, **values})
     else:
         tracker.log(values, step=place)
+    if texts:
+        send_table(name, tracker, place, texts)
+
+
+def send_table(name: str, tracker: Any, place: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send rows of one shape as the table `completions` of a place; TensorBoard, which has no tables, gets Markdown."""
+    columns: list[Any] = list(rows[0])
+    data = [list(row.values()) for row in rows]
+    if name == "wandb":
+        import wandb
+
+        tracker.tracker.log({"iteration": place, "completions": wandb.Table(columns=columns, data=data)})
+    elif name == "trackio":
+        import trackio
+
+        tracker.log({"completions": trackio.Table(columns=columns, data=data, allow_mixed_types=True)}, step=place)
+    elif name == "mlflow":
+        import mlflow
+
+        table = {column: [row[column] for row in rows] for column in columns}
+        run_id = tracker.tracker.info.run_id
+        mlflow.log_table(table, artifact_file=f"completions/iteration-{place:03d}.json", run_id=run_id)
+    else:
+        lines = [columns, ["---"] * len(columns), *data]
+        text = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+        tracker.tracker.add_text("completions", text, global_step=place)
+
+
+def _cell(value: Any) -> str:
+    """A value in a Markdown table: one line, nothing in it ends the cell or is markup."""
+    return ("" if value is None else str(value)).translate(MARKUP)
 
 
 def finisher(name: str, tracker: Any) -> Callable[[], object]:

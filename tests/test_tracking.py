@@ -17,7 +17,7 @@ from selfplay.loop import run
 from selfplay.preflight import check
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
-from selfplay.tracking import Tracker, numbers
+from selfplay.tracking import Tracker, check_trackers, numbers
 
 Points = dict[str, list[tuple[float, float]]]
 """Name of a metric -> (place, value) of every point that a tracker holds, in its order."""
@@ -190,7 +190,81 @@ def test_no_tracker_leaves_no_trace(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def wandb_texts(directory: Path) -> str:
+    (file,) = directory.glob("wandb/offline-run-*/files/media/table/completions*.table.json")
+    return file.read_text()
+
+
+def tensorboard_texts(directory: Path) -> str:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory / "tensorboard")).Reload()
+    (one,) = events.Tensors("completions/text_summary")
+    assert one.step == 1
+    return one.tensor_proto.string_val[0].decode()
+
+
+def trackio_texts(directory: Path) -> str:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    name = f"title-{read_json(directory / 'tracking.json')['trackio']['run']}"
+    (row,) = [row for row in SQLiteStorage.get_logs("selfplay", name) if "completions" in row]
+    if "file_path" not in row["completions"]:
+        return json.dumps(row["completions"])
+    files = [
+        path for path in (directory / "trackio").rglob("*") if path.name == Path(row["completions"]["file_path"]).name
+    ]
+    import pandas
+
+    return pandas.read_parquet(files[0]).to_json()
+
+
+def mlflow_texts(directory: Path) -> str:
+    from mlflow import MlflowClient
+
+    run = read_json(directory / "tracking.json")["mlflow"]["run"]
+    path = MlflowClient().download_artifacts(run, "completions/iteration-001.json", str(directory))
+    return Path(path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("tensorboard", tensorboard_texts),
+        ("wandb", wandb_texts),
+        ("trackio", trackio_texts),
+        ("mlflow", mlflow_texts),
+    ],
+)
+def test_completions_are_a_table(tmp_path: Path, offline: None, name: str, read: Callable[[Path], str]) -> None:
+    tracker = Tracker([name], tmp_path, "title")
+    rows = [{"prompt": "Tell | a *story*.", "answer": f"Once {k}.", "preference": None if k else 1.0} for k in range(3)]
+    tracker.log_iteration(1, {"evaluation": {"mean_length": 3.0}}, rows)
+    tracker.log_iteration(1, {"evaluation": {"mean_length": 3.0}}, rows)
+    tracker.close()
+    text = read(tmp_path)
+    assert all(f"Once {k}." in text for k in range(3)) and "answer" in text
+    assert name != "tensorboard" or "| Tell &#124; a &#42;story&#42;. | Once 0. | 1.0 |" in text
+
+
+def test_wandb_without_a_login_is_one_sentence_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(ConfigError, match="there is no login for it: `wandb login` makes one"):
+        check_trackers(["wandb"])
+    check_trackers(["tensorboard"])
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0123456789\n")
+    check_trackers(["wandb"])
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    with pytest.raises(ConfigError, match="no login"):
+        check_trackers(["wandb"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trackers(["wandb"])
+
+
 def test_what_cannot_be_reported_to_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     overrides = [f"output={tmp_path / 'r'}", "policy.bootstrap={}"]
     (tmp_path / "r.yaml").write_text("policy: {}\n")
     with pytest.raises(

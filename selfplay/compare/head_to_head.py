@@ -25,6 +25,7 @@ from selfplay.errors import ConfigError
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.report.html import as_run
+from selfplay.results.load import read_run
 from selfplay.results.run import Match, RunData, vote_table
 from selfplay.rundir import RunDirectory
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
@@ -116,7 +117,8 @@ def compare(
     before = cache.spent()["answers"]
     with ExitStack() as engines:
         ledger = Ledger((home or folder) / "spending.jsonl") if spec.needs_model else Ledger()
-        matches = judge_all(found, asked_of, answers, spec, cache, ledger, settings, engines)
+        judged = judge_all(found, asked_of, answers, spec, cache, ledger, settings, engines)
+    matches = with_known_rewards(found, judged)
     asked = int(cache.spent()["answers"] - before)
     cache.close()
     table = vote_table(matches, [one.name for one in found])
@@ -230,6 +232,19 @@ def judge_all(
     for verdict in verdicts:
         said.setdefault(verdict.pair_id, {})[verdict.order] = verdict
     return [_match(game, settled, said, spec.name) for game in games]
+
+
+def with_known_rewards(found: Sequence[Contestant], matches: Sequence[Match]) -> list[Match]:
+    """The same matches with the rewards that the runs' own evaluations gave to the very same two texts, where they did."""
+    known: dict[tuple[str, str], tuple[float, float]] = {}
+    for run in dict.fromkeys(one.run for one in found if one.run is not None):
+        for match in read_run(run).matches:
+            if match.a_reward is not None and match.b_reward is not None:
+                known[match.a_text, match.b_text] = (match.a_reward, match.b_reward)
+                known.setdefault((match.b_text, match.a_text), (match.b_reward, match.a_reward))
+    nothing = (None, None)
+    rewards = [known.get((match.a_text, match.b_text), nothing) for match in matches]
+    return [replace(match, a_reward=a, b_reward=b) for match, (a, b) in zip(matches, rewards, strict=True)]
 
 
 def _pair_id(prompt: Prompt, ours: Completion, theirs: Completion) -> str:

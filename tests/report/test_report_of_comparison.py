@@ -39,6 +39,22 @@ def test_the_page_has_settings_categories_writing_and_transcripts(result):
     assert re.findall(r"<section><h4>([^<]*) <small>", page)[:3] == ["start", "iteration 1", "iteration 2"]
 
 
+def test_rewards_that_a_run_gave_are_known_to_its_comparison(result):
+    """So the filter for prompts on which judge and reward disagree serves there too; between runs there is no reward."""
+    rewarded = [match for match in result.matches if match.a_reward is not None]
+    assert {(match.a, match.b) for match in rewarded} >= {
+        ("iteration-001", "iteration-000"),
+        ("iteration-002", "iteration-000"),
+    }
+    found = context(result.page(result.folder))
+    wrong = {
+        match.prompt_id
+        for match in rewarded
+        if match.preference not in (None, 0.5) and (match.a_reward > match.b_reward) != (match.preference > 0.5)
+    }
+    assert {key: count for key, _, count in found["filters"]}.get("reward", 0) == len(wrong) > 0
+
+
 def test_a_comparison_in_one_command_writes_page_and_tables(tmp_path):
     file = tmp_path / "votes.csv"
     file.write_text(
