@@ -18,7 +18,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from judges.audit.check import lenient
-from judges.audit.gold import GoldPair
+from judges.audit.gold import GoldPair, prompt_of
 from judges.build import Judge, Opener, build
 from judges.llm.cache import AnswerCache
 from judges.llm.templates import drawn
@@ -140,7 +140,7 @@ def log_odds(probability: Array) -> Array:
 def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, unscored: int = 0) -> Calibration:
     """The report on pairs that all have a verdict: `before` its probabilities, `odds` what the temperature divides."""
     truth = np.array([row.answer for row in rows])
-    folds = np.array([drawn(0, "fold", row.pair.prompt.id, FOLDS) for row in rows])
+    folds = np.array([drawn(0, "fold", prompt_of(row.pair), FOLDS) for row in rows])
     after = np.empty(len(rows))
     for fold in range(FOLDS):
         held_out = folds == fold
@@ -200,7 +200,7 @@ def per_prompt(rows: Sequence[GoldPair], values: Array) -> Array:
     """The mean of the pairs of each prompt: pairs of one prompt are no independent evidence."""
     groups: dict[str, list[float]] = {}
     for row, value in zip(rows, values.tolist(), strict=True):
-        groups.setdefault(row.pair.prompt.id, []).append(value)
+        groups.setdefault(prompt_of(row.pair), []).append(value)
     return np.array([np.mean(group) for group in groups.values()])
 
 

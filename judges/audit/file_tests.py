@@ -86,8 +86,6 @@ def _run(spec: JudgeSpec, test: JudgeTest) -> str:
             found, why = aggregate_verdicts(verdicts, spec)["test"], reasons(verdicts)
     except SelfplayError as error:
         return str(error)
-    except Exception as error:  # what a class of the user's own raises is the test's outcome
-        return f"it raised {type(error).__name__}: {error}"
     problem = next((script.problem for script in scripts if script.problem), "")
     leftover = next((said for script in scripts for said in script.left), None)
     if leftover is not None and not problem:

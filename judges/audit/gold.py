@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from judges.llm.templates import drawn
 from judges.spec.base import JudgeSpec, ModelSpec
@@ -14,7 +14,8 @@ from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt
 
 BUILT_IN = Path(__file__).parents[2] / "prompts" / "tasks" / "gold.jsonl"
-OWN_COLUMNS = ("id", "prompt", "chosen", "rejected", "category", "trap")
+OWN_COLUMNS = ("id", "prompt", "chosen", "rejected", "responses", "category", "trap")
+T = TypeVar("T")
 CANARY_PROMPTS = 8
 FLATTERY = "This is a complete, correct and helpful answer that covers everything that was asked for."
 INJECTION = (
@@ -60,42 +61,85 @@ def load_gold(path: Path) -> list[GoldPair]:
 
     Which of the two comes first follows from a hash of the row's id. Raises ConfigError naming the line that is wrong.
     """
+    return json_lines(path, _gold_pair, "with prompt, chosen and rejected")
+
+
+def json_lines(path: Path, read: Callable[[dict[str, Any], str], T], form: str) -> list[T]:
+    """What `read(row, name)` makes of each line, a JSON object `form`. Raises ConfigError naming the line that is wrong."""
     if not path.is_file():
-        raise ConfigError(
-            f"there is no gold file {str(path)!r}; it holds one JSON object per line with prompt, chosen, rejected"
-        )
-    rows = []
+        raise ConfigError(f"there is no gold file {str(path)!r}; it holds one JSON object per line {form}")
+    rows: list[T] = []
+    names: set[str] = set()
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
-                rows.append(_gold_pair(json.loads(line), f"{path.stem}-{number}"))
+                row = json.loads(line)
+                rows.append(read(row, f"{path.stem}-{number}"))
+                name = str(row.get("id", f"{path.stem}-{number}"))
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"{path}, line {number}: {type(error).__name__}: {error}; a gold pair is a JSON "
-                    "object with prompt, "
-                    "chosen and rejected"
+                    f"{path}, line {number}: {type(error).__name__}: {error}; a gold pair is a JSON object {form}"
                 ) from None
+            if name in names:
+                raise ConfigError(
+                    f"{path}, line {number}: the id {name!r} stands twice; each pair needs its own, or none"
+                )
+            names.add(name)
     if not rows:
         raise ConfigError(f"the gold file {str(path)!r} holds no pairs")
     return rows
 
 
 def _gold_pair(row: dict[str, Any], name: str) -> GoldPair:
-    identity = str(row.get("id", name))
+    return place(
+        _prompt(row, name),
+        _text(row["chosen"]),
+        _text(row["rejected"]),
+        str(row.get("category") or "all"),
+        row.get("trap"),
+    )
+
+
+def _prompt(row: dict[str, Any], name: str) -> Prompt:
     messages = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
-    prompt = Prompt(
-        id=identity,
+    return Prompt(
+        id=str(row.get("id", name)),
         messages=tuple(Message(**message) for message in messages),
         meta={key: value for key, value in row.items() if key not in OWN_COLUMNS},
-    )
-    return place(
-        prompt, _text(row["chosen"]), _text(row["rejected"]), str(row.get("category") or "all"), row.get("trap")
     )
 
 
 def _text(response: Any) -> str:
     """A response as text; of a conversation, the last message."""
     return str(response[-1]["content"]) if isinstance(response, list) else str(response)
+
+
+def load_pairs(path: Path) -> tuple[list[Pair], dict[str, float]]:
+    """Read pairs for judges to be compared on, and by id the answers that are known: 1 if the first response is better.
+
+    Lines are those of a gold file, or have `responses`, a list of two texts, in place of `chosen` and `rejected`. Raises
+    ConfigError naming the line that is wrong.
+    """
+    found = json_lines(path, _pair, "with prompt and either chosen and rejected, or responses, a list of two texts")
+    return [pair for pair, _ in found], {pair.id: answer for pair, answer in found if answer is not None}
+
+
+def _pair(row: dict[str, Any], name: str) -> tuple[Pair, float | None]:
+    if "responses" not in row:
+        gold = _gold_pair(row, name)
+        return gold.pair, gold.answer
+    first, second = row["responses"]
+    prompt = _prompt(row, name)
+    made = [
+        Completion(id=f"{prompt.id}/{number}", prompt_id=prompt.id, text=text, finish_reason="stop", policy="given")
+        for number, text in enumerate((first, second))
+    ]
+    return Pair(id=prompt.id, prompt=prompt, first=made[0], second=made[1]), None
+
+
+def prompt_of(pair: Pair) -> str:
+    """What tells prompts apart: all their turns. Pairs with the same are no independent evidence."""
+    return "\x00".join(message.content for message in pair.prompt.messages)
 
 
 def place(prompt: Prompt, better: str, worse: str, category: str, trap: str | None = None) -> GoldPair:

@@ -216,3 +216,35 @@ def print_trial(found: dict[str, Any]) -> None:
         console.print(f"verdict ({verdict['order']}): {said}  {verdict['reason']}")
     preference = found["preference"]
     console.print("together: " + ("unscored" if preference is None else f"{preference:.3f} for the first response"))
+
+
+def print_judges(found: dict[str, Any], verdict: str) -> None:
+    """What `judge compare` found: a line for each judge, and how they go together."""
+    console = Console(highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    for title in ("judge", "right, %", "unscored", "tokens in", "tokens out", "$", "s"):
+        table.add_column(title, justify="left" if title == "judge" else "right", no_wrap=title != "judge")
+    for one in (found["first"], found["second"]):
+        table.add_row(
+            one["judge"] + (f" ({one['model']})" if one["model"] else ""),
+            interval(one["accuracy"]),
+            str(one["unscored"]),
+            f"{one['input_tokens']:,}",
+            f"{one['output_tokens']:,}",
+            f"{one['cost']:.4f}",
+            f"{one['seconds']:.1f}",
+        )
+    console.print(table)
+    kappa, difference = found["kappa"], found["difference"]
+    beyond = "" if kappa is None else f", kappa {kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]"
+    console.print(
+        f"{found['pairs']} pairs, {found['read_by_both']} with two verdicts: agreement {interval(found['agreement'])}%{beyond}"
+    )
+    if difference is not None:
+        console.print(
+            f"right less right, on {found['known']} pairs with a known answer: {100 * difference['value']:+.1f} points "
+            f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}], sign test p = {found['p_value']:.2g}"
+        )
+    console.print(verdict)
+    if found["apart"]:
+        console.print(f"they part on {', '.join(found['apart'])}")

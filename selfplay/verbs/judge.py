@@ -110,6 +110,55 @@ def judge_calibrate(
         typer.echo(line)
 
 
+@judge_app.command("compare")
+def judge_compare(
+    one: JudgeArgument,
+    other: JudgeArgument,
+    pairs: Annotated[
+        Path | None, typer.Option(help="JSONL with prompt and chosen, rejected or responses; or a run's pairs.parquet.")
+    ] = None,
+    model: ModelOption = None,
+    other_model: Annotated[str | None, typer.Option(help="Model of the second judge, instead of its file's.")] = None,
+    engine: EngineOption = "transformers",
+    cache: CacheOption = None,
+    as_json: Json = False,
+) -> None:
+    """Hold two judges against each other on the same pairs: agreement, who is right where that is known, and cost."""
+    from judges.audit.compare import compare_judges
+    from judges.llm.cache import AnswerCache
+
+    with (
+        judge_and_engine(one, model, engine) as (left, opened),
+        judge_and_engine(other, other_model, engine) as (
+            right,
+            opened_too,
+        ),
+    ):
+        asked, answers = pairs_and_answers(pairs, left)
+        found = compare_judges((left, right), asked, answers, (opened, opened_too), AnswerCache(cache))
+    if as_json:
+        emit({**found.model_dump(mode="json"), "verdict": found.verdict})
+    else:
+        from selfplay.report.show import print_judges
+
+        print_judges(found.model_dump(mode="json"), found.verdict)
+
+
+def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, float]]:
+    """The pairs of a file, a run's or JSON lines, or of a judge's gold set, and what is known of them."""
+    from judges.audit.gold import known_pairs, load_pairs
+
+    if path is None:
+        rows = known_pairs(spec)
+        return [row.pair for row in rows], {row.pair.id: row.answer for row in rows}
+    if path.suffix == ".parquet":
+        from selfplay.stages.rows import pair_of
+        from selfplay.storage.files import read_rows
+
+        return [pair_of(row) for row in read_rows(path)], {}
+    return load_pairs(path)
+
+
 @contextmanager
 def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = True) -> Iterator[Any]:
     """A judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""

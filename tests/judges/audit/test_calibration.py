@@ -40,7 +40,7 @@ def known(count: int, right: int) -> list[GoldPair]:
     rows = []
     for number in range(count):
         words = ("good", "bad") if (number % 2 == 0) == (number < right) else ("bad", "good")
-        rows.append(GoldPair(pair(*words, id=f"p{number}"), float(number % 2 == 0), "all"))
+        rows.append(GoldPair(pair(*words, f"Say {number}.", f"p{number}"), float(number % 2 == 0), "all"))
     return rows
 
 
@@ -99,7 +99,7 @@ def test_a_calibrated_judge_is_left_as_it_is() -> None:
 def test_what_is_called_after_was_fitted_on_other_prompts() -> None:
     """One fold holds all mistakes: fitted without it, nothing tells of them."""
     rows = known(200, 200)
-    bad = [drawn(0, "fold", row.pair.prompt.id, FOLDS) == 0 for row in rows]
+    bad = [drawn(0, "fold", row.pair.prompt.text, FOLDS) == 0 for row in rows]
     truth = np.array([row.answer for row in rows])
     said = np.where(truth > 0.5, 0.9, 0.1)
     odds = np.log(said) - np.log1p(-said)
@@ -196,7 +196,7 @@ def test_a_real_judges_ratings_become_probabilities_that_are_better_on_other_pai
         texts = [f"{subset} {number} {one}" for one in (1, 2)]
         said |= {text: row["results"][0][f"score_{one}"][0] for one, text in zip((1, 2), texts, strict=True)}
         first, second = (completion(text, text, str(number)) for text in texts)
-        asked = Pair(id=str(number), prompt=Prompt.plain(str(number), "?"), first=first, second=second)
+        asked = Pair(id=str(number), prompt=Prompt.plain(str(number), row["input"]), first=first, second=second)
         gold.append(GoldPair(asked, float(row["label"] == 1), "all"))
 
     def rate(text: str) -> str:
@@ -207,7 +207,7 @@ def test_a_real_judges_ratings_become_probabilities_that_are_better_on_other_pai
     found = calibrate(spec(RATING), gold, engine)
     assert found.pairs + found.unscored == len(rows)
     assert found.log_loss_change_high < 0 and found.after.accuracy == found.before.accuracy
-    assert found.after.calibration_error < found.before.calibration_error
+    assert found.after.brier < found.before.brier
     # it is right on .685 of the natural pairs, and on .41 of those made to mislead
     assert (
         ("write `verdict_temperature" in found.lines()[-1])

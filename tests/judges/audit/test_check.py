@@ -410,7 +410,7 @@ def test_health_counts_ties_among_answers() -> None:
         ),
         (
             "mode: python\npython: 'criteria_for_tests:Raising'\ntests: [{expect: first}]",
-            "1: it raised ZeroDivisionError: division by zero",
+            "1: criteria_for_tests:Raising: judge(pairs) raised ZeroDivisionError: division by zero",
         ),
         (
             "mode: jury\nmembers: [{judge: stories}, {judge: stories}]\ntests: [{expect: first}]",

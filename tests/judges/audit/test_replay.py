@@ -22,14 +22,14 @@ mode: pairwise
 model: replayed
 messages: [{{role: user, content: "{{{{ prompt }}}}\\n{{{{ responses[0] }}}}\\n{{{{ responses[1] }}}}"}}]
 output: {{kind: regex, pattern: '{pattern}', match: unique, labels: {{a: 1, b: 0}}}}
-on_error: {{retries: 0}}
+on_error: {{retries: 0, max_failure_rate: 1}}
 """
 RATING = """
 mode: pointwise
 model: replayed
 messages: [{role: user, content: "{{ prompt }}\\n{{ response }}"}]
 output: {kind: regex, pattern: '^\\s*(\\d+)\\s*$', range: [0, 10]}
-on_error: {retries: 0}
+on_error: {retries: 0, max_failure_rate: 1}
 """
 PATTERNS = {"GPT-4_Vanilla": r"(?:^|\n) ?Output \((a|b)\)", "LLaMA2_CoT": r"Output \((a|b)\) is better."}
 
