@@ -1,8 +1,9 @@
-"""What a judge model is taught: questions as judge files render them, with the answers that rules would have given.
+"""What a judge model is taught: questions as judge files render them, with the answers that another judge would have given.
 
-A lesson also says what each response earns under each criterion. A judge file whose question holds the rules' criteria,
-one after the other behind each response ("a sheet"), can be taught those points where the criteria stand: nobody reads
-them there when the judge is asked, but a small model learns to look things up far sooner than from verdicts alone.
+A lesson from any judge's verdict says who wins. One from rules also says what each response earns under each criterion: a
+judge file whose question holds the rules' criteria, one after the other behind each response ("a sheet"), can be taught those
+points where the criteria stand. Nobody reads them there when the judge is asked, but a small model learns to look things up
+far sooner than from verdicts alone.
 Left out: pairs that the rules call a tie, and gates, whose share in a verdict is not a number of points.
 """
 
@@ -40,6 +41,25 @@ class TrainingExample:
     points: tuple[tuple[float, ...], ...]
 
 
+class VerdictTeacher:
+    """Lessons from verdicts that a judge has given: any judge's, since nothing but the winner is taught."""
+
+    def __init__(self, files: Sequence[JudgeSpec]) -> None:
+        """Raises ConfigError for files that are not pairwise."""
+        self.files = pairwise_files(files)
+        self.conversations = [Conversation(file) for file in self.files]
+
+    def lessons(self, rows: Iterable[GoldPair]) -> Iterator[TrainingExample]:
+        """Two lessons for each pair and judge file, one per order."""
+        for row in rows:
+            texts = (row.pair.first.text, row.pair.second.text)
+            for file, conversation in zip(self.files, self.conversations, strict=True):
+                for shown, first_wins in ((texts, row.answer == 1), (texts[::-1], row.answer == 0)):
+                    said = answer(file, first_wins, "")
+                    messages = conversation.messages(row.pair.prompt, shown)
+                    yield TrainingExample(messages, said, NAMES[0] if first_wins else NAMES[1], row.pair.prompt, ())
+
+
 class RuleTeacher:
     """Rules that give lessons to the model of one or more judge files."""
 
@@ -47,12 +67,9 @@ class RuleTeacher:
         """Raises ConfigError for rules that are none or have a gate, and for files that are not pairwise."""
         if not isinstance(rules, RulesSpec) or any(criterion.gate for criterion in rules.criteria):
             raise ConfigError(f"judge {rules.name!r} cannot teach: it takes a judge of mode rules without gates")
-        for file in files:
-            if not isinstance(file, PairwiseSpec):
-                raise ConfigError(f"judge {file.name!r} of mode {file.mode} cannot be taught: only pairwise judges can")
         self.rules = RulesJudge(rules)
         self.criteria = tuple(criterion.name for criterion in rules.criteria)
-        self.files = [file for file in files if isinstance(file, PairwiseSpec)]
+        self.files = pairwise_files(files)
         self.conversations = [Conversation(file) for file in self.files]
 
     def lessons(self, pairs: Iterable[Pair]) -> Iterator[TrainingExample]:
@@ -99,6 +116,14 @@ class RuleTeacher:
             yield round(2 * criterion.weight * met) / 2
 
 
+def pairwise_files(files: Sequence[JudgeSpec]) -> list[PairwiseSpec]:
+    """The judge files that a model is to be taught. Raises ConfigError for one that is not pairwise."""
+    for file in files:
+        if not isinstance(file, PairwiseSpec):
+            raise ConfigError(f"judge {file.name!r} of mode {file.mode} cannot be taught: only pairwise judges can")
+    return [file for file in files if isinstance(file, PairwiseSpec)]
+
+
 def in_points(difference: float) -> str:
     """Who wins a criterion and by how many points: `A2`, `B0.5`, `=`."""
     return "=" if difference == 0 else f"{NAMES[0] if difference > 0 else NAMES[1]}{abs(difference):g}"
@@ -114,7 +139,7 @@ def answer(file: PairwiseSpec, first_wins: bool, reasons: str) -> str:
         reasoned = output.json_schema is None or output.reason_key in output.json_schema.get("properties", {})
         return json.dumps({**({output.reason_key: reasons} if reasoned else {}), output.key: label})
     verdict = written(file, label)
-    reasoned_verdict = f"{reasons} {verdict}"
+    reasoned_verdict = f"{reasons} {verdict}".strip()
     return reasoned_verdict if read(output, AnswerOptions(labels), reasoned_verdict).label == label else verdict
 
 

@@ -20,8 +20,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 
 import judges
 from judges.distill import RuleTeacher, TrainingExample, agreement, in_points
+from judges.spec.base import ModelSpec
 from prompts.story_pairs import story_pairs
-from selfplay.config import JudgeBootstrap
+from selfplay.config import Architecture, JudgeBootstrap
 from selfplay.engines.hf import TransformersEngine, single_tokens
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, save
@@ -93,20 +94,30 @@ def taught(
     """A new model that had each lesson once. Raises ConfigError for labels that are not one token each."""
     lessons = list(islice(teacher.lessons(pairs("train", seed)), config.training.steps * config.training.batch_size))
     tokenizer = lesson_tokenizer(lessons, teacher.criteria, config.vocabulary)
-    for file in teacher.files:
-        if file.output.kind == "logprob":
-            texts = file.output.tokens or {label: (label,) for label in file.output.labels or {}}
-            single_tokens(tokenizer, [text for group in texts.values() for text in group])
+    check_labels(tokenizer, teacher.files)
     rows = list(lesson_rows(tokenizer, lessons, teacher.criteria, config.architecture.context))
-    set_seed(seed)
-    model = LlamaForCausalLM(llama_config(config.architecture, tokenizer))
-    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    look_for_likes(model)
+    model = small_llama(config.architecture, tokenizer, seed)
     log(
         f"  {model.num_parameters():,} parameters, {len(rows):,} lessons, {sum(len(row['input_ids']) for row in rows):,} tokens"
     )
     train_supervised(model, tokenizer, rows, config.training, work, seed, "teach the judge")
     return model, tokenizer
+
+
+def check_labels(tokenizer: PreTrainedTokenizerBase, files: Sequence[judges.JudgeSpec]) -> None:
+    """Raise ConfigError if a judge file reads a probability off a label that is not one token."""
+    for output in (file.output for file in files if isinstance(file, ModelSpec) and file.output.kind == "logprob"):
+        texts = output.tokens or {label: (label,) for label in output.labels or {}}
+        single_tokens(tokenizer, [text for group in texts.values() for text in group])
+
+
+def small_llama(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A new model, ready to be taught to judge."""
+    set_seed(seed)
+    model = LlamaForCausalLM(llama_config(architecture, tokenizer))
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    look_for_likes(model)
+    return model
 
 
 @torch.no_grad()

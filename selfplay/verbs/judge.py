@@ -144,6 +144,43 @@ def judge_compare(
         print_judges(found.model_dump(mode="json"), found.verdict)
 
 
+@judge_app.command("distill")
+def judge_distill(
+    teacher: JudgeArgument,
+    output: Annotated[Path, typer.Argument(help="A new directory for the student's checkpoint.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="JSONL with prompt and chosen, rejected or responses; or a run's pairs.parquet.")
+    ] = None,
+    file: Annotated[
+        str, typer.Option(help="The pairwise judge file that the student answers.")
+    ] = "helpfulness-logprob",
+    student: Annotated[str | None, typer.Option(help="A checkpoint to fine-tune; default a new small model.")] = None,
+    epochs: Annotated[float, typer.Option(help="How often it sees each lesson.")] = 3.0,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws who measures, and the new model's weights.")] = 0,
+    model: ModelOption = None,
+    engine: EngineOption = "transformers",
+    cache: CacheOption = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a small local model to judge as another judge does, and compare the two on held-out pairs."""
+    from judges.llm.cache import AnswerCache
+    from selfplay.report.show import print_judges
+    from selfplay.stages.distill import Distillation, distill
+
+    given = {"file": file, "student": student, "epochs": epochs, "learning_rate": learning_rate, "seed": seed}
+    settings = validate(Distillation, given, "judge distill")
+    with judge_and_engine(teacher, model, engine) as (spec, opened):
+        asked, answers = pairs_and_answers(pairs, spec)
+        kept = AnswerCache(cache or output.with_name(f"{output.name}.answers.sqlite"))
+        found = distill(spec, asked, output, settings, opened, kept, answers)
+    if as_json:
+        emit(found.model_dump(mode="json"))
+    else:
+        print_judges(found.model_dump(mode="json"), found.verdict)
+        typer.echo(f"the student: selfplay judge check {file} --model {output}")
+
+
 def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, float]]:
     """The pairs of a file, a run's or JSON lines, or of a judge's gold set, and what is known of them."""
     from judges.audit.gold import known_pairs, load_pairs
