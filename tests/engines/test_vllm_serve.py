@@ -30,7 +30,14 @@ pytestmark = pytest.mark.skipif(not STORIES.exists(), reason="needs ../shared/mo
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of a server, in a process group of its own that is ended with the tests."""
+    """The address of a server that has the small model of real stories."""
+    with vllm_serve(STORIES, "stories") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def vllm_serve(model: Path, name: str, *options: str) -> Iterator[str]:
+    """The address of a server, in a process group of its own that is ended with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,9 +54,9 @@ def server() -> Iterator[str]:
             "-m",
             "vllm.entrypoints.openai.api_server",
             "--model",
-            str(STORIES),
+            str(model),
             "--served-model-name",
-            "stories",
+            name,
             "--host",
             "127.0.0.1",
             "--port",
@@ -63,6 +70,7 @@ def server() -> Iterator[str]:
             "--enforce-eager",
             "--structured-outputs-config",
             '{"backend": "xgrammar", "disable_any_whitespace": true}',
+            *options,
         ],
         env=environment,
         start_new_session=True,
