@@ -5,15 +5,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
-from selfplay.config import load_recipe
-from selfplay.errors import SelfplayError
+from selfplay.errors import Interrupted, SelfplayError, Stopped
 from selfplay.verbs import Json, emit
 from selfplay.verbs.compare import compare
 from selfplay.verbs.judge import judge_app
+from selfplay.verbs.run import EXIT_CODES, RunArgument, bootstrap, print_table, run, stage
 from selfplay.verbs.runs import diff, note, prune, runs
 
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs. Ctrl-C in one of them is a sentence, where typer would print "Aborted" and leave with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was given."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
+
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,7 +35,6 @@ app = typer.Typer(
     help="Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.",
 )
 app.add_typer(judge_app, name="judge")
-RunArgument = Annotated[Path, typer.Argument(help="A run's directory, such as runs/quickstart.")]
 
 
 def main() -> None:
@@ -29,7 +42,8 @@ def main() -> None:
     try:
         app()
     except SelfplayError as error:
-        typer.echo(f"error: {error}", err=True)
+        asked_for = isinstance(error, Stopped | Interrupted)
+        typer.echo(str(error) if asked_for else f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -45,47 +59,8 @@ def init(
     typer.echo(f"wrote {file}; run it with: selfplay run {file}")
 
 
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as algorithm.steps=10."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and the work it implies.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Run a recipe; give the same command again to go on with a run that was stopped."""
-    loaded = load_recipe(recipe, overrides or [])
-    if dry_run:
-        from selfplay.preflight import check, work
-
-        check(loaded)
-        if as_json:
-            emit({"recipe": loaded.model_dump(mode="json"), "work": work(loaded)})
-        else:
-            import yaml
-
-            typer.echo(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-            for name, amount in work(loaded).items():
-                typer.echo(f"{name.replace('_', ' ')}: {'unknown' if amount is None else f'{amount:,}'}")
-        return
-    from selfplay.loop import run as run_loop
-
-    show(run_loop(loaded), as_json=as_json)
-
-
-@app.command()
-def bootstrap(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-) -> None:
-    """Make a recipe's start and no more: tokenizer, pretraining, fine-tuning."""
-    from selfplay.loop import run as run_loop
-
-    typer.echo(run_loop(load_recipe(recipe, overrides or []), only_start=True) / "iteration-000" / "policy")
+app.command(epilog=EXIT_CODES)(run)
+app.command(epilog=EXIT_CODES)(bootstrap)
 
 
 @app.command()
@@ -95,38 +70,19 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a run's iterations as a table, or the transcripts of one prompt side by side."""
+    if prompt is None:
+        print_table(directory, as_json)
+        return
     from rich.console import Console
 
     from selfplay.report import show as showing
 
-    console = Console(highlight=False)
-    if prompt is not None:
-        found = showing.transcripts(directory, prompt)
-        emit(found) if as_json else showing.print_transcripts(found, console)
-        return
-    rows = showing.iterations(directory)
-    if as_json:
-        emit(rows)
-        return
-    showing.print_iterations(rows, console)
-    typer.echo(f"run: {directory}")
-
-
-def _stage(name: str) -> Any:
-    def command(
-        directory: RunArgument,
-        iteration: Annotated[int, typer.Option("--iteration", "-i", min=1, help="Number of the iteration.")],
-    ) -> None:
-        from selfplay.loop import run_stage
-
-        typer.echo(run_stage(directory, name, iteration))
-
-    command.__doc__ = f"Run the stage `{name}` of one iteration alone."
-    return command
+    found = showing.transcripts(directory, prompt)
+    emit(found) if as_json else showing.print_transcripts(found, Console(highlight=False))
 
 
 for _name in ("generate", "label", "reward", "policy", "evaluate"):
-    app.command(_name)(_stage(_name))
+    app.command(_name)(stage(_name))
 
 
 @app.command()
@@ -157,19 +113,21 @@ def verify(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Print versions and devices, what is missing or clashes, and the line that mends it."""
+    """Print versions and devices, what is missing or clashes, and the line that mends it; exit code 1 on a problem."""
     from dataclasses import asdict
 
     from selfplay import doctor as doctoring
 
     findings = doctoring.diagnose()
+    code = int(any(finding.state == "problem" for finding in findings))
     if as_json:
         emit([asdict(finding) for finding in findings])
-        return
+        raise typer.Exit(code)
     for finding in findings:
         typer.echo(f"{finding.state:8} {finding.subject}: {finding.detail}")
         if finding.cure:
             typer.echo(f"{'':9}-> {finding.cure}")
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -1,4 +1,11 @@
-"""The errors that a user can do something about. The command line prints their message, without a traceback."""
+"""The errors that a user can do something about. The command line prints their message, without a traceback.
+
+Exit codes of `selfplay`: 0 done; 1 failed, or a check found a problem; 2 a mistake in a recipe, file or argument; 3 the run
+ended before its last iteration by its own rules; 75 stopped by a signal, the same command goes on; 130 Ctrl-C.
+"""
+
+ENDED_EARLY = 3
+"""Exit code of a run that the brake or the guard ended before its last iteration; `outcome.json` says why."""
 
 
 class SelfplayError(Exception):
@@ -23,3 +30,15 @@ class Diverged(SelfplayError):
 
 class EngineFailed(SelfplayError):
     """An engine's process died or no longer answers. What is finished is saved: the same command goes on."""
+
+
+class Stopped(SelfplayError):
+    """A signal asked to stop, and what was done is saved. The code is EX_TEMPFAIL: the same command goes on."""
+
+    exit_code = 75
+
+
+class Interrupted(SelfplayError):
+    """Ctrl-C. The code is that of a shell for a command that SIGINT ended."""
+
+    exit_code = 130

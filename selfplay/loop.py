@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from selfplay import stopping
 from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
@@ -56,7 +57,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
 @contextmanager
 def open_run(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], list[Prompt]]) -> Iterator[RunContext]:
     """A run as its stages get it, with trackers that know all that is on disk; closed at the end."""
-    settle_libraries(recipe)
+    settle_libraries(recipe.threads)
     settings = recipe.model_dump(mode="json")
     with (
         closing(Tracker(recipe.report_to, files.path, recipe.name, settings)) as tracker,
@@ -122,7 +123,11 @@ def learn_reward(run: RunContext, iteration: int) -> bool:
 
 
 def ensure_stage(run: RunContext, iteration: int, name: str, stage: ModuleType, *extra: int) -> None:
-    """Run one stage if it is not done; raises ConfigError if it was done from something else than what is there now."""
+    """Run one stage if it is not done; raises ConfigError if it was done from something else than what is there now.
+
+    Raises Stopped, between stages and within them, if a signal asked to stop.
+    """
+    stopping.check()
     made_from = stage.fingerprint(run, iteration, *extra)
     run.files.recover(iteration, name, made_from)
     if run.files.finished(iteration, name):
@@ -221,7 +226,7 @@ def conclude(run: RunContext, stopped: str) -> None:
     log(f"report: {write_report(run.files.path)}")
 
 
-def settle_libraries(recipe: Recipe) -> None:
+def settle_libraries(threads: int | None) -> None:
     """Threads, determinism, and no chatter: what matters is said by us."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -231,8 +236,8 @@ def settle_libraries(recipe: Recipe) -> None:
     import torch
     import transformers
 
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
+    if threads:
+        torch.set_num_threads(threads)
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -16,6 +16,7 @@ ORDER = (
     "selfplay.errors",
     "selfplay.records",
     "selfplay.progress",
+    "selfplay.stopping",
     "selfplay.storage",
     "selfplay.config",
     "selfplay.objects",

@@ -1,6 +1,8 @@
 """The command line: a user's mistake is exit code 2 and one sentence; results go to standard output, all else does not."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,9 @@ from tiny_run import write_recipe
 
 from selfplay.cli import main
 from selfplay.config import load_recipe
+from selfplay.errors import ENDED_EARLY, ConfigError, Interrupted, SelfplayError, Stopped
+from selfplay.guard.selection import Assessment
+from selfplay.storage.files import read_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,6 +172,50 @@ def test_a_stage_alone_that_is_done_is_left_as_it_is_and_one_too_early_is_refuse
 def test_a_changed_recipe_on_an_old_run_is_refused(command: Command, tiny_run: Path, tmp_path: Path) -> None:
     code, _, err = command("run", write_recipe(tmp_path), f"output={tiny_run}", "algorithm.steps=4")
     assert code == 2 and "algorithm.steps: 3 -> 4" in err and "`output=...` to begin another run" in err
+
+
+def test_a_problem_that_doctor_finds_is_exit_code_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from selfplay import doctor
+
+    assert command("doctor").code == 0
+    problem = doctor.Finding("trl", "problem", "trl 1.0 is not ==1.16.0", "pip install trl==1.16.0")
+    monkeypatch.setattr(doctor, "diagnose", lambda: [doctor.Finding("GPU", "note", "none"), problem])
+    plain, as_json = command("doctor"), command("doctor", "--json")
+    assert plain.code == 1 and plain.out.endswith("-> pip install trl==1.16.0\n")
+    assert as_json.code == 1 and json.loads(as_json.out)[1]["state"] == "problem"
+
+
+RULES = {
+    "the brake": ("selfplay.loop.learn_reward", lambda run, iteration: False, "is not better than chance"),
+    "the guard": (
+        "selfplay.guard.selection.assess_run",
+        lambda run: Assessment(best_iteration=0, reason="", alarms=(), audited=False, stop=True),
+        "raised a severe alarm",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_that_ended_by_its_own_rules_is_exit_code_3(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path, rule: str
+) -> None:
+    """The finished tiny run given again, once as it is and once under a rule that now ends it."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    again = ("run", copy / "config.yaml", f"output={copy}")
+    assert command(*again).code == 0 and read_json(copy / "outcome.json")["stopped"] is None
+    where, what, reason = RULES[rule]
+    monkeypatch.setattr(where, what)
+    ended = command(*again)
+    assert ended.code == 3 and ended.out.splitlines()[-1] == f"run: {copy}"
+    assert reason in read_json(copy / "outcome.json")["stopped"]
+    assert command(*again, "--json").code == 3
+
+
+def test_the_help_of_run_has_every_exit_code(command: Command) -> None:
+    said = command("run", "--help").out
+    codes = {int(code) for code in re.findall(r"^ +(\d+) ", said.partition("Exit codes:")[2], re.MULTILINE)}
+    errors = (SelfplayError, ConfigError, Stopped, Interrupted)
+    assert codes == {0, ENDED_EARLY, *(error.exit_code for error in errors)}
 
 
 def test_doctor_as_json(command: Command) -> None:

@@ -7,6 +7,7 @@ an answer that nobody is left to give.
 
 import contextlib
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -118,6 +119,9 @@ class Watchdog:
                 process.kill()
 
     def _work(self) -> None:
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, {signal.SIGUSR1}
+        )  # nor do the processes that a call starts get SLURM's
         while (call := self._calls.get()) is not None:
             call.run()
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from selfplay import stopping
 from selfplay.config import PPO, Sampling
 from selfplay.distributed.collectives import all_gather, all_reduce, broadcast, init_process_group, rank, world_size
 from selfplay.engines import Engine
@@ -133,17 +134,20 @@ class PPOTrainer:
         }
 
     def train(self) -> None:
-        """Run the steps that are left; resumes from `directory` if a checkpoint is there."""
+        """Run the steps that are left, from the checkpoint in `directory` if there is one; see `selfplay.stopping`."""
         self._resume()
         try:
             while self.steps_done < self.config.steps:
                 row = self._step(self.steps_done)
                 self.steps_done += 1
-                last = self.steps_done == self.config.steps
-                if self.directory is not None and (last or self.steps_done % self.config.checkpoint_every == 0):
+                asked = any(all_gather(stopping.requested()))  # a signal need not reach all processes in the same step
+                due = self.steps_done == self.config.steps or self.steps_done % self.config.checkpoint_every == 0
+                if self.directory is not None and (asked or due):
                     self._save()
                 if self.on_step is not None and rank() == 0:
                     self.on_step(row)
+                if asked and self.directory is not None:
+                    raise stopping.stopped()
         finally:
             self.sampler.close()
 

@@ -12,6 +12,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
+from selfplay import stopping
 from selfplay.config import Optimisation
 from selfplay.errors import Diverged
 from selfplay.models import encode_prompt
@@ -54,7 +55,7 @@ def trainer_options(
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
-        "logging_steps": 10,
+        "logging_steps": 1,  # so that no loss waits to be averaged wherever a training is stopped
         "logging_nan_inf_filter": False,  # which would log the mean of the losses before instead
         "disable_tqdm": True,
         "save_only_model": False,
@@ -71,19 +72,15 @@ def one_device(arguments: Any) -> Any:
 
 
 class Watcher(TrainerCallback):
-    """Moves a meter, publishes each checkpoint, and stops a training whose loss is not a number.
-
-    A checkpoint's step is logged too, so that no loss of the steps before it is still waiting to be averaged: what is
-    logged after a resume is what would have been logged without the kill.
-    """
+    """Moves a meter, publishes each checkpoint, and stops a training whose loss is not a number, or that a signal stops."""
 
     def __init__(self, bar: Meter, label: str, directory: Path) -> None:
         self.bar, self.label, self.directory = bar, label, directory
         self.note = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count an optimizer step."""
-        control.should_log = control.should_log or control.should_save
+        """Count an optimizer step, and ask for a checkpoint behind it if a signal asked to stop."""
+        control.should_save = control.should_save or stopping.requested()
         self.bar.advance(state.global_step - self.bar.done, self.note)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -100,15 +97,17 @@ class Watcher(TrainerCallback):
             self.note = f"loss {logs['loss']:.3f}"
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put a checkpoint that is now written in its place."""
+        """Put a checkpoint that is now written in its place. Raises Stopped if a signal asked to stop."""
         publish(self.directory, state.global_step)
+        stopping.check()
 
 
 def train_or_load(trainer: Any, directory: Path, label: str) -> list[dict[str, float]]:
     """Train a trainer's model in place to its last step, and return what was logged, the same after any kills.
 
     A killed training goes on from its last complete checkpoint under `directory`; of one that had come to its end, the
-    result is loaded. Raises Diverged for a loss that is not a number, NotWritten where the disk refuses a checkpoint.
+    result is loaded. Raises Diverged for a loss that is not a number, NotWritten where the disk refuses a checkpoint, Stopped
+    where a signal asked to stop, behind a checkpoint of the step that was under way.
     """
     checkpoint, steps = newest(directory), trainer.args.max_steps
     if checkpoint is not None and step_of(checkpoint) == steps:

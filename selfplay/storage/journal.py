@@ -6,6 +6,7 @@ from typing import Any
 
 import xxhash
 
+from selfplay import stopping
 from selfplay.storage import durable
 from selfplay.storage.checksums import Damaged
 
@@ -32,9 +33,10 @@ class Journal:
                 whole += len(line)
 
     def append(self, key: str, rows: list[Any]) -> None:
-        """Add a batch and force it to disk. Raises NotWritten."""
+        """Add a batch and force it to disk. Raises NotWritten, and Stopped behind it if a signal asked to stop."""
         durable.append(self.path, line_of(key, rows))
         self.batches[key] = rows
+        stopping.check()
 
 
 def line_of(key: str, rows: list[Any]) -> str:

@@ -1,5 +1,6 @@
 """The watchdog over ordinary processes: what dies or hangs is named, soon, and nothing else is touched."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -110,3 +111,13 @@ def test_what_interrupts_the_caller_ends_a_call_under_way(start: Callable[[], An
         dog.call("a long wait", lambda: time.sleep(120))
     dog.end(process.terminate)
     assert process.wait(10) != 0
+
+
+def test_the_warning_of_slurm_does_not_end_the_processes_of_an_engine(start: Callable[[], Any]) -> None:
+    """Sent to a whole job, it asks us to save; without a handler it would end an engine that is still needed for that."""
+    dog, process = watching(start)
+    process.send_signal(signal.SIGUSR1)
+    assert dog.call("a sum", lambda: 1 + 1) == 2 and process.poll() is None
+    assert "SIGUSR1" not in str(signal.pthread_sigmask(signal.SIG_BLOCK, ())), "only the engine's thread is deaf to it"
+    dog.end(process.terminate)
+    assert process.wait(10) == -signal.SIGTERM

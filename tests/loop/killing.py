@@ -1,4 +1,4 @@
-"""Runs a function in a process of its own that dies by SIGKILL at a chosen moment: the nth call of a named function."""
+"""Runs a function in a process of its own that gets a signal at a chosen moment: the nth call of a named function."""
 
 import importlib
 import multiprocessing
@@ -24,13 +24,16 @@ HEAVY = [
 class Moment(NamedTuple):
     """Just before the `call`-th call of `module`.`name`, a function or a method such as "Journal.append".
 
-    The process is killed there, or with `full` can write no file of more than 500 bytes from there on.
+    The process gets `signal` there (as often as `times` says), or with `full` can write no file of more than 500 bytes
+    from there on.
     """
 
     module: str
     name: str
     call: int
     full: bool = False
+    signal: int = signal.SIGKILL
+    times: int = 1
 
 
 def end_at(moment: Moment) -> None:
@@ -48,7 +51,8 @@ def end_at(moment: Moment) -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
         elif calls == moment.call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            for _ in range(moment.times):
+                os.kill(os.getpid(), moment.signal)
         return original(*arguments, **options)
 
     setattr(owner, leaf, counting)
@@ -91,3 +95,11 @@ def run_recipe(recipe: Path, overrides: list[str], only_start: bool = False) -> 
 def run_in_process(recipe: Path, overrides: list[str], moment: Moment | None = None, only_start: bool = False) -> int:
     """Exit code of a run in a process of its own."""
     return in_process(run_recipe, recipe, overrides, only_start, moment=moment)
+
+
+def selfplay(*words: object) -> None:
+    """Give a command to `selfplay`, which leaves with its exit code."""
+    from selfplay.cli import main
+
+    sys.argv = ["selfplay", *map(str, words)]
+    main()

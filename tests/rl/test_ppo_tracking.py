@@ -59,7 +59,7 @@ def test_the_stage_counts_the_steps_of_earlier_iterations(tiny_run: Path, tmp_pa
     shutil.rmtree(directory / "iteration-002/policy")
     files = RunDirectory(directory)
     recipe = files.recipe().model_copy(update={"output": str(directory)})
-    settle_libraries(recipe)
+    settle_libraries(recipe.threads)
     tracker = Tracker(["tensorboard"], directory, "title")
     policy.run(RunContext(recipe, files, *check(recipe), tracker=tracker), 2)
     tracker.close()

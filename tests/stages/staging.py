@@ -29,5 +29,5 @@ def open_run(directory: Path, **changes: Any) -> RunContext:
         for key, value in changes.items()
     }
     recipe = recipe.model_copy(update={"output": str(directory), **updates})
-    settle_libraries(recipe)
+    settle_libraries(recipe.threads)
     return RunContext(recipe, files, *check(recipe))

@@ -1,0 +1,117 @@
+"""`selfplay run` and its parts: a whole recipe, its start, or one stage of one iteration.
+
+Each saves what it did and stops where a signal asks for it (`selfplay.stopping`).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from selfplay.config import Recipe, load_recipe
+from selfplay.errors import ENDED_EARLY
+from selfplay.stopping import listening
+from selfplay.verbs import Json, emit
+
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run's directory, such as runs/quickstart.")]
+EXIT_CODES = """\b
+Exit codes:
+  0    the run came to its end
+  1    it failed: a judge was given up, training diverged, an engine died
+  2    a mistake in the recipe, a file or an argument
+  3    it ended before its last iteration by its own rules (see outcome.json):
+       a reward model no better than chance, or a severe alarm
+  75   stopped by SIGTERM or SIGUSR1, with all saved: the same command goes on
+  130  stopped by Ctrl-C: the same command goes on"""
+
+
+def run(
+    recipe: RecipeArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as algorithm.steps=10."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and the work it implies.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe; give the same command again to go on with a run that was stopped."""
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        _print_work(loaded, as_json)
+    else:
+        directory = run_to_its_end(loaded)
+        print_table(directory, as_json)
+        leave_with_outcome(directory)
+
+
+def _print_work(recipe: Recipe, as_json: bool) -> None:
+    """Print a resolved recipe and how much work it is. Raises ConfigError for one that cannot work."""
+    from selfplay.preflight import check, work
+
+    check(recipe)
+    if as_json:
+        emit({"recipe": recipe.model_dump(mode="json"), "work": work(recipe)})
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    for name, amount in work(recipe).items():
+        typer.echo(f"{name.replace('_', ' ')}: {'unknown' if amount is None else f'{amount:,}'}")
+
+
+def run_to_its_end(recipe: Recipe, only_start: bool = False) -> Path:
+    """Run a recipe, stop politely where a signal asks for it, and return the run's directory."""
+    with listening():
+        from selfplay.loop import run as run_loop
+
+        return run_loop(recipe, only_start)
+
+
+def leave_with_outcome(directory: Path) -> None:
+    """Leave with code 3 if a run ended before its last iteration by its own rules."""
+    from selfplay.loop import outcome
+
+    if outcome(directory)["stopped"]:
+        raise typer.Exit(ENDED_EARLY)
+
+
+def print_table(directory: Path, as_json: bool = False) -> None:
+    """Print a run's iterations, one row each."""
+    from rich.console import Console
+
+    from selfplay.report import show
+
+    rows = show.iterations(directory)
+    if as_json:
+        emit(rows)
+        return
+    show.print_iterations(rows, Console(highlight=False))
+    typer.echo(f"run: {directory}")
+
+
+def bootstrap(
+    recipe: RecipeArgument,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Make a recipe's start and no more: tokenizer, pretraining, fine-tuning."""
+    directory = run_to_its_end(load_recipe(recipe, overrides or []), only_start=True)
+    typer.echo(directory / "iteration-000" / "policy")
+
+
+def stage(name: str) -> Any:
+    """Return the verb that runs one stage alone."""
+
+    def command(
+        directory: RunArgument,
+        iteration: Annotated[int, typer.Option("--iteration", "-i", min=1, help="Number of the iteration.")],
+    ) -> None:
+        with listening():
+            from selfplay.loop import run_stage
+
+            typer.echo(run_stage(directory, name, iteration))
+
+    command.__doc__ = f"Run the stage `{name}` of one iteration alone."
+    return command
