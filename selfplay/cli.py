@@ -9,7 +9,9 @@ import typer.core
 
 from selfplay.errors import Interrupted, SelfplayError, Stopped
 from selfplay.verbs import Json, emit
+from selfplay.verbs.chat import chat
 from selfplay.verbs.compare import compare
+from selfplay.verbs.demo import demo
 from selfplay.verbs.judge import judge_app
 from selfplay.verbs.run import EXIT_CODES, RunArgument, bootstrap, print_table, run, stage
 from selfplay.verbs.runs import diff, note, prune, runs
@@ -59,6 +61,7 @@ def init(
     typer.echo(f"wrote {file}; run it with: selfplay run {file}")
 
 
+app.command(epilog=EXIT_CODES)(demo)
 app.command(epilog=EXIT_CODES)(run)
 app.command(epilog=EXIT_CODES)(bootstrap)
 
@@ -155,6 +158,7 @@ def report(
 
 
 app.command()(compare)
+app.command()(chat)
 for _verb in (runs, diff, note, prune):
     app.command()(_verb)
 

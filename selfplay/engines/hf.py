@@ -6,7 +6,7 @@ leave the batch. Left out: admitting new rows into a running batch (vLLM does th
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy
@@ -119,29 +119,47 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        rows = []
-        for prompt in prompts:
-            ids = encode_prompt(self.tokenizer, prompt)
-            if limit is not None and len(ids) + sampling.max_tokens > limit:
-                raise ConfigError(
-                    f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
-                    f"{sampling.max_tokens} that is more than the model's context of {limit}: shorten one"
-                )
-            rows += [Row(prompt, index, ids) for index in range(sampling.n)]
-        stop_ids = self.stop_ids | special_tokens(self.tokenizer, sampling.stop)
+        rows = [row for prompt in prompts for row in self._rows(prompt, sampling)]
         training = self.model.training
         self.model.eval()
         by_length = sorted(rows, key=lambda row: len(row.prompt_ids))
         for start in range(0, len(by_length), self.batch_size):
-            self._decode_batch(by_length[start : start + self.batch_size], sampling, stop_ids)
+            for _ in self._decode_batch(by_length[start : start + self.batch_size], sampling):
+                pass
         self.model.train(training)
         finished = [self._completion(row, sampling) for row in rows]
         return [finished[start : start + sampling.n] for start in range(0, len(finished), sampling.n)]
 
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """Yield a completion's text so far, whenever it has grown; the last is the text that `generate` gives.
+
+        A character of which only the first bytes have been sampled is held back. Raises ConfigError for a prompt too long.
+        """
+        rows, shown = self._rows(prompt, sampling.model_copy(update={"n": 1})), ""
+        for _ in self._decode_batch(rows, sampling):
+            text = decode(self.tokenizer, rows[0].token_ids, sampling.stop)
+            if text.startswith(shown) and text != shown and not text.endswith("\ufffd"):
+                shown = text
+                yield text
+        whole = decode(self.tokenizer, rows[0].token_ids, sampling.stop)
+        if whole != shown:
+            yield whole
+
+    def _rows(self, prompt: Prompt, sampling: Sampling) -> list[Row]:
+        """The completions of a prompt that are to be made. Raises ConfigError if they may not fit the model's context."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        ids = encode_prompt(self.tokenizer, prompt)
+        if limit is not None and len(ids) + sampling.max_tokens > limit:
+            raise ConfigError(
+                f"prompt {prompt.id!r} has {len(ids)} tokens, and with sampling.max_tokens "
+                f"{sampling.max_tokens} that is more than the model's context of {limit}: shorten one"
+            )
+        return [Row(prompt, index, ids) for index in range(sampling.n)]
+
     @torch.inference_mode()
-    def _decode_batch(self, rows: list[Row], sampling: Sampling, stop_ids: frozenset[int]) -> None:
-        """Fill the rows' tokens and log-probabilities, all of them one step at a time."""
+    def _decode_batch(self, rows: list[Row], sampling: Sampling) -> Iterator[None]:
+        """Fill the rows' tokens and log-probabilities, all of them one step at a time; yields behind each step."""
+        stop_ids = self.stop_ids | special_tokens(self.tokenizer, sampling.stop)
         where = self.model.device
         ids, prompt_mask, positions = left_pad([row.prompt_ids for row in rows], self.tokenizer.pad_token_id, where)
         width, lengths = ids.shape[1], prompt_mask.sum(1)
@@ -165,6 +183,7 @@ class TransformersEngine:
             tokens = draw(logprobs, random[:, step]) if sampling.temperature else logprobs.argmax(-1)
             chosen = logprobs.gather(1, tokens.unsqueeze(-1)).squeeze(-1)
             self._append(active, tokens.tolist(), chosen.tolist(), sampling, stop_ids)
+            yield
             going = [place for place, row in enumerate(active) if not row.finished]
             if not going:
                 return

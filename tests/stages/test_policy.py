@@ -1,6 +1,7 @@
 """The policy stage on a real tiny run: adapters, the engine's batch, and the checkpoint that it leaves."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def test_rollouts_keep_to_the_engines_batch(copied: Path, tmp_path: Path, monkey
     sizes = []
     decode_batch = TransformersEngine._decode_batch
 
-    def spy(engine: TransformersEngine, rows: list[Any], *more: Any) -> None:
+    def spy(engine: TransformersEngine, rows: list[Any], *more: Any) -> Iterator[None]:
         sizes.append(len(rows))
-        decode_batch(engine, rows, *more)
+        return decode_batch(engine, rows, *more)
 
     monkeypatch.setattr(TransformersEngine, "_decode_batch", spy)
     train(copied, tmp_path, engine={"batch_size": 6})
