@@ -1,4 +1,4 @@
-# `make quickstart` needs Python 3.11 or newer and make; `make test` needs Chromium too, for the report's test.
+# `make demo` and `make quickstart` need Python 3.11 or newer and make; `make test` needs Chromium too, for the report's test.
 # Everything is installed into .venv, once; it is installed again when pyproject.toml changes.
 # `make test-avx2` runs the tests that train with the instructions of another processor, `make test-portable` everything
 # with those of two others, and the tests that train with five seeds. `make docs` builds the site into build/docs.
@@ -15,7 +15,10 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: quickstart test test-avx2 test-portable lint docs bench clean
+.PHONY: demo quickstart test test-avx2 test-portable lint docs bench clean
+
+demo: .venv/installed-base
+	.venv/bin/selfplay demo
 
 quickstart: .venv/installed-base
 	.venv/bin/selfplay run runs/quickstart.yaml

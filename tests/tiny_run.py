@@ -3,12 +3,14 @@
     recipe = write_recipe(folder)                  # tiny.yaml, and its judge in two files beside it
     directory = make_run(folder)                   # the recipe, run to its end
 
-The judge is a rule that a reward model learns from 130 pairs, so that the run gets past the brake on reward models that
-are no better than chance. The fixture `tiny_run` (conftest.py) makes one such run for the whole suite.
+It is the recipe of `selfplay demo` with a judge of its own, a rule that a reward model learns from 130 pairs, so that the run
+gets past the brake on reward models that are no better than chance. The
+fixture `tiny_run` (conftest.py) makes one such run for the whole suite.
 """
 
 from pathlib import Path
-from textwrap import dedent
+
+from selfplay.verbs.demo import RECIPE
 
 JUDGE = """\
 name: tiny
@@ -35,27 +37,9 @@ def is_short(prompt, response):
 
 def tiny_recipe(judge: Path) -> str:
     """The recipe as YAML; `judge` is its judge's file."""
-    return dedent(f"""\
-        description: The loop at its smallest, for tests.
-        iterations: 2
-        threads: 1
-        policy:
-          bootstrap:
-            documents: 600
-            vocabulary: 400
-            architecture: {{layers: 2, hidden_size: 64, heads: 2, intermediate_size: 128, context: 192}}
-            pretrain: {{steps: 40, batch_size: 16}}
-            sft: {{count: 600, training: {{steps: 40, batch_size: 16, learning_rate: 2e-3}}}}
-        prompts:
-          train: {{source: stories, limit: 128}}
-          heldout: {{source: stories, split: heldout, limit: 32}}
-        sampling: {{max_tokens: 64}}
-        engine: {{batch_size: 96}}
-        generate: {{prompts: 64, completions: 3}}
-        judge: {{file: {judge}}}
-        reward: {{learning_rate: 3e-3, batch_size: 16, epochs: 2, heldout_share: 0.3}}
-        algorithm: {{steps: 3, episodes: 32, minibatches: 2, checkpoint_every: 1}}
-        """)
+    text = RECIPE.read_text()
+    assert text.count("file: short-and-finished") == 1
+    return text.replace("file: short-and-finished", f"file: {judge}")
 
 
 def write_recipe(folder: Path) -> Path:
