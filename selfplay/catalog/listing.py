@@ -144,7 +144,7 @@ def table_of(found: list[Listing]) -> tuple[tuple[str, ...], list[tuple[str, ...
                 "-" if one.iterations is None else f"{one.iterations} of {one.wanted}",
                 "-" if one.best is None else str(one.best or "start"),
                 rate,
-                one.measured_by or "-",
+                Path(one.measured_by).stem or "-",
                 one.name,
                 _age(one.age),
                 size_text(one.bytes),
