@@ -17,7 +17,7 @@ from misbehaving import HOSTILE, serving, url
 from selfplay.config import Endpoint, Sampling
 from selfplay.engines.endpoint_calls import Usage, cost_of, read_usage, request_body, worst_cost
 from selfplay.engines.ledger import Ledger
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, JudgeStopped
 
 PRICES = {"input_price": 10.0, "output_price": 30.0}
 TWENTY = Sampling(max_tokens=20)
@@ -137,7 +137,7 @@ def test_answers_that_could_not_be_read_are_not_forgotten_at_a_restart(tmp_path:
         for run in (1, 2):
             ledger = Ledger(tmp_path / "spending.jsonl")
             judge, pairs = judge_and_pairs(server, tmp_path / "cache.sqlite", 2, ledger, output_price=100.0)
-            with pytest.raises(ConfigError, match="no verdict on 4 of 4"):
+            with pytest.raises(JudgeStopped, match="no verdict on 4 of 4"):
                 judge.judge(pairs)
             assert Ledger(tmp_path / "spending.jsonl").total == pytest.approx(4e-3 * run, abs=1e-12)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from faults import engine_processes, kill_engine
+from engine_faults import engine_processes, kill_engine
 from test_vllm import PROMPTS, llama, write_checkpoint
 from tiny_run import write_recipe
 
@@ -74,7 +74,7 @@ def test_an_engine_that_no_longer_answers_ends_at_the_limit(engine: VllmEngine) 
 
 SCRIPT = """
 import os, sys
-from faults import kill_engine
+from engine_faults import kill_engine
 from selfplay import cli
 from selfplay.engines.vllm import VllmEngine
 
