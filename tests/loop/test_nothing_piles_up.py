@@ -102,7 +102,7 @@ def test_twenty_killed_runs_leave_nothing_behind(tiny_run: Path, tmp_path: Path)
     shutil.copytree(tiny_run, directory, symlinks=True)
     shutil.rmtree(directory / stage)
     moments = [
-        Moment("selfplay.stages.policy", "PPOTrainer", 1),
+        Moment("selfplay.rl.trainer", "PPOTrainer.train", 1),
         Moment("selfplay.rl.trainer", "PPOTrainer._learn", 1),
         Moment("selfplay.rl.checkpoint", "write_sealed", 1),
         Moment("selfplay.storage.durable", "_sync", 2),

@@ -30,7 +30,7 @@ MOMENTS = {
     "policy": [
         Moment("selfplay.rl.trainer", "save_checkpoint", 2),
         Moment("selfplay.rl.checkpoint", "write_sealed", 1),
-        Moment("selfplay.stages.policy", "save", 1),
+        Moment("transformers.modeling_utils", "PreTrainedModel.save_pretrained", 1),
     ],
     "evaluate": [
         Moment("selfplay.storage.journal", "Journal.append", 1),
