@@ -31,9 +31,9 @@ from selfplay.storage.checksums import (
     read_sealed,
     write_sealed,
 )
-from selfplay.storage.files import hash_of, json_lines, read_json, read_json_lines
-from selfplay.storage.journal import line_of
+from selfplay.storage.files import hash_of, json_lines, read_json_lines
 from selfplay.storage.provenance import changes, provenance
+from selfplay.storage.upgrade import upgrade_settings, upgrade_unfinished
 
 FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations")
 """Settings that may change on a run that has begun: none of them changes what its finished stages made."""
@@ -101,7 +101,8 @@ class RunDirectory:
         """Raise ConfigError if a finished stage was made from something else than what is there now, Damaged if cut."""
         folder = self.stage(number, name)
         check_sizes(folder)
-        if self.manifest(number, name)["fingerprint"] != fingerprint:
+        manifest = self.manifest(number, name)
+        if "checks" in manifest and manifest["fingerprint"] != fingerprint:  # those of format 1 were made otherwise
             raise ConfigError(
                 f"{folder} was made with other settings or from other files than those there now; delete "
                 f"it and the stages after it to make them again, or give another `output`"
@@ -141,7 +142,7 @@ class RunDirectory:
     def _take_up(self, partial: Path, fingerprint: str) -> float:
         """Make a stage's partial folder ready to be written into; returns the seconds spent on it before."""
         begun = partial / WORK / "begun.json"
-        _from_format_1(partial)
+        upgrade_unfinished(partial, partial / WORK, fingerprint)
         if begun.is_file():
             known = read_sealed(begun)
             if known["fingerprint"] == fingerprint:
@@ -211,12 +212,16 @@ class RunDirectory:
 
     def recipe(self) -> Recipe:
         """Return the recipe that this run was begun with. Raises ConfigError if there is no run here, Damaged."""
-        file = self.path / "config.yaml"
+        return validate(Recipe, self.settings(), str(self.path / "config.yaml"))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what config.yaml holds, as it is written today. Raises as `config_text`, and Damaged if it is not YAML."""
         try:
-            tree = yaml.safe_load(self.config_text())
+            found = yaml.safe_load(self.config_text())
         except yaml.YAMLError as error:
-            raise Damaged(file, f"it is not YAML ({' '.join(str(error).split())[:80]})") from None
-        return validate(Recipe, tree, str(file))
+            problem = f"it is not YAML ({' '.join(str(error).split())[:80]})"
+            raise Damaged(self.path / "config.yaml", problem) from None
+        return found if "format" in self.provenance() or not isinstance(found, dict) else upgrade_settings(found)
 
     def config_text(self) -> str:
         """Return the text of config.yaml. Raises ConfigError if there is no run here, Damaged if it was changed."""
@@ -268,6 +273,11 @@ class RunDirectory:
         file, told = self.path / "config.yaml", self.provenance()
         if file.is_file():
             differing = differences(self.recipe().model_dump(), recipe.model_dump())
+            if "format" not in told:
+                log(
+                    "  this run was begun by an earlier version: its finished stages are taken as they are, without "
+                    "comparing what they were made from"
+                )
             if differing:
                 raise ConfigError(
                     f"{str(self.path)!r} was begun with other settings: {'; '.join(differing)}. Give the old values to go "
@@ -316,21 +326,6 @@ def place(name: str) -> tuple[bool, int, int]:
     base, _, extra = name.partition("-extra-")
     at = ORDER.index(base)
     return at >= ORDER.index("policy"), int(extra or 0), at
-
-
-def _from_format_1(partial: Path) -> None:
-    """Bring what a stage of the format before left unfinished into the form of today: `work`, checksums of journals."""
-    begun, work = partial / "begun.json", partial / WORK
-    if not begun.is_file():
-        return
-    work.mkdir(exist_ok=True)
-    for journal in [*partial.glob("journal*.jsonl"), *partial.glob("opponents.jsonl")]:
-        batches = read_json_lines(journal)
-        durable.write(work / journal.name, "".join(line_of(one["key"], one["rows"]) for one in batches))
-        durable.remove(journal)
-    known = read_json(begun)
-    write_sealed(work / "begun.json", {"fingerprint": known["fingerprint"], "seconds": known["seconds"]})
-    durable.remove(begun)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -11,8 +11,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from selfplay.results.notes import read_notes
 from selfplay.results.run import Iteration, Match, RunData, Spent, TrainingPair
 from selfplay.rundir import RunDirectory
@@ -33,7 +31,7 @@ def read_run(path: str | Path) -> RunData:
     return RunData(
         path=directory.path,
         config_text=config_text,
-        config=yaml.safe_load(config_text) or {},
+        config=directory.settings() or {},
         provenance=directory.provenance(),
         outcome=read_sealed(outcome) if (outcome := directory.path / "outcome.json").is_file() else {},
         spent=tuple(_spent(directory.path / "judge_cache.sqlite")),
