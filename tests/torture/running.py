@@ -17,7 +17,7 @@ from typing import Any
 from tiny_project import asked
 
 from selfplay.config import load_recipe
-from selfplay.errors import ConfigError
+from selfplay.errors import SelfplayError
 from selfplay.rundir import RunDirectory
 from selfplay.storage import durable
 from selfplay.storage.files import read_json, read_json_lines
@@ -71,6 +71,7 @@ def import_what_a_run_imports(project: Path) -> End:
     for name in names.read_text().splitlines():
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # kept
     gc.freeze()  # else each collection in a forked process walks, and copies, all that was imported
     return end
 
@@ -126,7 +127,7 @@ def _child(project: Path, log: Path, fault: Callable[[], None] | None, overrides
             fault()
         run(load_recipe(Path("tiny.yaml"), ["output=run", *overrides]))
         code = 0
-    except ConfigError as error:
+    except SelfplayError as error:
         os.write(2, f"error: {error}\n".encode())
         code = SENTENCE
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Hurts a thousand tiny runs, and prints what became of them. `make torture` runs it in full.
 
-    python tests/torture/torture.py [--faults N] [--workers N] [--seed N] [--only KIND]
+    python tests/torture/torture.py [--faults N] [--workers N] [--seed N] [--only KIND] [--log FILE]
 
 Each run is a process forked from this one, so it takes a second or two. A fault must end in one of two ways: the next start
 of the same recipe leaves, bit for bit, what a run without faults leaves; or it refuses with one sentence, and what the
@@ -17,8 +17,9 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from faults import EXACT, KINDS, OTHER, REFUSED, Case, Known, Outcome, die
+from faults import EXACT, KINDS, OTHER, REFUSED, Known, Outcome, die
 from running import at_call, copy_project, import_what_a_run_imports, result, start, warm_up
 from tiny_project import write_project
 
@@ -54,58 +55,71 @@ def prepare(home: Path, stops: int) -> Known:
     return known
 
 
-def plan(known: Known, faults: int | None, only: str | None) -> list[tuple[Case, int]]:
-    """The cases to try: all, or `faults` of them spread over the kinds."""
-    cases = []
-    for kind, (case, count) in KINDS.items():
-        if only is None or kind == only:
-            cases += [(case, number) for number in range(count or len(known.calls))]
+def plan(known: Known, faults: int | None, only: str | None) -> list[tuple[str, int]]:
+    """The cases to try: all, or `faults` of them spread over the kinds; mixed, so that a part tells of the whole."""
+    cases = [
+        (kind, number)
+        for kind, (_, count) in KINDS.items()
+        if only is None or kind == only
+        for number in range(count or len(known.calls))
+    ]
     if faults is not None and faults < len(cases):
-        return [cases[int(number * len(cases) / faults)] for number in range(faults)]
+        cases = [cases[int((number + 0.5) * len(cases) / faults)] for number in range(faults)]
+    random.Random(0).shuffle(cases)
     return cases
 
 
-def work(known: Known, cases: list[tuple[Case, int]], seed: int, worker: int, workers: int, out: Path) -> None:
-    """Try every `workers`th case, and write the outcomes as JSON lines."""
-    with open(out, "w", encoding="utf-8") as file:
-        for place in range(worker, len(cases), workers):
-            case, number = cases[place]
-            folder = known.home / f"case-{place}"
+def work(known: Known, cases: list[tuple[str, int]], seed: int, out: Path, parent: int) -> None:
+    """Try cases, and write each outcome as a line of JSON, until all are done or the parent is gone."""
+    with open(out, "a", encoding="utf-8") as file:
+        for kind, number in cases:
+            if os.getppid() != parent:
+                return
+            folder = known.home / f"{kind} {number}"
             try:
-                outcome = case(folder, known, number, random.Random(f"{seed}/{place}"))
+                outcome = KINDS[kind][0](folder, known, number, random.Random(f"{seed}/{kind}/{number}"))
             except Exception as error:
-                outcome = Outcome(
-                    getattr(case, "__name__", "case"), f"case {place}", OTHER, f"{type(error).__name__}: {error}"
-                )
-            file.write(json.dumps(vars(outcome)) + "\n")
+                outcome = Outcome(kind, f"number {number}", OTHER, f"{type(error).__name__}: {error}")
+            file.write(json.dumps({**vars(outcome), "kind": kind, "number": number}) + "\n")
             file.flush()
             if outcome.came == OTHER:
-                print(f"OTHER: {outcome.kind}, {outcome.detail}: {outcome.note}\n", flush=True)
+                print(f"OTHER: {kind} {number}, {outcome.detail}: {outcome.note}\n", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def torture(
-    home: Path, faults: int | None = None, workers: int = 1, seed: int = 0, only: str | None = None
+    home: Path,
+    faults: int | None = None,
+    workers: int = 1,
+    seed: int = 0,
+    only: str | None = None,
+    log: Path | None = None,
 ) -> list[Outcome]:
-    """Try the faults and return what became of each."""
+    """Try the faults and return what became of each; those that `log` knows of already are not tried again."""
+    log = log or home / "outcomes.jsonl"
     known = prepare(home, stops=24 if faults is None else 4)
-    cases = plan(known, faults, only)
+    done = {(row["kind"], row["number"]) for row in read_log(log)}
+    cases = [case for case in plan(known, faults, only) if case not in done]
     print(
         f"{len(known.calls)} calls of the file layer in a run of {known.seconds:.1f} s; {len(cases)} faults", flush=True
     )
-    files = [home / f"outcomes-{worker}.jsonl" for worker in range(workers)]
     processes = []
-    for worker, file in enumerate(files):
+    for worker in range(workers):
         process = os.fork()
         if process == 0:
             try:
-                work(known, cases, seed, worker, workers, file)
+                work(known, cases[worker::workers], seed, log, os.getppid())
             finally:
                 os._exit(0)
         processes.append(process)
     for process in processes:
         os.waitpid(process, 0)
-    return [Outcome(**json.loads(line)) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [Outcome(row["kind"], row["detail"], row["came"], row["note"]) for row in read_log(log)]
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """The outcomes in a log; none if there is none."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
 
 
 def table(outcomes: list[Outcome]) -> str:
@@ -127,12 +141,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one kind, such as 'power cut'")
+    parser.add_argument("--log", type=Path, help="file for the outcomes; with it, a torture that was stopped goes on")
     options = parser.parse_args()
     began = time.time()
     memory = Path("/dev/shm")
     home = Path(tempfile.mkdtemp(prefix="torture-", dir=memory if memory.is_dir() else None))
     try:
-        outcomes = torture(home, options.faults, options.workers, options.seed, options.only)
+        outcomes = torture(home, options.faults, options.workers, options.seed, options.only, options.log)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     print(table(outcomes))
