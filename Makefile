@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: demo quickstart test test-avx2 test-portable lint docs bench clean
+.PHONY: demo quickstart test test-avx2 test-portable torture nightly lint docs bench clean
 
 demo: .venv/installed-base
 	.venv/bin/selfplay demo
@@ -33,6 +33,12 @@ test-portable: .venv/installed-test
 	$(AVX2) $(PYTEST)
 	$(OLDEST) $(PYTEST)
 	SELFPLAY_TEST_SEEDS=5 $(PYTEST) -m trains
+
+# Some 1,200 faults: kills, full disks, damaged files. docs/reliability.md has the last table.
+torture: .venv/installed-test
+	PYTHONPATH=. .venv/bin/python tests/torture/torture.py
+
+nightly: torture test-portable
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .

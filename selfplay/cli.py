@@ -1,5 +1,6 @@
 """The command line: verbs to functions, no logic. A user's mistake is one sentence and exit code 2."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from selfplay.errors import Interrupted, SelfplayError, Stopped
+from selfplay.errors import ConfigError, Interrupted, SelfplayError, Stopped
 from selfplay.verbs import Json, emit
 from selfplay.verbs.chat import chat
 from selfplay.verbs.compare import compare
@@ -37,6 +38,7 @@ app = typer.Typer(
     help="Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.",
 )
 app.add_typer(judge_app, name="judge")
+THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
 
 
 def main() -> None:
@@ -47,6 +49,14 @@ def main() -> None:
         asked_for = isinstance(error, Stopped | Interrupted)
         typer.echo(str(error) if asked_for else f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in THE_DISK:
+            raise
+        typer.echo(
+            f"error: {error.filename or 'a file'}: {error.strerror}; mend that and give the same command again",
+            err=True,
+        )
+        sys.exit(ConfigError.exit_code)
 
 
 @app.command()

@@ -150,7 +150,8 @@ class RunDirectory:
             durable.remove_tree(partial)
         elif any(path.is_file() and not durable.BESIDE.fullmatch(path.name) for path in partial.rglob("*")):
             raise ConfigError(f"{str(partial)!r} was not begun by a stage of this run; move it away, or delete it")
-        begun.parent.mkdir(parents=True, exist_ok=True)
+        with durable.naming(begun):
+            begun.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(begun, {"fingerprint": fingerprint, "seconds": 0.0})
         return 0.0
 
@@ -250,9 +251,10 @@ class RunDirectory:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: raises ConfigError if another process works on it."""
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
+            with durable.naming(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(

@@ -1,5 +1,6 @@
 """The command line: a user's mistake is exit code 2 and one sentence; results go to standard output, all else does not."""
 
+import errno
 import json
 import re
 import shutil
@@ -231,3 +232,22 @@ def test_a_judge_s_tests_run_without_its_model(command: Command) -> None:
     asked = command("judge", "check", "helpfulness")
     assert asked.code == 2 and asked.out == "tests in the file: 10 of 10 pass\n"
     assert "asks a language model, but names none" in asked.err
+
+
+def test_a_disk_that_refuses_is_one_sentence(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    recipe = write_recipe(tmp_path)
+    found = command("run", recipe, "output=file/run")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == (
+        "error: 'file/run' could not be written: Not a directory; mend that and give the same command again, which goes on "
+        "from what is saved\n"
+    )
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere/else")
+
+    monkeypatch.setattr("selfplay.loop.run", full)  # a file that a library writes
+    assert command("run", recipe) == Result(
+        2, "", "error: somewhere/else: No space left on device; mend that and give the same command again\n"
+    )
