@@ -24,7 +24,7 @@ from selfplay.storage.checksums import (
     FORMAT,
     MANIFEST,
     Damaged,
-    check_sizes,
+    check_small,
     fast_hash,
     hashes_of_file,
     manifest_of,
@@ -100,7 +100,7 @@ class RunDirectory:
     def check_fingerprint(self, number: int, name: str, fingerprint: str) -> None:
         """Raise ConfigError if a finished stage was made from something else than what is there now, Damaged if cut."""
         folder = self.stage(number, name)
-        check_sizes(folder)
+        check_small(folder)
         manifest = self.manifest(number, name)
         if "checks" in manifest and manifest["fingerprint"] != fingerprint:  # those of format 1 were made otherwise
             raise ConfigError(

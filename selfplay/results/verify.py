@@ -19,7 +19,7 @@ from selfplay.storage import durable
 from selfplay.storage.checksums import (
     CHECKS,
     MANIFEST,
-    check_sizes,
+    check_small,
     hashes_of_file,
     is_complete,
     manifest_of,
@@ -152,7 +152,7 @@ def _verify_stage(files: RunDirectory, number: int, name: str, found: Verificati
     folder = files.stage(number, name)
     remedy = f"removed, with {_after(number, name)}"
 
-    problem = _problem(partial(check_sizes, folder))
+    problem = _problem(partial(check_small, folder))
     manifest = (not problem and manifest_of(folder)) or {"outputs": {}}
     found.files, found.bytes = found.files + 1, found.bytes + (folder / MANIFEST).stat().st_size
     for file, known in manifest["outputs"].items():
@@ -201,6 +201,10 @@ def _verify_unfinished(files: RunDirectory, folder: Path, found: Verification) -
     """What a stage that is not finished keeps to go on from."""
     work = folder / WORK
     known: set[Path] = set()
+    if work.is_dir() and not (work / "begun.json").is_file() and any(path.is_file() for path in folder.rglob("*")):
+        remedy = "its unfinished stage was removed"
+        problem = "begun.json is not there any more"
+        found.damage.append(Damage(work, problem, remedy, partial(durable.remove_tree, folder)))
     for path in (work / "begun.json", folder / MANIFEST):
         if path.is_file():
             known.add(path)

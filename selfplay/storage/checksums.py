@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 CHECKS = "checks.json"
 """Names the files of a checkpoint that a training wrote, each with its size and XXH3."""
 PIECE = 1 << 20
+SMALL = 1 << 24
+"""Bytes of a file that is compared at each start of a run, whether it is read or not."""
 
 
 class Damaged(ConfigError):
@@ -155,10 +157,13 @@ def check_folder(folder: str | Path) -> None:
         _compare(Path(folder) / name, name, manifest or {})
 
 
-def check_sizes(folder: Path) -> None:
-    """Compare the sizes of a finished stage's files with its manifest, and read none. Raises Damaged."""
-    for name, check in (manifest_of(folder) or {}).get("checks", {}).items():
+def check_small(folder: Path) -> None:
+    """Compare the sizes of a finished stage's files with its manifest, and the bytes of small ones. Raises Damaged."""
+    manifest = manifest_of(folder) or {}
+    for name, check in manifest.get("checks", {}).items():
         _compare_size(folder / name, check)
+        if int(check.split()[0]) <= SMALL:
+            _compare(folder / name, name, manifest)
 
 
 def _compare(path: Path, name: str, manifest: dict[str, Any]) -> None:

@@ -83,12 +83,16 @@ def test_a_changed_or_missing_file_of_a_finished_stage_is_not_read(tmp_path: Pat
         (folder / name).write_bytes(data)
         assert reader(folder / name) == before
         check_folder(folder)
+    change(folder / "health.json", 5)
+    with pytest.raises(Damaged, match=r"health.json' is damaged: its bytes"):
+        checksums.check_small(folder)
+    change(folder / "health.json", 5)
     change(folder / "sub" / "weights.bin", 100)
     with pytest.raises(Damaged, match=r"sub/weights.bin' is damaged"):
         check_folder(folder)
     (folder / "health.json").unlink()
     with pytest.raises(Damaged, match=r"health.json' is damaged: it is not there any more"):
-        checksums.check_sizes(folder)
+        checksums.check_small(folder)
 
 
 def test_a_file_is_compared_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
