@@ -114,6 +114,15 @@ def test_a_resume_that_would_read_a_changed_file_refuses_and_repairing_makes_it_
     assert files.stages(3) == [] and (files.stages(2) == []) == (number == 1)
 
 
+def test_an_unfinished_stage_without_its_mark_is_damaged(stopped: Path, tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    shutil.copytree(stopped, home, symlinks=True)
+    (home / "iteration-003" / "policy.partial" / "work" / "begun.json").unlink()
+    assert [one.problem for one in verify(home).damage] == ["begun.json is not there any more"]
+    assert repair(home) == [f"{home / 'iteration-003/policy.partial/work'}: its unfinished stage was removed"]
+    assert list((home / "iteration-003").iterdir()) == []
+
+
 def test_what_stands_where_people_look_is_covered_too(tiny_run: Path, tmp_path: Path) -> None:
     home = tmp_path / "run"
     shutil.copytree(tiny_run, home, symlinks=True)
