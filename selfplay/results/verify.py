@@ -164,6 +164,8 @@ def _verify_stage(files: RunDirectory, number: int, name: str, found: Verificati
         slow, fast = hashes_of_file(path)
         if slow != known or fast != manifest.get("checks", {}).get(file, fast):
             problem = problem or f"{file} is not what was written"
+    for file in manifest.get("pruned", {}):
+        found.left_out[_name(files, folder / file)] = "removed on purpose, with `selfplay prune`"
     if problem:
         found.damage.append(Damage(folder, problem, remedy, partial(remove_from, files, number, name)))
     elif "checks" not in manifest:
