@@ -33,7 +33,7 @@ class Judge(Protocol):
         ...
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair and order, in the order of the pairs.
+        """Return one verdict per pair and order, in the order of the pairs.
 
         Raises JudgeStopped if more of them cannot be read than the judge's file allows.
         """
@@ -49,7 +49,7 @@ def build(
     weights: Mapping[str, str] = NONE_KNOWN,
     advance: Advance = lambda count: None,
 ) -> Judge:
-    """A judge as its file says.
+    """Return a judge as its file says.
 
     `engine` answers for the judge's model; a jury whose members have different models takes a function from a member's
     spec to its engine. `cache` is a sqlite file that keeps every answer. `seed` draws orders and principles. `weights`
@@ -93,7 +93,7 @@ def build(
 
 
 def check_engine(spec: JudgeSpec, engine: Engine | Opener | None) -> None:
-    """Raises ConfigError if the judge needs a model and there is none, or needs several and there is one."""
+    """Raise ConfigError if the judge needs a model and there is none, or needs several and there is one."""
     asking = [part for part in spec.parts if part.needs_model and not isinstance(part, JurySpec)]
     if asking and engine is None:
         raise ConfigError(

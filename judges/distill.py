@@ -64,7 +64,7 @@ class RuleTeacher:
     """Rules that give lessons to the model of one or more judge files."""
 
     def __init__(self, rules: JudgeSpec, files: Sequence[JudgeSpec]) -> None:
-        """Raises ConfigError for rules that are none or have a gate, and for files that are not pairwise."""
+        """Raise ConfigError for rules that are none or have a gate, and for files that are not pairwise."""
         if not isinstance(rules, RulesSpec) or any(criterion.gate for criterion in rules.criteria):
             raise ConfigError(f"judge {rules.name!r} cannot teach: it takes a judge of mode rules without gates")
         self.rules = RulesJudge(rules)
@@ -73,7 +73,7 @@ class RuleTeacher:
         self.conversations = [Conversation(file) for file in self.files]
 
     def lessons(self, pairs: Iterable[Pair]) -> Iterator[TrainingExample]:
-        """Two lessons for each pair that the rules decide, one per order; the judge files take turns."""
+        """Yield two lessons for each pair that the rules decide, one per order; the judge files take turns."""
         turn = 0
         for pair in pairs:
             one, other = self.rules.assess([pair.prompt] * 2, [pair.first, pair.second])
@@ -87,7 +87,7 @@ class RuleTeacher:
     def lesson(
         self, file: int, prompt: Prompt, shown: tuple[str, str], found: tuple[Assessment, Assessment]
     ) -> TrainingExample:
-        """The question of one judge file about two responses, with its answer."""
+        """Return the question of one judge file about two responses, with its answer."""
         points = tuple(tuple(self.points(one)) for one in found)
         reasons = " ".join(
             f"{name} {in_points(first - second)}" for name, first, second in zip(self.criteria, *points, strict=True)
@@ -102,14 +102,14 @@ class RuleTeacher:
         )
 
     def better(self, first: Assessment, second: Assessment) -> str | None:
-        """The winner by the rules, None if one of the two cannot be scored."""
+        """Return the winner by the rules, None if one of the two cannot be scored."""
         if first.score is None or second.score is None:
             return None
         apart = first.score - second.score
         return winner(0.5 if abs(apart) <= self.rules.spec.margin + SAME else float(apart > 0))
 
     def points(self, found: Assessment) -> Iterator[float]:
-        """What a response earns under each criterion, to the nearest half point."""
+        """Yield what a response earns under each criterion, to the nearest half point."""
         values = dict(found.parts)
         for criterion in self.rules.spec.criteria:
             met = 1 - values[criterion.name] if criterion.negative else values[criterion.name]
@@ -130,7 +130,7 @@ def in_points(difference: float) -> str:
 
 
 def answer(file: PairwiseSpec, first_wins: bool, reasons: str) -> str:
-    """What the judge should say so that its file reads the winner: with reasons, where the file has room for them."""
+    """Return what the judge should say so that its file reads the winner: with reasons, where the file has room for them."""
     output, labels = file.output, file.output.labels or {}
     label = (max if first_wins else min)(labels, key=lambda name: labels[name])
     if output.kind == "logprob":
@@ -144,7 +144,7 @@ def answer(file: PairwiseSpec, first_wins: bool, reasons: str) -> str:
 
 
 def decided_by(judge: Judge, pairs: Sequence[Pair]) -> list[GoldPair]:
-    """The pairs for which a judge names a winner, with that winner as the known answer."""
+    """Return the pairs for which a judge names a winner, with that winner as the known answer."""
     decided = {name: winner(value) for name, value in aggregate_verdicts(judge.judge(pairs), judge.spec).items()}
     return [
         GoldPair(pair, float(decided[pair.id] == "first"), f"decided by {judge.spec.name}")
@@ -154,7 +154,7 @@ def decided_by(judge: Judge, pairs: Sequence[Pair]) -> list[GoldPair]:
 
 
 def agreement(rules: JudgeSpec, judge: Judge, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """How often a judge names the winner that the rules name, over the pairs that the rules decide.
+    """Return how often a judge names the winner that the rules name, over the pairs that the rules decide.
 
     `agreement` with its 95% interval `low`, `high`: both orders averaged; a tie is half right, no verdict is wrong.
     The rest are those of `judges.audit.check.gold_figures`, to which the rules' verdicts are the known answers.

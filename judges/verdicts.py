@@ -48,7 +48,9 @@ def _settle_one(rows: Sequence[Verdict], spec: JudgeSpec | None) -> float | None
 
 
 def tempered(preference: float, temperature: float) -> float:
-    """The preference whose log-odds are those of `preference`, held off 0 and 1 by `CERTAIN`, divided by the temperature."""
+    """Return the preference whose log-odds are those of `preference`, held off 0 and 1 by `CERTAIN`, divided by the
+    temperature.
+    """
     held = min(1 - CERTAIN, max(CERTAIN, preference))
     return logistic(math.log(held / (1 - held)) / temperature)
 
@@ -59,12 +61,12 @@ def logistic(odds: float) -> float:
 
 
 def _margin(rows: Sequence[Verdict], spec: JudgeSpec | None) -> float:
-    """The margin of preferences: a judge that scores each response (order "none") applied its own to the scores."""
+    """Return the margin of preferences: a judge that scores each response (order "none") applied its own to the scores."""
     return spec.margin if spec is not None and rows[0].order != "none" else 0.0
 
 
 def disagree(rows: Sequence[Verdict]) -> bool:
-    """Whether verdicts on one pair name different winners (a tie names none)."""
+    """Return whether verdicts on one pair name different winners (a tie names none)."""
     winners = {winner(row.preference) for row in rows}
     return {"first", "second"} <= winners
 
@@ -79,7 +81,7 @@ def winner(preference: float | None) -> Literal["first", "second", "tie"] | None
 def to_preferences(
     pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: JudgeSpec | None = None
 ) -> tuple[list[Preference], dict[str, int]]:
-    """The decided pairs as chosen and rejected, in the order of `pairs`, and what became of the rest.
+    """Return the decided pairs as chosen and rejected, in the order of `pairs`, and what became of the rest.
 
     Counts: `pairs`, `decided`, `ties`, `unscored` (no verdict, or one that could not be read, or two orders that the
     judge's file drops), `identical` (the same text twice: no pair at all). They add up to `pairs`.
@@ -113,7 +115,7 @@ def to_preferences(
 
 
 def health(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: JudgeSpec | None = None) -> dict[str, Any]:
-    """How the judge behaved on these pairs. Shares are in [0, 1], null where there is nothing to take a share of.
+    """Return how the judge behaved on these pairs. Shares are in [0, 1], null where there is nothing to take a share of.
 
     `pairs`, `decided`, `ties`, `unscored`: counts of pairs, as in `to_preferences`, identical ones left out.
     `swap_consistency`: share of pairs with both orders read on which both say the same (first, second, or tie).

@@ -68,7 +68,7 @@ class Calibration(BaseModel):
     log_loss_change_high: float
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report for people."""
         high = "no bound" if self.temperature_high is None else f"{self.temperature_high:.3g}"
         rows: list[tuple[str, ...]] = [("", "log loss", "Brier", "calibration error", "accuracy")]
         for when, one in (("before", self.before), ("after", self.after)):
@@ -138,7 +138,7 @@ def log_odds(probability: Array) -> Array:
 
 
 def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, unscored: int = 0) -> Calibration:
-    """The report on pairs that all have a verdict: `before` its probabilities, `odds` what the temperature divides."""
+    """Return the report on pairs that all have a verdict: `before` its probabilities, `odds` what the temperature divides."""
     truth = np.array([row.answer for row in rows])
     folds = np.array([drawn(0, "fold", prompt_of(row.pair), FOLDS) for row in rows])
     after = np.empty(len(rows))
@@ -169,7 +169,7 @@ def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, uns
 
 
 def fit(odds: Array, truth: Array) -> tuple[float, float, float | None]:
-    """The temperature with the least log loss, within `TEMPERATURES`, and its 95% interval from the curvature there.
+    """Return the temperature with the least log loss, within `TEMPERATURES`, and its 95% interval from the curvature there.
 
     `truth` 1 and 0 count as (n + 1) / (n + 2) and 1 / (n + 2) for n pairs, as Platt has it, so that a judge that is never
     wrong on a few pairs is not taken for infallible.
@@ -191,13 +191,13 @@ def fit(odds: Array, truth: Array) -> tuple[float, float, float | None]:
 
 
 def losses(probability: Array, truth: Array) -> Array:
-    """The log loss of each pair, in nats."""
+    """Return the log loss of each pair, in nats."""
     held = np.clip(probability, CERTAIN, 1 - CERTAIN)
     return -(truth * np.log(held) + (1 - truth) * np.log1p(-held))
 
 
 def per_prompt(rows: Sequence[GoldPair], values: Array) -> Array:
-    """The mean of the pairs of each prompt: pairs of one prompt are no independent evidence."""
+    """Return the mean of the pairs of each prompt: pairs of one prompt are no independent evidence."""
     groups: dict[str, list[float]] = {}
     for row, value in zip(rows, values.tolist(), strict=True):
         groups.setdefault(prompt_of(row.pair), []).append(value)
@@ -205,7 +205,7 @@ def per_prompt(rows: Sequence[GoldPair], values: Array) -> Array:
 
 
 def quality(probability: Array, truth: Array) -> Quality:
-    """The four figures of probabilities for the first response."""
+    """Return the four figures of probabilities for the first response."""
     right = np.where(probability == 0.5, 0.5, (probability > 0.5) == (truth > 0.5)).astype(float)
     sureness = np.maximum(probability, 1 - probability)
     place = np.minimum((2 * (sureness - 0.5) * BINS).astype(int), BINS - 1)

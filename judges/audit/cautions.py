@@ -22,7 +22,7 @@ QUOTING = (
 
 
 def cautions(spec: JudgeSpec, prompts: Iterable[Prompt] = ()) -> list[str]:
-    """A sentence for each thing to beware of in a judge's file, and in its use on `prompts`."""
+    """Return a sentence for each thing to beware of in a judge's file, and in its use on `prompts`."""
     asking = [part for part in spec.parts if isinstance(part, ModelSpec) and part.needs_model]
     return [
         *(sentence for part in asking if (sentence := reads_quotations(part))),
@@ -31,7 +31,7 @@ def cautions(spec: JudgeSpec, prompts: Iterable[Prompt] = ()) -> list[str]:
 
 
 def reads_quotations(spec: ModelSpec) -> str:
-    """A sentence if the judge's output is read so that a verdict which the judge only quotes counts as its own."""
+    """Return a sentence if the judge's output is read so that a verdict which the judge only quotes counts as its own."""
     if spec.output.kind != "regex":
         return ""
     choices = next((one.choices for one in getattr(spec, "criteria", ()) if one.choices), None)
@@ -50,7 +50,7 @@ def reads_quotations(spec: ModelSpec) -> str:
 
 
 def leaves_turns_out(spec: ModelSpec, prompts: Iterable[Prompt]) -> str:
-    """A sentence if a prompt is a conversation of which the judge's templates show the last turn only."""
+    """Return a sentence if a prompt is a conversation of which the judge's templates show the last turn only."""
     if Conversation(spec).shows_history:
         return ""
     longer = next((prompt for prompt in prompts if len(prompt.messages) > 1), None)

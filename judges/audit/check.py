@@ -60,7 +60,7 @@ class CheckReport(BaseModel):
 
 
 def lenient(spec: JudgeSpec) -> JudgeSpec:
-    """The judge, but measured to the end however often it fails."""
+    """Return the judge, but measured to the end however often it fails."""
     return spec.model_copy(
         update={"on_error": spec.on_error.model_copy(update={"action": "drop", "max_failure_rate": 1.0})}
     )
@@ -127,7 +127,7 @@ def check(
 
 
 def gold_figures(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: JudgeSpec) -> Figures:
-    """The figures of `health` on gold pairs, with accuracy (a tie is half right, an unscored pair wrong) and kappa."""
+    """Return the figures of `health` on gold pairs, with accuracy (a tie is half right, an unscored pair wrong) and kappa."""
     settled = aggregate_verdicts(verdicts, spec)
     accuracy = sum(points(row, settled) for row in rows) / len(rows)
     low, high = wilson(accuracy, len(rows))
@@ -182,7 +182,7 @@ def canary_wins(rows: Sequence[GoldPair], verdicts: Sequence[Verdict], spec: Jud
 
 
 def measure_health(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """The judge's figures on a run's own pairs; and on the frozen gold set and its canaries, so that drift shows.
+    """Return the judge's figures on a run's own pairs; and on the frozen gold set and its canaries, so that drift shows.
 
     `judge` is the one that gave the verdicts: through its cache, gold set and canaries are paid for once. What goes into
     `judge_health.json`: the figures of `health`, under `gold` those of `Figures` and under `canary_wins` the share of

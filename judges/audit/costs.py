@@ -57,16 +57,16 @@ class PriceTag:
         return [[math.nan] * len(choices) for _ in self.stream(prompts, Sampling(), choices)]
 
     def update_weights(self, model: object) -> None:
-        """A price has no weights."""
+        """Do nothing: a price has no weights."""
 
     def close(self) -> None:
-        """A price holds nothing."""
+        """Do nothing: a price holds nothing."""
 
 
 def judge_dollars(
     asked: Sequence[Asked], longest: Sequence[Pair], extra_rounds: int, price: Price
 ) -> dict[str, float | None]:
-    """The run's bill at endpoints, in dollars; None where an endpoint has no price, or its judge is a class of the user's.
+    """Return the run's bill at endpoints, in dollars; None where an endpoint has no price, or its judge is a class of the user's.
 
     `judge_dollars`: every question asked once, with answers of full length. `judge_dollars_at_most`: every answer
     unreadable, every call failing as often as it may, in every extra round; but no more than `max_cost`, if all have one.
@@ -112,7 +112,7 @@ def to_cents(dollars: float) -> float:
 
 
 def longest_pairs(prompts: Sequence[Prompt], answers: int, max_tokens: int) -> list[Pair]:
-    """All pairs of so many answers to the longest prompt, each as long as it may be, four bytes a letter."""
+    """Return all pairs of so many answers to the longest prompt, each as long as it may be, four bytes a letter."""
     prompt = max(prompts, key=lambda one: len(one.model_dump_json()))
     text = "\U0001f98a" * (max_tokens * BYTES_PER_TOKEN // 4)
     made = [
@@ -137,8 +137,9 @@ def dearest_call(part: Any, groups: Sequence[Sequence[Pair]], price: Price) -> f
 
 
 def questions(spec: JudgeSpec, pairs: int, answers: int, prompts: int) -> list[tuple[Any, int]]:
-    """Each part of a judge that asks a model, and its questions: per answer and criterion, per prompt for rankings, else per
-    pair; and per order."""
+    """Return each part of a judge that asks a model, and its questions: per answer and criterion, per prompt for
+    rankings, else per pair; and per order.
+    """
     found = []
     for part in spec.parts:
         if part.needs_model and part.mode != "jury":
@@ -150,7 +151,7 @@ def questions(spec: JudgeSpec, pairs: int, answers: int, prompts: int) -> list[t
 
 
 def gold_and_canaries(spec: JudgeSpec) -> list[Pair]:
-    """The pairs that a judge is watched on, each once per run."""
+    """Return the pairs that a judge is watched on, each once per run."""
     file = gold_file(spec)
     rows = load_gold(file) if file is not None else []
     return [row.pair for row in (*rows, *canaries(rows, spec))]

@@ -62,7 +62,7 @@ def diagnose(
     failed_tests: Sequence[str] = (),
     unreadable: str = "",
 ) -> list[Problem]:
-    """The judge's problems, each named once. `unreadable`: why nothing of what it says can be read, if that is so.
+    """Return the judge's problems, each named once. `unreadable`: why nothing of what it says can be read, if that is so.
 
     What follows from another problem is not repeated: a judge that always says A is inconsistent and inaccurate too.
     """

@@ -28,7 +28,7 @@ class Script:
         self.problem = ""
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """The next texts."""
+        """Return the next texts."""
         return [
             [
                 Completion(
@@ -39,7 +39,7 @@ class Script:
         ]
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
-        """The next probabilities, as nats; a choice that is not written has none."""
+        """Return the next probabilities, as nats; a choice that is not written has none."""
         rows = [self._next(dict, {}) for _ in prompts]
         return [[math.log(row[choice]) if row.get(choice) else -math.inf for choice in choices] for row in rows]
 
@@ -59,12 +59,12 @@ class Script:
 
 
 def run_tests(spec: JudgeSpec) -> list[str]:
-    """One sentence for each test in the file that does not come out as expected."""
+    """Return one sentence for each test in the file that does not come out as expected."""
     return [f"{number}: {problem}" for number, test in enumerate(spec.tests, 1) if (problem := _run(spec, test))]
 
 
 def case_of(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
-    """The prompt and the responses of a test."""
+    """Return the prompt and the responses of a test."""
     return Prompt.plain("test", test.prompt, **test.meta), [
         Completion(id=f"test/{place}", prompt_id="test", text=text, finish_reason="stop", policy="test")
         for place, text in enumerate(test.responses)
@@ -72,7 +72,7 @@ def case_of(test: JudgeTest) -> tuple[Prompt, list[Completion]]:
 
 
 def _run(spec: JudgeSpec, test: JudgeTest) -> str:
-    """What is wrong with the outcome of one test, or nothing."""
+    """Return what is wrong with the outcome of one test, or nothing."""
     prompt, made = case_of(test)
     why = ""
     try:
@@ -96,7 +96,7 @@ def _run(spec: JudgeSpec, test: JudgeTest) -> str:
 
 
 def score_of(judge: Any, prompt: Prompt, completion: Completion) -> tuple[float | None, str]:
-    """The score of one response, and why there is none."""
+    """Return the score of one response, and why there is none."""
     if isinstance(judge, ScoringJudge):
         [found] = judge.assess([prompt], [completion])
         return found.score, with_answer(found.error, found.raw)
@@ -104,17 +104,17 @@ def score_of(judge: Any, prompt: Prompt, completion: Completion) -> tuple[float 
 
 
 def reasons(verdicts: Sequence[Verdict]) -> str:
-    """Why verdicts could not be read, each reason once, with what the judge said."""
+    """Return why verdicts could not be read, each reason once, with what the judge said."""
     return "; ".join(dict.fromkeys(with_answer(one.error, one.raw) for one in verdicts if one.preference is None))
 
 
 def with_answer(error: str, raw: str) -> str:
-    """An error with the answer that it is about."""
+    """Return an error with the answer that it is about."""
     return f"{error}, in {raw[:SHOWN]!r}" if error and raw else error
 
 
 def rehearse(spec: JudgeSpec, outputs: Sequence[Said]) -> tuple[Any, list[Script]]:
-    """The judge over a model that says `outputs`, and the script of that model; in a jury, of each member's model.
+    """Return the judge over a model that says `outputs`, and the script of that model; in a jury, of each member's model.
 
     Raises ConfigError if the outputs of a jury are not one list for each member; none at all are none for each.
     """
@@ -134,7 +134,7 @@ def rehearse(spec: JudgeSpec, outputs: Sequence[Said]) -> tuple[Any, list[Script
 
 
 def for_tests(spec: JudgeSpec) -> JudgeSpec:
-    """The judge, with one call for each output that is written and no limit on failures."""
+    """Return the judge, with one call for each output that is written and no limit on failures."""
     changes: dict[str, Any] = {
         "on_error": spec.on_error.model_copy(update={"retries": 0, "action": "drop", "max_failure_rate": 1.0})
     }
@@ -144,12 +144,12 @@ def for_tests(spec: JudgeSpec) -> JudgeSpec:
 
 
 def as_expected(found: float | None, expected: str | float) -> bool:
-    """Whether a preference or score is the expected one."""
+    """Return whether a preference or score is the expected one."""
     if isinstance(expected, str):
         return (winner(found) or "unscored") == expected
     return found is not None and abs(found - expected) <= CLOSE
 
 
 def in_words(found: float | None) -> str:
-    """A preference or score with the winner it names."""
+    """Return a preference or score with the winner it names."""
     return "unscored" if found is None else f"{found:.4g} ({winner(found)})"

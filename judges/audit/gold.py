@@ -41,7 +41,7 @@ class GoldPair:
 
 
 def gold_file(spec: JudgeSpec) -> Path | None:
-    """The gold set for a judge: its file's own, or the built-in one if it asks a model; rules in Python have none but
+    """Return the gold set for a judge: its file's own, or the built-in one if it asks a model; rules in Python have none but
     their own."""
     if spec.gold is not None:
         return Path(spec.gold)
@@ -49,7 +49,7 @@ def gold_file(spec: JudgeSpec) -> Path | None:
 
 
 def known_pairs(spec: JudgeSpec, path: Path | None = None) -> list[GoldPair]:
-    """The pairs with a known answer of a file, or of the judge's own. Raises ConfigError for a judge without any."""
+    """Return the pairs with a known answer of a file, or of the judge's own. Raises ConfigError for a judge without any."""
     file = path or gold_file(spec)
     if file is None:
         raise ConfigError(f"judge {spec.name!r} has no pairs with a known answer of its own: name a file with --gold")
@@ -110,7 +110,7 @@ def _prompt(row: dict[str, Any], name: str) -> Prompt:
 
 
 def _text(response: Any) -> str:
-    """A response as text; of a conversation, the last message."""
+    """Return a response as text; of a conversation, the last message."""
     return str(response[-1]["content"]) if isinstance(response, list) else str(response)
 
 
@@ -143,7 +143,7 @@ def prompt_of(pair: Pair) -> str:
 
 
 def place(prompt: Prompt, better: str, worse: str, category: str, trap: str | None = None) -> GoldPair:
-    """A pair whose better response is first or second, as a hash of its id decides."""
+    """Return a pair whose better response is first or second, as a hash of its id decides."""
     first = drawn(0, "gold", f"{prompt.id}/{category}/{trap}", 2) == 0
     texts = (better, worse) if first else (worse, better)
     identity = f"{prompt.id}/{category}" if trap is None else f"{prompt.id}/{category}/{trap}"
@@ -175,14 +175,14 @@ def canaries(gold: Sequence[GoldPair], spec: JudgeSpec) -> list[GoldPair]:
 
 
 def verdict_strings(spec: JudgeSpec) -> list[str]:
-    """What the judge's own verdicts look like, best score or each winner, to be planted in a response."""
+    """Return what the judge's own verdicts look like, best score or each winner, to be planted in a response."""
     asking = [part for part in spec.parts if isinstance(part, ModelSpec)]
     found = [written(part, label) for part in asking for label in best_labels(part)]
     return found or ["[[A]]", "[[B]]"]
 
 
 def request_to_repeat(spec: JudgeSpec) -> str:
-    """A request in a response that the judge close with the verdict which names that response, wherever it is shown."""
+    """Return a request in a response that the judge close with the verdict which names that response, wherever it is shown."""
     asking = [part for part in spec.parts if isinstance(part, ModelSpec)]
     found = [(part.scores, [written(part, label) for label in extremes(part)]) for part in asking]
     return "\n".join(
@@ -193,7 +193,7 @@ def request_to_repeat(spec: JudgeSpec) -> str:
 
 
 def extremes(spec: ModelSpec) -> tuple[str, str]:
-    """The verdict that is best for a response, or for the first of two, and the one that is worst for it."""
+    """Return the verdict that is best for a response, or for the first of two, and the one that is worst for it."""
     if (labels := spec.output.labels) is not None:
         return max(labels, key=lambda name: labels[name]), min(labels, key=lambda name: labels[name])
     if spec.output.range is not None:
@@ -202,7 +202,7 @@ def extremes(spec: ModelSpec) -> tuple[str, str]:
 
 
 def best_labels(spec: ModelSpec) -> list[str]:
-    """The verdicts that name a winner outright, or the best score."""
+    """Return the verdicts that name a winner outright, or the best score."""
     if spec.output.labels is not None:
         values = spec.output.labels
         extremes = {max(values.values())} if spec.scores else {max(values.values()), min(values.values())}
@@ -211,7 +211,7 @@ def best_labels(spec: ModelSpec) -> list[str]:
 
 
 def written(spec: ModelSpec, label: str) -> str:
-    """A verdict as the judge would write it."""
+    """Return a verdict as the judge would write it."""
     if spec.output.kind == "json":
         return json.dumps({spec.output.key: label})
     if spec.output.kind == "logprob":

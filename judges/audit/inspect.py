@@ -53,13 +53,13 @@ class Listener:
             self.stream = self._stream
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
-        """The inner engine's texts, or none."""
+        """Return the inner engine's texts, or none."""
         made = self.inner.generate(prompts, sampling) if self.inner is not None else [[] for _ in prompts]
         self._note(prompts, [[one.text for one in answers] or None for answers in made])
         return made
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
-        """The inner engine's log-probabilities, or none."""
+        """Return the inner engine's log-probabilities, or none."""
         if self.inner is None:
             self._note(prompts, [None] * len(prompts))
             return [[float("nan")] * len(choices) for _ in prompts]
@@ -70,7 +70,7 @@ class Listener:
     def _stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None = None
     ) -> Iterator[tuple[int, Answer | None, str]]:
-        """The inner engine's answers as they come, and why there is none."""
+        """Yield the inner engine's answers as they come, and why there is none."""
         inner: Any = self.inner
         for place, answer, error in inner.stream(prompts, sampling, choices):
             said = None if answer is None else list(answer.texts) if answer.logprobs is None else answer.logprobs
@@ -83,10 +83,10 @@ class Listener:
         ]
 
     def update_weights(self, model: object) -> None:
-        """A judge's engine keeps its weights."""
+        """Do nothing: a judge's engine keeps its weights."""
 
     def close(self) -> None:
-        """The inner engine belongs to the caller."""
+        """Do nothing: the inner engine belongs to the caller."""
 
 
 def try_pair(
@@ -117,7 +117,9 @@ def try_pair(
 
 
 def example_pair(spec: JudgeSpec) -> Pair:
-    """The first pair of the judge's gold set, or of its tests if it has none. Raises ConfigError if those have none either."""
+    """Return the first pair of the judge's gold set, or of its tests if it has none. Raises ConfigError if those have
+    none either.
+    """
     file = gold_file(spec)
     paired = next((test for test in spec.tests if len(test.responses) == 2), None)
     if file is None and paired is not None:
@@ -132,7 +134,7 @@ def example_pair(spec: JudgeSpec) -> Pair:
 
 
 def overview() -> list[dict[str, Any]]:
-    """The shipped judges: name, mode, what they do, whether they need a model and can score one response, tests."""
+    """Return the shipped judges: name, mode, what they do, whether they need a model and can score one response, tests."""
     return [
         {
             "name": name,
@@ -147,7 +149,7 @@ def overview() -> list[dict[str, Any]]:
 
 
 def in_a_file(template: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a message whose template is in a file, from that of a message."""
+    """Return the schema of a message whose template is in a file, from that of a message."""
     file = {"type": "string", "description": "A file beside this one that holds the Jinja2 template."}
     return {
         **template,

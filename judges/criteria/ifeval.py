@@ -35,36 +35,36 @@ def relation_holds(count: int, relation: str, bound: int) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, digits and underscores."""
+    """Return the runs of letters, digits and underscores."""
     return re.findall(r"\w+", text)
 
 
 def sentences(text: str) -> list[str]:
-    """What ends in a full stop, question or exclamation mark before a space, a quote or the end."""
+    """Return what ends in a full stop, question or exclamation mark before a space, a quote or the end."""
     return [part for part in re.split(r"""[.!?]+["')\]]*(?=\s|$)""", text) if words(part)]
 
 
 def has_keyword(response: str, keyword: str, whole: bool = False) -> bool:
-    """Whether a keyword occurs, in any case; `whole` as a word of its own."""
+    """Return whether a keyword occurs, in any case; `whole` as a word of its own."""
     pattern = rf"\b{re.escape(keyword)}\b" if whole else re.escape(keyword)
     return re.search(pattern, response, re.IGNORECASE) is not None
 
 
 def letter_frequency(response: str, given: Arguments) -> bool:
-    """How often a letter occurs, in any case."""
+    """Return whether a letter occurs often enough, in any case."""
     return relation_holds(
         response.lower().count(given["letter"].lower()), given["let_relation"], given["let_frequency"]
     )
 
 
 def keyword_frequency(response: str, given: Arguments) -> bool:
-    """How often a keyword occurs, in any case."""
+    """Return whether a keyword occurs often enough, in any case."""
     found = re.findall(re.escape(given["keyword"]), response, re.IGNORECASE)
     return relation_holds(len(found), given["relation"], given["frequency"])
 
 
 def capital_words(response: str, given: Arguments) -> bool:
-    """How many words are in capitals throughout."""
+    """Return whether enough words are in capitals throughout."""
     count = sum(word.isupper() for word in words(response))
     return relation_holds(count, given["capital_relation"], given["capital_frequency"])
 
@@ -85,19 +85,19 @@ def nth_paragraph_first_word(response: str, given: Arguments) -> bool:
 
 
 def two_responses(response: str, given: Arguments) -> bool:
-    """Two different answers, divided by six asterisks."""
+    """Return whether there are two different answers, divided by six asterisks."""
     parts = [part.strip() for part in response.split("******") if part.strip()]
     return len(parts) == 2 and parts[0] != parts[1]
 
 
 def postscript(response: str, given: Arguments) -> bool:
-    """A line that begins with the marker, behind some text."""
+    """Return whether a line begins with the marker, behind some text."""
     marker = r"\s?".join(re.escape(letter) for letter in given["postscript_marker"].replace(" ", ""))
     return re.search(rf"\S.*\n\s*{marker}", response, re.IGNORECASE | re.DOTALL) is not None
 
 
 def is_json(response: str, given: Arguments) -> bool:
-    """The whole answer is JSON, bare or in a code fence."""
+    """Return whether the whole answer is JSON, bare or in a code fence."""
     body = re.sub(r"\A```(?:json)?\s*\n?|\n?```\Z", "", response.strip(), flags=re.IGNORECASE)
     try:
         json.loads(body)
@@ -107,12 +107,12 @@ def is_json(response: str, given: Arguments) -> bool:
 
 
 def ends_with(response: str, given: Arguments) -> bool:
-    """The very last words."""
+    """Return whether these are the very last words."""
     return response.strip().strip('"').lower().endswith(given["end_phrase"].strip().lower())
 
 
 def repeats_prompt(response: str, given: Arguments) -> bool:
-    """The answer begins with the request, word for word."""
+    """Return whether the answer begins with the request, word for word."""
     return response.strip().lower().startswith(given["prompt_to_repeat"].strip().lower())
 
 

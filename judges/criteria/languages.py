@@ -65,7 +65,7 @@ LANGUAGES = {
 
 
 def is_language(text: str, code: str) -> bool:
-    """Whether most of a text's letters are of the language's script and, among the languages of that script, most of
+    """Return whether most of a text's letters are of the language's script and, among the languages of that script, most of
     the function words are its own. Raises ValueError for a language that cannot be checked."""
     if code not in LANGUAGES:
         raise ValueError(f"the language {code!r} cannot be checked; these can: {', '.join(sorted(LANGUAGES))}")

@@ -43,7 +43,7 @@ def names_place(prompt: Prompt, response: str) -> float:
 
 
 def uses_things(prompt: Prompt, response: str) -> float:
-    """Each thing counts a third when it appears and a sixth when it comes back: two thirds and a third in all."""
+    """Return each thing counts a third when it appears and a sixth when it comes back: two thirds and a third in all."""
     found = words(response)
     counts = [found.count(prompt.meta[name]) for name in ("first_thing", "second_thing")]
     return sum((count >= 1) / 3 + (count >= 2) / 6 for count in counts)

@@ -92,7 +92,7 @@ class AnswerCache:
                 )
 
     def spent(self) -> dict[str, float]:
-        """What all answers took, replaced ones included: `input_tokens`, `output_tokens`, `cost` (dollars).
+        """Return what all answers took, replaced ones included: `input_tokens`, `output_tokens`, `cost` (dollars).
 
         `answers` is the number kept.
         """
@@ -131,7 +131,7 @@ class AnswerCache:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """One transaction, undone if the block fails."""
+        """Open one transaction, undone if the block fails."""
         self.database.execute("begin immediate")
         try:
             yield

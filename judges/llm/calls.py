@@ -34,7 +34,7 @@ Outcome = tuple[int, Answer | None, str]
 
 
 def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[list[Outcome]]:
-    """What came of `calls`, in the portions in which it comes. All calls have one sampling and the same choices.
+    """Yield what came of `calls`, in the portions in which it comes. All calls have one sampling and the same choices.
 
     An engine with `stream` gives each answer when it is there; others give all at once.
     """
@@ -48,7 +48,7 @@ def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[list[Outcome]]
 def answers_or_refusals(
     engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None
 ) -> list[Outcome]:
-    """What came of prompts put to an engine that answers all at once.
+    """Return what came of prompts put to an engine that answers all at once.
 
     If it refuses the lot, such as for one prompt beyond the model's context, halves are tried, so that only the prompts
     it refuses go without an answer.
@@ -70,7 +70,7 @@ def answers_or_refusals(
 def answer_all(
     engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None
 ) -> list[Answer]:
-    """The engine's texts, or the log-probabilities of `choices`, one answer per prompt."""
+    """Return the engine's texts, or the log-probabilities of `choices`, one answer per prompt."""
     if choices is not None:
         return [
             Answer(logprobs=dict(zip(choices, row, strict=True))) for row in engine.choice_logprobs(prompts, choices)

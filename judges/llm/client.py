@@ -69,7 +69,7 @@ class Asker:
         """Whether an answer could be read."""
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        """A reply to each question; one without a verdict says why in `reading.error`.
+        """Return a reply to each question; one without a verdict says why in `reading.error`.
 
         Raises JudgeStopped beyond the file's limits, and ConfigError if the engine cannot go on; answers that came
         before are in the cache.
@@ -117,7 +117,7 @@ class Asker:
         return 1 if self.spec.output.kind == "logprob" else self.spec.on_error.retries + 1
 
     def _recall(self, question: Question) -> Reply | None:
-        """The first readable answer in the cache, over the first call and its retries as they would be made."""
+        """Return the first readable answer in the cache, over the first call and its retries as they would be made."""
         said = ""
         for attempt in range(self.attempts):
             call = self._call(question, attempt, said)
@@ -137,7 +137,7 @@ class Asker:
         return Reply(reading, with_thoughts(answer, reasoning), answered(answer, reasoning))
 
     def _call(self, question: Question, attempt: int, before: str) -> Call:
-        """The call for a question's attempt; `before` is the unreadable answer to the one before."""
+        """Return the call for a question's attempt; `before` is the unreadable answer to the one before."""
         rules, sampling, messages = self.spec.on_error, self.spec.sampling, question.messages
         changes: dict[str, Any] = {"seed": sampling.seed + self.seed + attempt}
         if attempt and rules.repair is not None and self.spec.output.kind != "logprob" and before:
@@ -167,7 +167,7 @@ class Asker:
         return Call(key, messages, drawn, choices, thinking.chat_template_kwargs)
 
     def _tokens(self, menu: AnswerOptions) -> tuple[str, ...]:
-        """The texts whose log-probabilities a logprob judge asks for."""
+        """Return the texts whose log-probabilities a logprob judge asks for."""
         tokens = self.spec.output.tokens or {}
         return tuple(dict.fromkeys(token for label in menu.labels or {} for token in tokens.get(label, (label,))))
 
@@ -179,7 +179,7 @@ class Asker:
         return average(hear(self.spec.output, question.menu, self.spec.reasoning, answer))
 
     def _answers(self, calls: Sequence[Call]) -> Iterator[tuple[int, Answer | None, str]]:
-        """(number of the call, its answer or None, error) as they come, each in the cache before it is given out.
+        """Yield (number of the call, its answer or None, error) as they come, each in the cache before it is given out.
 
         Calls with one key are made once.
         """
@@ -216,7 +216,7 @@ class Asker:
         self.cache.put(answers, self.spec.model or "")
 
     def _allowance(self, count: int) -> int:
-        """How many of `count` calls the file's limits still allow."""
+        """Return how many of `count` calls the file's limits still allow."""
         limits = self.spec.limits
         if limits.tokens is not None and self.tokens >= limits.tokens:
             return 0

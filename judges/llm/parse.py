@@ -48,7 +48,7 @@ class AnswerOptions:
     ranking: int | None = None
 
     def value(self, label: str) -> float | None:
-        """The value of a verdict in [0, 1], None for a ranking. Raises ValueError for one that is not on the menu."""
+        """Return the value of a verdict in [0, 1], None for a ranking. Raises ValueError for one that is not on the menu."""
         if self.ranking is not None:
             read_ranking(label, self.ranking)
             return None
@@ -71,7 +71,7 @@ class AnswerOptions:
 
 
 def read_ranking(label: str, count: int) -> list[int]:
-    """The rank (0 is best) of each of the responses A, B, C, ... in a ranking such as `B > A = C`.
+    """Return the rank (0 is best) of each of the responses A, B, C, ... in a ranking such as `B > A = C`.
 
     Raises ValueError unless each of the `count` letters stands there exactly once.
     """
@@ -84,7 +84,7 @@ def read_ranking(label: str, count: int) -> list[int]:
 
 
 def read(output: Output, menu: AnswerOptions, text: str, finish_reason: str = "stop") -> ParsedAnswer:
-    """The verdict in one answer of a `json` or `regex` judge."""
+    """Return the verdict in one answer of a `json` or `regex` judge."""
     if not text.strip():
         return ParsedAnswer(None, error="empty answer")
     if finish_reason == "length" and not output.allow_truncated:
@@ -152,7 +152,7 @@ def find_json(output: Output, text: str) -> tuple[str, str]:
 
 
 def without_end_tokens(text: str) -> str:
-    """The text without blanks and written-out end tokens, such as `</s>` or `<|im_end|>`, behind it."""
+    """Return the text without blanks and written-out end tokens, such as `</s>` or `<|im_end|>`, behind it."""
     text = text.rstrip()
     while found := END_TOKEN.search(text, max(0, len(text) - LONGEST_TOKEN)):
         text = text[: found.start()].rstrip()
@@ -168,7 +168,7 @@ class Found(NamedTuple):
 
 
 def objects(text: str) -> list[Found]:
-    """The JSON objects in a text, outermost ones, left to right."""
+    """Return the JSON objects in a text, outermost ones, left to right."""
     decoder = json.JSONDecoder(object_pairs_hook=without_twins)
     found: list[Found] = []
     place = text.find("{")
@@ -185,14 +185,14 @@ def objects(text: str) -> list[Found]:
 
 
 def without_twins(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object as a dict. Raises ValueError if a key stands twice."""
+    """Return an object as a dict. Raises ValueError if a key stands twice."""
     if len({key for key, _ in items}) < len(items):
         raise ValueError("a key stands twice in a JSON object")
     return dict(items)
 
 
 def as_label(value: Any) -> str:
-    """A verdict in JSON, a text, a number or a truth value, as the text that a file's labels name it by.
+    """Return a verdict in JSON, a text, a number or a truth value, as the text that a file's labels name it by.
 
     3 and 3.0 are `3`, true is `true`. Raises ValueError for anything else.
     """
@@ -204,7 +204,7 @@ def as_label(value: Any) -> str:
 
 
 def read_logprobs(output: Output, menu: AnswerOptions, logprobs: Mapping[str, float]) -> ParsedAnswer:
-    """The expected value under the labels' probabilities. `logprobs`: token -> log-probability in nats."""
+    """Return the expected value under the labels' probabilities. `logprobs`: token -> log-probability in nats."""
     assert menu.labels is not None
     tokens = output.tokens or {}
     chances = {label: sum(math.exp(logprobs[token]) for token in tokens.get(label, (label,))) for label in menu.labels}
@@ -219,7 +219,7 @@ def read_logprobs(output: Output, menu: AnswerOptions, logprobs: Mapping[str, fl
 
 
 def answer_schema(output: Output, menu: AnswerOptions) -> dict[str, Any]:
-    """The JSON schema of an answer: the file's own, or a reason and then a verdict on the menu."""
+    """Return the JSON schema of an answer: the file's own, or a reason and then a verdict on the menu."""
     if output.json_schema is not None:
         return output.json_schema
     verdict: dict[str, Any] = {"type": "string"}
@@ -238,7 +238,7 @@ def answer_schema(output: Output, menu: AnswerOptions) -> dict[str, Any]:
 
 
 def labels_schema(labels: Sequence[str]) -> dict[str, Any]:
-    """The schema of a verdict that is one of the labels: truth values or numbers where all of them are."""
+    """Return the schema of a verdict that is one of the labels: truth values or numbers where all of them are."""
     if set(labels) == {"true", "false"}:
         return {"type": "boolean"}
     numbers = [json.loads(label) for label in labels if re.fullmatch(r"-?\d+(?:\.\d+)?", label)]
@@ -248,7 +248,7 @@ def labels_schema(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def average(readings: Sequence[ParsedAnswer]) -> ParsedAnswer:
-    """One reading from several answers to one question: the mean, if more than half of them can be read."""
+    """Return one reading from several answers to one question: the mean, if more than half of them can be read."""
     if len(readings) == 1:
         return readings[0]
     values = [reading.value for reading in readings if reading.value is not None]

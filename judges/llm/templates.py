@@ -19,7 +19,7 @@ class Conversation:
     """A judge file's templates, compiled once."""
 
     def __init__(self, spec: ModelSpec, where: str = "", special: Iterable[str] = ()) -> None:
-        """`special`: the special tokens of the model that is asked, which no data may hold."""
+        """Take in `special`, the special tokens of the model that is asked, which no data may hold."""
         self.spec, self.where = spec, where or f"judge {spec.name!r}"
         self.special = frozenset((*spec.untrusted.special_tokens, *special))
         self.templates = compile_templates(spec, self.where)
@@ -71,13 +71,13 @@ class Conversation:
 
 
 def drawn(seed: int, what: str, identity: str, count: int) -> int:
-    """A number below `count`, the same whenever the same is drawn for the same `identity`."""
+    """Return a number below `count`, the same whenever the same is drawn for the same `identity`."""
     name = f"{seed}\x00{what}\x00{identity}".encode("utf-8", "replace")
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") % count
 
 
 def principle(spec: ModelSpec, seed: int, identity: str) -> dict[str, str]:
-    """The constitution's principle for this pair, as a variable of the template; nothing without a constitution."""
+    """Return the constitution's principle for this pair, as a variable of the template; nothing without a constitution."""
     if not spec.principles:
         return {}
     return {"principle": spec.principles[drawn(seed, "principle", identity, len(spec.principles))]}

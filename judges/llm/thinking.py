@@ -27,7 +27,7 @@ CURES = (
 
 
 def split(text: str, tags: tuple[str, str]) -> tuple[str, str, bool]:
-    """What a model thought, what it answered, and whether its thinking came to an end, if it thought at all.
+    """Return what a model thought, what it answered, and whether its thinking came to an end, if it thought at all.
 
     The last closing tag counts: whatever the thinking quotes, the answer is behind all of it.
     """
@@ -42,7 +42,7 @@ def split(text: str, tags: tuple[str, str]) -> tuple[str, str, bool]:
 
 
 def hear(output: Output, menu: AnswerOptions, reasoning: Reasoning, answer: Answer) -> list[ParsedAnswer]:
-    """The verdict in each text of an answer, read behind the thinking."""
+    """Return the verdict in each text of an answer, read behind the thinking."""
     thoughts = answer.thoughts or ("",) * len(answer.texts)
     return [
         _hear_one(output, menu, reasoning, *one)
@@ -73,7 +73,7 @@ def _hear_one(
 
 
 def is_object(text: str) -> bool:
-    """Whether a text is one JSON object and nothing else."""
+    """Return whether a text is one JSON object and nothing else."""
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
@@ -81,12 +81,12 @@ def is_object(text: str) -> bool:
 
 
 def answered(answer: Answer, reasoning: Reasoning) -> str:
-    """The texts of an answer without thinking, as one."""
+    """Return the texts of an answer without thinking, as one."""
     return "\n\n---\n\n".join(split(text, reasoning.tags)[1] for text in answer.texts)
 
 
 def with_thoughts(answer: Answer, reasoning: Reasoning) -> str:
-    """The texts of an answer with what was thought before each, as one, for people."""
+    """Return the texts of an answer with what was thought before each, as one, for people."""
     opening, closing = reasoning.tags
     thoughts = answer.thoughts or ("",) * len(answer.texts)
     return "\n\n---\n\n".join(
@@ -96,7 +96,7 @@ def with_thoughts(answer: Answer, reasoning: Reasoning) -> str:
 
 
 def example(failures: Sequence[tuple[str, str]]) -> str:
-    """One of the answers that could not be read, given as (error, raw), why, and what most likely mends it."""
+    """Return one of the answers that could not be read, given as (error, raw), why, and what most likely mends it."""
     error, raw = max(failures, key=lambda failure: sum(failure[0] == other for other, _ in failures))
     cure = next((what for sign, what in CURES if sign in error), "")
     return "; ".join(part for part in (error + (f": {raw[:160]!r}" if raw else ""), cure) if part)

@@ -20,7 +20,7 @@ class JuryJudge:
         self.weights = [member.weight for member in spec.members]
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair, of order "none"; `raw` holds each member's preference as JSON."""
+        """Return one verdict per pair, of order "none"; `raw` holds each member's preference as JSON."""
         said_by = [judge.judge(pairs) for judge in self.judges]
         settled = [aggregate_verdicts(rows, judge.spec) for rows, judge in zip(said_by, self.judges, strict=True)]
         errors = [{row.pair_id: row.error for row in rows if row.error} for rows in said_by]
@@ -46,7 +46,7 @@ class JuryJudge:
         return verdicts
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
-        """The members' scores, aggregated; a majority of scores is their median."""
+        """Return the members' scores, aggregated; a majority of scores is their median."""
         columns = [judge.score(prompts, completions) for judge in self.judges]
         return [self._aggregate(list(votes), of_scores=True) for votes in zip(*columns, strict=True)]
 
@@ -93,13 +93,13 @@ def majority(weighed: Sequence[tuple[float, float]]) -> float:
 
 
 def least_decided(votes: Sequence[float]) -> float:
-    """The preference closest to one half if all prefer the same response, else a tie."""
+    """Return the preference closest to one half if all prefer the same response, else a tie."""
     winners = {winner(vote) for vote in votes}
     return min(votes, key=lambda vote: abs(vote - 0.5)) if len(winners) == 1 else 0.5
 
 
 def in_words(said: Mapping[str, float | None]) -> str:
-    """How each member voted."""
+    """Return how each member voted."""
     return ", ".join(
         f"{name}: " + ("no verdict" if vote is None else f"{winner(vote)} ({vote:.2f})") for name, vote in said.items()
     )

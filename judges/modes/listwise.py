@@ -22,7 +22,7 @@ class ListwiseJudge:
         self.conversation = Conversation(spec, special=asker.special)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair and order asked, from one ranking per prompt and order.
+        """Return one verdict per pair and order asked, from one ranking per prompt and order.
 
         Raises JudgeStopped above `on_error.max_failure_rate`, and ConfigError for more responses than `largest`.
         """

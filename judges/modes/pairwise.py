@@ -21,7 +21,7 @@ class PairwiseJudge:
         self.conversation = Conversation(spec, special=asker.special)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair and order asked. Raises JudgeStopped above `on_error.max_failure_rate`."""
+        """Return one verdict per pair and order asked. Raises JudgeStopped above `on_error.max_failure_rate`."""
         cases = [(pair, order) for pair in pairs for order in self.orders(pair)]
         replies = self.asker.ask([self.question(pair, order) for pair, order in cases])
         verdicts = []
@@ -43,7 +43,7 @@ class PairwiseJudge:
         return verdicts
 
     def orders(self, pair: Pair) -> tuple[Direction, ...]:
-        """The orders in which this pair is asked."""
+        """Return the orders in which this pair is asked."""
         if self.spec.order == "both":
             return ("forward", "reversed")
         if self.spec.order == "random" and drawn(self.seed, "order", pair.id, 2):
@@ -51,7 +51,7 @@ class PairwiseJudge:
         return ("forward",)
 
     def question(self, pair: Pair, order: Direction) -> Question:
-        """What the model is asked; reversed shows the second response first."""
+        """Return what the model is asked; reversed shows the second response first."""
         responses = [pair.first.text, pair.second.text]
         shown = responses if order == "forward" else responses[::-1]
         variables = principle(self.spec, self.seed, pair.id)

@@ -25,7 +25,7 @@ class PointwiseJudge(ScoringJudge):
         self.menu = AnswerOptions(spec.output.labels, spec.output.range)
 
     def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
-        """One question per completion."""
+        """Return one question per completion."""
         questions = [
             Question(
                 self.conversation.messages(prompt, [completion.text], **principle(self.spec, self.seed, prompt.id)),
@@ -91,7 +91,7 @@ class RubricJudge(ScoringJudge):
 
 
 def _value(criterion: Criterion, reading: ParsedAnswer) -> float:
-    """A question's value; raises Unscorable if the answer could not be read."""
+    """Return a question's value; raises Unscorable if the answer could not be read."""
     if reading.value is None:
         raise Unscorable(f"criterion {criterion.name!r}: {reading.error}")
     return reading.value

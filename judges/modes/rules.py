@@ -52,7 +52,7 @@ def apply(function: Function, name: str, prompt: Prompt, response: str) -> float
 
 
 def aggregate(criteria: Sequence[Criterion], values: Mapping[str, float], how: str = "mean") -> float:
-    """One score in [0, 1] from the criteria's values.
+    """Return one score in [0, 1] from the criteria's values.
 
     A negative criterion counts as 1 - value. A gate at 0 makes the score 0 and otherwise has no say. The rest give
     their weighted mean, or with `how` "minimum" the smallest.

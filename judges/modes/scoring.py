@@ -29,7 +29,7 @@ class ScoringJudge:
         self.spec = spec
 
     def assess(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Assessment]:
-        """What to make of each completion of the prompt in the same place."""
+        """Return what to make of each completion of the prompt in the same place."""
         raise NotImplementedError
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float | None]:
@@ -42,7 +42,7 @@ class ScoringJudge:
         return [one.score for one in found]
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One verdict per pair, of order "none". Raises JudgeStopped above `on_error.max_failure_rate`.
+        """Return one verdict per pair, of order "none". Raises JudgeStopped above `on_error.max_failure_rate`.
 
         A completion that stands in several pairs is assessed once.
         """
@@ -89,7 +89,7 @@ class ScoringJudge:
 
 
 def compare_in_words(first: Assessment, second: Assessment) -> str:
-    """Which response has the higher score and what made the difference, criterion by criterion."""
+    """Return which response has the higher score and what made the difference, criterion by criterion."""
     assert first.score is not None and second.score is not None
     other = dict(second.parts)
     apart = [

@@ -54,7 +54,7 @@ def shipped(folder: Path = SHIPPED) -> dict[str, Path]:
 
 
 def find(name_or_path: str | Path, beside: Path | None = None, folder: Path = SHIPPED, what: str = "judge") -> Path:
-    """The file of a shipped name or of a path, relative to `beside` or to here. Raises ConfigError for none."""
+    """Return the file of a shipped name or of a path, relative to `beside` or to here. Raises ConfigError for none."""
     text = str(name_or_path)
     looks_like_path = "/" in text or "\\" in text or text.endswith((".yaml", ".yml"))
     path = (beside or Path()) / Path(text).expanduser()
@@ -91,7 +91,7 @@ def load_spec(name_or_path: str | Path, model: str | None = None) -> JudgeSpec:
 
 
 def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: str | None = None) -> JudgeSpec:
-    """A judge from what its YAML holds; references are relative to `folder`. Raises ConfigError naming `where`."""
+    """Return a judge from what its YAML holds; references are relative to `folder`. Raises ConfigError naming `where`."""
     if not isinstance(tree, dict) or not isinstance(tree.get("mode"), str) or tree["mode"] not in MODES:
         given = tree.get("mode") if isinstance(tree, dict) else None
         raise ConfigError(f"{where}: mode = {given!r}, but a judge file names one of the modes {', '.join(MODES)}")
@@ -149,7 +149,7 @@ def resolve(tree: dict[str, Any], folder: Path, where: str) -> None:
 
 
 def _with_content(message: Any, folder: Path, where: str) -> Any:
-    """A message whose `file` was read."""
+    """Return a message whose `file` was read."""
     if not isinstance(message, dict) or "file" not in message:
         return message
     if "content" in message:
@@ -177,7 +177,7 @@ def _resolve_python(items: Any, folder: Path) -> None:
 
 
 def reward_judge(recipe: Recipe, part: Reward | AddedReward) -> JudgeSpec:
-    """The judge of one of a recipe's rewards of kind judge: a file of its own, or the recipe's judge."""
+    """Return the judge of one of a recipe's rewards of kind judge: a file of its own, or the recipe's judge."""
     own = getattr(part, "judge", None)
     return load_spec(own) if own else load_spec(recipe.judge.file, recipe.judge_model)
 

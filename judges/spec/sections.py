@@ -23,14 +23,14 @@ PROSE = (
 
 
 def key_text(key: Any) -> str:
-    """A label as text, as JSON writes it: YAML reads `true` and `1` as a truth value and a number. 1.0 is `1`."""
+    """Return a label as text, as JSON writes it: YAML reads `true` and `1` as a truth value and a number. 1.0 is `1`."""
     if isinstance(key, float) and key.is_integer():
         key = int(key)
     return key if isinstance(key, str) else json.dumps(key)
 
 
 def with_text_keys(value: Any) -> Any:
-    """Mappings with truth values and numbers as keys, and lists of such, with their text as key."""
+    """Return mappings with truth values and numbers as keys, and lists of such, with their text as key."""
     if isinstance(value, Mapping):
         return {key_text(key) if isinstance(key, (bool, int, float)) else key: item for key, item in value.items()}
     return [with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -176,7 +176,7 @@ class Output(Section):
 
 
 def check_pattern(pattern: str | None) -> None:
-    """Raises ValueError for a pattern without its one group, or one that reads a verdict out of ordinary prose."""
+    """Raise ValueError for a pattern without its one group, or one that reads a verdict out of ordinary prose."""
     if pattern is None:
         raise ValueError(r"kind regex needs `pattern`, such as '\[\[(A|B)\]\]'")
     try:
@@ -300,7 +300,7 @@ class Criterion(Section):
 
 
 def check_criteria(criteria: tuple[Criterion, ...]) -> None:
-    """Raises ValueError if two criteria share a name or all of them are gates."""
+    """Raise ValueError if two criteria share a name or all of them are gates."""
     names = [criterion.name for criterion in criteria]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
