@@ -30,7 +30,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\u2028\u2029\ufeff]")
 
 
 def clean(text: str, special: Iterable[str] = ()) -> str:
-    """The text without control characters and half surrogates, its special tokens broken; line ends become newlines.
+    """Return the text without control characters and half surrogates, its special tokens broken; line ends become newlines.
 
     `special`: the tokens of the model's tokenizer beside the common ones. One of a single character cannot be broken and
     is taken out. Takes time in proportion to the text's length.
@@ -47,13 +47,13 @@ def clean(text: str, special: Iterable[str] = ()) -> str:
 
 
 def broken(found: re.Match[str]) -> str:
-    """A special token's first character and a blank; where a blank follows already, another sign."""
+    """Return a special token's first character and a blank; where a blank follows already, another sign."""
     return found[0] + ("_" if found.string[found.end()] == " " else " ")
 
 
 @lru_cache(maxsize=64)
 def patterns(special: frozenset[str]) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
-    """What finds the first character of each special token, the rest of it ahead, also where tokens overlap; and what
+    """Return what finds the first character of each special token, the rest of it ahead, also where tokens overlap; and what
     finds tokens of one character, if there are any."""
     rest = {first: list(following) for first, following in COMMON.items()}
     for token in sorted(special):

@@ -119,7 +119,7 @@ CLASHES = (
 
 
 def draw(generator: random.Random) -> Prompt:
-    """One request with two conditions that can be met together."""
+    """Return one request with two conditions that can be met together."""
     while True:
         first, second = (make(generator) for make in generator.sample(CONDITIONS, 2))
         if {first[0], second[0]} not in CLASHES:

@@ -24,7 +24,7 @@ Form = Literal["block", "none"]
 
 
 def fence(text: str) -> str:
-    """The text on lines of its own between two equal runs of backticks, longer than any run inside it, at least
+    """Return the text on lines of its own between two equal runs of backticks, longer than any run inside it, at least
     three."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     bar = "`" * max(3, longest + 1)
@@ -68,7 +68,7 @@ class Data:
 
 
 def wrap(value: Any, form: Form = "block", special: Iterable[str] = ()) -> Any:
-    """A row's column as data: texts wrapped, lists and mappings gone through (keys cleaned), numbers and None as they
+    """Return a row's column as data: texts wrapped, lists and mappings gone through (keys cleaned), numbers and None as they
     are."""
     if isinstance(value, Mapping):
         return {clean(str(key), special): wrap(item, form, special) for key, item in value.items()}
@@ -78,7 +78,7 @@ def wrap(value: Any, form: Form = "block", special: Iterable[str] = ()) -> Any:
 
 
 def printed(value: Any, form: Form = "block") -> Any:
-    """What a template prints for a value: a list or mapping as JSON, fenced.
+    """Return what a template prints for a value: a list or mapping as JSON, fenced.
 
     Raises TypeError for what has no content to print, such as a function, whose text would be an address.
     """
@@ -88,7 +88,7 @@ def printed(value: Any, form: Form = "block") -> Any:
 
 
 def content(value: Any) -> Any:
-    """Data as its text, and any collection that is no list as a list. Raises TypeError for what is neither."""
+    """Return data as its text, and any collection that is no list as a list. Raises TypeError for what is neither."""
     if isinstance(value, Data):
         return value._unfenced()
     if isinstance(value, Iterable) and not isinstance(value, type):
@@ -97,12 +97,12 @@ def content(value: Any) -> Any:
 
 
 def variables_of(source: str) -> set[str]:
-    """The variables that a valid template uses."""
+    """Return the variables that a valid template uses."""
     return meta.find_undeclared_variables(ImmutableSandboxedEnvironment().parse(source))
 
 
 def compile_template(source: str, known: Sequence[str], where: str, form: Form = "block") -> Template:
-    """A template that uses none but the `known` variables and prints collections of data in `form`.
+    """Return a template that uses none but the `known` variables and prints collections of data in `form`.
 
     Raises ConfigError naming `where` for any other variable, or bad syntax.
     """
@@ -125,7 +125,7 @@ def compile_template(source: str, known: Sequence[str], where: str, form: Form =
 def render(
     template: Template, role: Literal["system", "user", "assistant"], variables: Mapping[str, Any], where: str
 ) -> Message:
-    """One message. Raises ConfigError naming `where` if the template asks for something that this row does not have."""
+    """Return one message. Raises ConfigError naming `where` if the template asks for something that this row does not have."""
     try:
         return Message(role=role, content=template.render(variables).strip())
     except UndefinedError as error:

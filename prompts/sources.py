@@ -21,7 +21,7 @@ READABLE = (".jsonl", ".json", ".parquet", ".txt")
 
 
 def load_prompts(source: PromptSource, seed: int) -> list[Prompt]:
-    """All prompts of a source, each with an id of its own. Raises ConfigError for one that cannot be read."""
+    """Return all prompts of a source, each with an id of its own. Raises ConfigError for one that cannot be read."""
     if source.source in BUILT_IN_PROMPTS:
         try:
             return BUILT_IN_PROMPTS[source.source](source.split, source.limit or 1024, seed)
@@ -41,7 +41,7 @@ def load_prompts(source: PromptSource, seed: int) -> list[Prompt]:
 
 
 def _prompt(row: dict[str, Any], column: str, where: str) -> Prompt:
-    """One row as a prompt; its id is its own, or a hash of its text, so that equal prompts are one."""
+    """Return one row as a prompt; its id is its own, or a hash of its text, so that equal prompts are one."""
     value = row.get(column)
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -140,7 +140,7 @@ def _json(text: str, where: str) -> Any:
 
 
 def _objects(entries: list[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """The entries, each of which must be a mapping. Raises ConfigError that names the place of the first that is not."""
+    """Return the entries, each of which must be a mapping. Raises ConfigError that names the place of the first that is not."""
     for where, entry in entries:
         if not isinstance(entry, dict):
             raise ConfigError(f"{where} is not an object with columns")

@@ -147,12 +147,12 @@ class Wishes:
         )
 
     def prompt(self) -> Prompt:
-        """The instruction as one user message, the wishes as `meta`."""
+        """Return the instruction as one user message, the wishes as `meta`."""
         return Prompt(id=self.key, messages=(Message(role="user", content=self.instruction),), meta=asdict(self))
 
 
 def draw_wishes(generator: random.Random) -> Wishes:
-    """One combination, all choices equally likely, the two things different."""
+    """Return one combination, all choices equally likely, the two things different."""
     first, second = generator.sample(THINGS, 2)
     return Wishes(generator.choice(TRAITS), generator.choice(ANIMALS), generator.choice(PLACES), first, second)
 
@@ -177,7 +177,7 @@ def prompts(split: str, count: int, seed: int = 0) -> list[Prompt]:
 
 
 def tell(wishes: Wishes, care: float, generator: random.Random) -> str:
-    """A story in which each wish is met with probability `care`; one in two has a closing, one in two an ending."""
+    """Return a story in which each wish is met with probability `care`; one in two has a closing, one in two an ending."""
 
     def kept() -> bool:
         return generator.random() < care
@@ -201,7 +201,7 @@ def tell(wishes: Wishes, care: float, generator: random.Random) -> str:
 
 
 def documents(count: int, seed: int = 0) -> list[str]:
-    """A corpus to pretrain on: stories beneath a line that says what they are about, by careful authors only."""
+    """Return a corpus to pretrain on: stories beneath a line that says what they are about, by careful authors only."""
     generator = random.Random(f"documents/{seed}")
     texts: list[str] = []
     while len(texts) < count:

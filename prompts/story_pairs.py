@@ -41,7 +41,7 @@ def story_pairs(split: str, seed: int = 0) -> Iterator[tuple[Prompt, str, str]]:
 
 
 def told(wishes: Wishes, generator: random.Random) -> str:
-    """A story of any care, left as it is or changed a little; rarely, something that is no story."""
+    """Return a story of any care, left as it is or changed a little; rarely, something that is no story."""
     if generator.random() < OTHERWISE:
         return generator.choice(
             ("", wishes.instruction, " ".join(generator.sample(FILLERS, 4)), unknown(generator), listed(generator))
@@ -50,14 +50,14 @@ def told(wishes: Wishes, generator: random.Random) -> str:
 
 
 def changed(story: str, wishes: Wishes, generator: random.Random, most: int) -> str:
-    """The story with up to `most` changes: sentences dropped, doubled, moved or added, words exchanged, an end cut off."""
+    """Return the story with up to `most` changes: sentences dropped, doubled, moved or added, words exchanged, an end cut off."""
     for _ in range(generator.randint(min(1, most), most)):
         story = generator.choice(CHANGES)(story, wishes, generator)
     return story
 
 
 def sentences(story: str) -> list[str]:
-    """The story's sentences, each with its full stop."""
+    """Return the story's sentences, each with its full stop."""
     return [f"{part.strip()}." for part in story.split(".") if part.strip()]
 
 
@@ -117,7 +117,7 @@ def drivel(story: str, wishes: Wishes, generator: random.Random) -> str:
 
 
 def unknown(generator: random.Random) -> str:
-    """A sentence of made-up words."""
+    """Return a sentence of made-up words."""
     words = [
         "".join(generator.choices(string.ascii_lowercase, k=generator.randint(2, 8)))
         for _ in range(generator.randint(2, 6))
@@ -126,7 +126,7 @@ def unknown(generator: random.Random) -> str:
 
 
 def listed(generator: random.Random) -> str:
-    """A list of such sentences, with dashes or numbers: much text, and no story."""
+    """Return a list of such sentences, with dashes or numbers: much text, and no story."""
     marks = generator.choice(([f"{number}. " for number in range(1, 13)], ["- "] * 12))
     return "\n".join(f"{mark}{unknown(generator)}" for mark in marks[: generator.randint(3, 12)])
 
