@@ -14,7 +14,7 @@ def page(path: Path) -> str:
 
 
 def _cell(cell: dict[str, Any]) -> list[str]:
-    """One cell, then each of its outputs."""
+    """Return one cell, then each of its outputs."""
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return [source]
@@ -22,7 +22,7 @@ def _cell(cell: dict[str, Any]) -> list[str]:
 
 
 def _output(output: dict[str, Any]) -> str:
-    """What one output looks like; the richest form that a page can show without scripts."""
+    """Return what one output looks like; the richest form that a page can show without scripts."""
     if output["output_type"] == "stream":
         return _printed("".join(output["text"])) if output["name"] == "stdout" else ""
     if output["output_type"] == "error":
@@ -37,5 +37,5 @@ def _output(output: dict[str, Any]) -> str:
 
 
 def _printed(text: str) -> str:
-    """Text as it was printed; no highlighting, and no markup in it."""
+    """Return text as it was printed; no highlighting, and no markup in it."""
     return f'<pre class="output">{html.escape(text.rstrip())}</pre>' if text.strip() else ""

@@ -47,7 +47,7 @@ def setting_names(kind: type[BaseModel] = Recipe, prefix: str = "") -> list[str]
 
 
 def _section(path: str, kind: type[BaseModel], field: FieldInfo) -> list[str]:
-    """A heading, what the section is for, its settings, then the sections that it holds."""
+    """Return a heading, what the section is for, its settings, then the sections that it holds."""
     own, sections = _split(kind)
     level = "##" if "." not in path else "###"
     text = _prose(" ".join(part for part in (field.description, kind.__doc__) if part))
@@ -64,27 +64,27 @@ def anchor(path: str, kind: type[BaseModel]) -> str:
 
 
 def _absent(field: FieldInfo) -> str:
-    """What a section is if it is left out, where that is not its defaults."""
+    """Return what a section is if it is left out, where that is not its defaults."""
     if field.is_required():
         return " *Required.*"
     return " Default: `null`, nothing of the kind." if field.default is None else ""
 
 
 def _split(kind: type[BaseModel]) -> tuple[list[tuple[str, FieldInfo]], list[tuple[str, FieldInfo]]]:
-    """Settings with a plain value, and those that hold a section."""
+    """Return settings with a plain value, and those that hold a section."""
     rows = list(kind.model_fields.items())
     return [row for row in rows if not _held(row[1].annotation)], [row for row in rows if _held(row[1].annotation)]
 
 
 def _held(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a setting of this type may hold, in a list or by themselves."""
+    """Return the sections that a setting of this type may hold, in a list or by themselves."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [kind for inner in get_args(annotation) if get_origin(annotation) is not Literal for kind in _held(inner)]
 
 
 def _table(path: str, rows: Sequence[tuple[str, FieldInfo]]) -> list[str]:
-    """One row a setting; the name is a link to itself."""
+    """Return one row a setting; the name is a link to itself."""
     if not rows:
         return []
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
@@ -98,7 +98,7 @@ def _table(path: str, rows: Sequence[tuple[str, FieldInfo]]) -> list[str]:
 
 
 def _prose(text: str) -> str:
-    """A docstring as one paragraph; only between backticks it may hold markup, and pages of this site become links."""
+    """Return a docstring as one paragraph; only between backticks it may hold markup, and pages of this site become links."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
     plain = "".join(part if part.startswith("`") else re.sub(r"([*_<>])", r"\\\1", part) for part in parts)
     return re.sub(r"docs/(\w+)\.md", r"[docs/\1.md](../\1.md)", plain)
@@ -123,12 +123,12 @@ def type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def _bounds_of(parts: Iterable[Any]) -> list[Any]:
-    """Bounds in the metadata of an annotation, where pydantic may have wrapped them in a FieldInfo."""
+    """Return bounds in the metadata of an annotation, where pydantic may have wrapped them in a FieldInfo."""
     return [bound for part in parts for bound in (part.metadata if isinstance(part, FieldInfo) else [part])]
 
 
 def _bounds(metadata: Iterable[Any]) -> str:
-    """The bounds of a number, or the shape of a text, in words."""
+    """Return the bounds of a number, or the shape of a text, in words."""
     words = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"), ("pattern", "like"))
     said = []
     for bound in metadata:
@@ -140,5 +140,5 @@ def _bounds(metadata: Iterable[Any]) -> str:
 
 
 def _either(parts: Sequence[str]) -> str:
-    """Alternatives as a reader says them."""
+    """Return alternatives as a reader says them."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
