@@ -28,7 +28,7 @@ def diff(a: Path, b: Path) -> dict[str, list[str]]:
 
 
 def _data(a: Recipe, b: Recipe) -> list[str]:
-    """How the prompts of two recipes differ, by their content now."""
+    """Return how the prompts of two recipes differ, by their content now."""
     found = []
     for kind in ("train", "heldout"):
         texts = [_texts(getattr(recipe.prompts, kind), recipe.seed) for recipe in (a, b)]
@@ -43,7 +43,7 @@ def _texts(source: PromptSource, seed: int) -> list[str]:
 
 
 def _outcomes(a: RunDirectory, b: RunDirectory) -> list[str]:
-    """How far two runs came and how well, iteration by iteration."""
+    """Return how far two runs came and how well, iteration by iteration."""
     found = []
     best = [assess(files.path).best_iteration for files in (a, b)]
     if best[0] != best[1]:

@@ -57,7 +57,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _listing(path: Path) -> Listing:
-    """One run, readable or not."""
+    """Return one run, readable or not."""
     files = RunDirectory(path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
     born = [file.stat().st_mtime for file in (path / "provenance.json", path / "config.yaml") if file.is_file()]
@@ -80,7 +80,7 @@ def _listing(path: Path) -> Listing:
 
 
 def _state(files: RunDirectory, recipe: Recipe, done: int) -> tuple[str, str, float | None]:
-    """What a run is doing, its stage or why it ended, and the seconds left of a running one where they can be told."""
+    """Return what a run is doing, its stage or why it ended, and the seconds left of a running one where they can be told."""
     if (files.path / "outcome.json").is_file() and not _is_locked(files.path):
         stopped = read_json(files.path / "outcome.json").get("stopped")
         return "finished", f"early: {stopped}" if stopped else "", None
@@ -168,6 +168,6 @@ def size_text(size: int) -> str:
 
 
 def start_rate(files: RunDirectory, number: int) -> Comparison | None:
-    """The win rate of an iteration against the start, as evaluated."""
+    """Return the win rate of an iteration against the start, as evaluated."""
     found = read_json(files.stage(number, "evaluate") / "evaluation.json").get("win_rate_vs_start")
     return None if found is None else Comparison.model_validate(found)
