@@ -61,7 +61,7 @@ def _save(one: Contestant, folder: Path) -> None:
 
 
 def sampling_of(one: Contestant) -> dict[str, Any]:
-    """How a run sampled what it measured, in the words of a generation config; greedy has no temperature."""
+    """Return how a run sampled what it measured, in the words of a generation config; greedy has no temperature."""
     assert one.run is not None
     recipe = RunDirectory(one.run).recipe()
     temperature, sampling = recipe.evaluate.temperature, recipe.sampling

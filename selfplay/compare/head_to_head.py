@@ -64,7 +64,7 @@ class HeadToHead:
         }
 
     def page(self, source: Path) -> RunData:
-        """What the report shows of it; `source` is the folder that holds it."""
+        """Return what the report shows of it; `source` is the folder that holds it."""
         return as_run(
             " and ".join(self.names) if len(self.names) < 3 else f"{len(self.names)} checkpoints",
             source,
@@ -181,7 +181,7 @@ def _sample(one: Contestant, prompts: Sequence[Prompt], settings: Settings, file
 
 
 def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settings) -> list[Completion] | None:
-    """What the run itself sampled to evaluate this iteration, if that was in the very same way."""
+    """Return what the run itself sampled to evaluate this iteration, if that was in the very same way."""
     file = Path(one.checkpoint).parent / "evaluate" / "completions.parquet"
     if one.run is None or not file.is_file():
         return None
@@ -202,7 +202,7 @@ def judge_all(
     settings: Settings,
     engines: ExitStack,
 ) -> list[Match]:
-    """One match per prompt and pair of checkpoints, the one named later first. The same two texts are judged once."""
+    """Return one match per prompt and pair of checkpoints, the one named later first. The same two texts are judged once."""
     games = [
         (prompt, later.name, earlier.name, answers[later.name][place], answers[earlier.name][place])
         for earlier, later in combinations(found, 2)
@@ -235,7 +235,7 @@ def judge_all(
 
 
 def with_known_rewards(found: Sequence[Contestant], matches: Sequence[Match]) -> list[Match]:
-    """The same matches with the rewards that the runs' own evaluations gave to the very same two texts, where they did."""
+    """Return the same matches with the rewards that the runs' own evaluations gave to the very same two texts, where they did."""
     known: dict[tuple[str, str], tuple[float, float]] = {}
     for run in dict.fromkeys(one.run for one in found if one.run is not None):
         for match in read_run(run).matches:
@@ -257,7 +257,7 @@ def _match(
     said: dict[str, dict[str, Verdict]],
     judge: str,
 ) -> Match:
-    """A row of matches.parquet; the same text twice is a tie that nobody was asked about."""
+    """Return a row of matches.parquet; the same text twice is a tie that nobody was asked about."""
     prompt, a, b, ours, theirs = game
     key = _pair_id(prompt, ours, theirs)
     orders = said.get(key, {})

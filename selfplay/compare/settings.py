@@ -27,7 +27,7 @@ class Given:
     engine: EngineConfig | None = None
 
     def sampling_of(self, own: Sampling) -> Sampling:
-        """How to sample, where the runs would sample so."""
+        """Return how to sample, where the runs would sample so."""
         changes = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return (self.sampling or own).model_copy(
             update={key: value for key, value in changes.items() if value is not None}
@@ -50,7 +50,7 @@ class Settings:
     seed: int
 
     def facts(self, spec: judges.JudgeSpec, prompts: int) -> dict[str, Any]:
-        """What stands above every table: judge, prompts, n, temperature and the rest that answers depend on."""
+        """Return what stands above every table: judge, prompts, n, temperature and the rest that answers depend on."""
         model = getattr(spec, "model", None)
         source = self.prompts.source if self.prompts.split == "train" else f"{self.prompts.source}/{self.prompts.split}"
         return {
@@ -64,7 +64,7 @@ class Settings:
 
 
 def settings_of(trained: Sequence[Recipe], given: Given | None = None, like: Recipe | None = None) -> Settings:
-    """What is given, and for the rest what the runs' recipes agree on, or what `like` says where it is named.
+    """Return what is given, and for the rest what the runs' recipes agree on, or what `like` says where it is named.
 
     Raises ConfigError for what nothing says, and for what the runs differ in, naming each.
     """
@@ -83,7 +83,7 @@ def settings_of(trained: Sequence[Recipe], given: Given | None = None, like: Rec
 
 
 def _settings_of(recipe: Recipe, given: Given) -> Settings:
-    """What is given, and for the rest what one run's recipe says."""
+    """Return what is given, and for the rest what one run's recipe says."""
     seed = derived_seed(recipe.seed, "generate", "heldout")
     own = recipe.sampling.model_copy(update={"temperature": recipe.evaluate.temperature, "n": 1, "seed": seed})
     file = given.judge or recipe.evaluate.judge or recipe.judge.file
@@ -131,14 +131,14 @@ def _refuse_differences(each: dict[str, Settings]) -> None:
 
 
 def _judge_of(one: Settings) -> str:
-    """A run's judge by content: two files that do the same are one judge."""
+    """Return a run's judge by content: two files that do the same are one judge."""
     spec = judging(one)
     model = getattr(spec, "model", None)
     return f"{f'model {model}, ' if model else ''}sha256 {judges.digest(spec)[:12]}"
 
 
 def judging(settings: Settings) -> judges.JudgeSpec:
-    """The judge's file, asked in both orders whatever it says; with the recipe's model if it labelled or names none."""
+    """Return the judge's file, asked in both orders whatever it says; with the recipe's model if it labelled or names none."""
     spec = judges.load_spec(settings.judge)
     if settings.judge_model and spec.needs_model and (settings.labelling or getattr(spec, "model", None) is None):
         spec = spec.model_copy(update={"model": settings.judge_model})

@@ -44,7 +44,7 @@ def refuse_pruned(one: Contestant) -> None:
 
 
 def contestants(targets: Sequence[str]) -> list[Contestant]:
-    """The checkpoints that targets name, in their order.
+    """Return the checkpoints that targets name, in their order.
 
     `RUN@2`, `RUN@start`, `RUN@best` and `RUN@all` name iterations; `RUN` alone means all of them if it is the only
     target, and else the best. A directory is a checkpoint, anything else a hub id, with `@REVISION` if wanted. The same
@@ -57,7 +57,7 @@ def contestants(targets: Sequence[str]) -> list[Contestant]:
 
 
 def resolve(target: str) -> Contestant:
-    """The one checkpoint that a target names; a run alone means its best. Raises ConfigError as `contestants` does."""
+    """Return the one checkpoint that a target names; a run alone means its best. Raises ConfigError as `contestants` does."""
     found = _named(target, alone=False)
     if len(found) != 1:
         raise ConfigError(f"{target!r} names {len(found)} checkpoints: name one, such as @best")
@@ -65,7 +65,7 @@ def resolve(target: str) -> Contestant:
 
 
 def _named(target: str, alone: bool) -> list[Contestant]:
-    """The checkpoints that one target names; `alone` if there is no other."""
+    """Return the checkpoints that one target names; `alone` if there is no other."""
     base, at, suffix = target.rpartition("@")
     if at and (Path(base) / "config.yaml").is_file():
         return _of_run(Path(base), suffix, alone)
@@ -79,7 +79,7 @@ def _named(target: str, alone: bool) -> list[Contestant]:
 
 
 def _of_run(path: Path, which: str, alone: bool) -> list[Contestant]:
-    """Iterations of a run; named as in its own files if it is the only one."""
+    """Return iterations of a run; named as in its own files if it is the only one."""
     there = RunDirectory(path).iterations()
     if which == "all":
         numbers = there
@@ -117,7 +117,7 @@ def _with_names_of_their_own(found: Sequence[Contestant]) -> list[Contestant]:
 
 
 def with_baseline_first(found: Sequence[Contestant], baseline: str | None) -> list[Contestant]:
-    """The same checkpoints with the baseline, a name or a target, in front. Raises ConfigError if it is none of them."""
+    """Return the same checkpoints with the baseline, a name or a target, in front. Raises ConfigError if it is none of them."""
     if baseline is None:
         return list(found)
     places = [place for place, one in enumerate(found) if baseline in (one.name, one.checkpoint)]
@@ -131,7 +131,7 @@ def with_baseline_first(found: Sequence[Contestant], baseline: str | None) -> li
 
 
 def recipes(found: Sequence[Contestant]) -> list[Recipe]:
-    """The recipe of each run among them, once each, in their order."""
+    """Return the recipe of each run among them, once each, in their order."""
     paths = list(dict.fromkeys(one.run for one in found if one.run is not None))
     return [RunDirectory(path).recipe().model_copy(update={"output": str(path)}) for path in paths]
 

@@ -69,7 +69,7 @@ def read_votes(path: str | Path, judge: str | None = None, by: str | None = None
 def _votes(
     path: Path, judge: str | None, by: str | None, judges: Counter[str], values_of: dict[str, str]
 ) -> Iterator[Vote]:
-    """The votes of a file, those of one judge if it is named; counts each judge's, and notes each prompt's value."""
+    """Yield the votes of a file, those of one judge if it is named; counts each judge's, and notes each prompt's value."""
     for where, header, rows in _tables(path):
         place = _columns(header, where)
         at = [place.get(name) for name in COLUMNS]
@@ -115,7 +115,7 @@ def _tables(path: Path) -> Iterator[tuple[str, Sequence[str], Rows]]:
 
 
 def decode(path: Path) -> str:
-    """The text of a file, gzipped or not, in UTF-8, UTF-16 or, where it is neither, Latin-1 as Windows has it."""
+    """Return the text of a file, gzipped or not, in UTF-8, UTF-16 or, where it is neither, Latin-1 as Windows has it."""
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
@@ -136,7 +136,7 @@ def _decimal_commas(rows: Rows) -> Rows:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON array or of JSON lines, with their places."""
+    """Yield the objects of a JSON array or of JSON lines, with their places."""
     if text.lstrip().startswith("["):
         try:
             whole = json.loads(text)
@@ -156,7 +156,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _place_of(column: str, header: Sequence[str], where: str) -> int:
-    """Where a column is that the user named. Raises ConfigError with the columns found."""
+    """Return where a column is that the user named. Raises ConfigError with the columns found."""
     names = [name.strip() for name in header]
     if column not in names:
         raise ConfigError(f"{where} has no column {column!r}; there are: {', '.join(names)}")
@@ -183,7 +183,7 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
 
 
 def _vote(values: Sequence[Any], where: str) -> Vote:
-    """One row, in the order of `COLUMNS`, as a vote."""
+    """Return one row, in the order of `COLUMNS`, as a vote."""
     names = []
     for part, value in zip(NEEDED[:3], values[:3], strict=True):
         name = "" if value is None else str(value).strip()
@@ -208,7 +208,7 @@ def _known_words() -> str:
 
 
 def _number(value: Any, where: str, wrong: str = "which is no number") -> float:
-    """A finite number; raises ConfigError naming `where` and saying what is wrong."""
+    """Return a finite number; raises ConfigError naming `where` and saying what is wrong."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -32,7 +32,7 @@ class VoteSummary:
         }
 
     def page(self, source: Path) -> RunData:
-        """What the report shows of it; `source` is the file of votes."""
+        """Return what the report shows of it; `source` is the file of votes."""
         return as_run(
             source.name,
             source,
