@@ -76,7 +76,7 @@ class Endpoint(Section):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:
-        """A value that may hold a key appears in no message."""
+        """Check a URL without showing in a message what may hold a key."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("an address begins with http:// or https:// and names a host")

@@ -101,7 +101,7 @@ def validate(model: type[T], tree: Any, where: str) -> T:
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
-    """One of pydantic's errors, said to a user."""
+    """Return one of pydantic's errors, said to a user."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
@@ -119,7 +119,7 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
-    """The settings that exist at a place of the tree."""
+    """Return the settings that exist at a place of the tree."""
     for part in location:
         if part.isdigit():
             continue

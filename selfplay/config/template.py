@@ -30,7 +30,7 @@ def write_recipe(file: Path, force: bool = False) -> None:
 
 
 def commented_recipe(file: str = "recipe.yaml") -> str:
-    """The recipe as text: the built-in stories, bootstrapped from text, so that it runs as it is."""
+    """Return the recipe as text: the built-in stories, bootstrapped from text, so that it runs as it is."""
     example = validate(Recipe, {"name": Path(file).stem, "policy": {"bootstrap": {}}}, file)
     return HEADER.format(file=file) + "\n".join(section(example, 0)) + "\n"
 
@@ -62,19 +62,19 @@ def section(values: BaseModel, depth: int) -> list[str]:
 
 
 def held_section(annotation: Any) -> type[BaseModel] | None:
-    """The section that a setting of this type holds, or may hold; None if it holds a plain value."""
+    """Return the section that a setting of this type holds, or may hold; None if it holds a plain value."""
     inner = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     return next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def documentation(annotation: Any) -> str:
-    """The first line of the docstring of the section that a setting holds, if it holds one."""
+    """Return the first line of the docstring of the section that a setting holds, if it holds one."""
     kind = held_section(annotation)
     return ((kind and kind.__doc__) or "").strip().split("\n\n")[0]
 
 
 def scalar(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Return a value as YAML on one line."""
     plain = list(value) if isinstance(value, tuple) else value
     return (
         yaml.safe_dump(plain, default_flow_style=True, width=10_000, allow_unicode=True)
