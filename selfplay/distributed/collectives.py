@@ -28,12 +28,12 @@ def init_process_group() -> None:
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -45,7 +45,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def all_gather(item: T) -> list[T]:
-    """Every process's item, in the order of their ranks, on every process."""
+    """Return every process's item, in the order of their ranks, on every process."""
     if world_size() == 1:
         return [item]
     items: list[Any] = [None] * world_size()
