@@ -28,7 +28,7 @@ class EndpointEngine:
     """Generates through a server. `ledger` counts what its calls cost; engines that share one share `max_cost`."""
 
     def __init__(self, config: Endpoint, model: str, ledger: Ledger | None = None) -> None:
-        """Raises ConfigError for a key that is missing or cannot be sent."""
+        """Raise ConfigError for a key that is missing or cannot be sent."""
         self.config, self.name, self.ledger = config, model, ledger or Ledger()
         self.secrets = Secrets.read(config)
         self._line: Line | None = None
@@ -87,7 +87,7 @@ class EndpointEngine:
                 row = rows.get()
 
     def update_weights(self, model: object) -> NoReturn:
-        """A server's weights are its own: raises ConfigError."""
+        """Raise ConfigError: a server's weights are its own."""
         raise ConfigError(f"the model {self.name!r} at {self.config.url} cannot be trained: an endpoint can only judge")
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ class BadAnswer(Exception):
 def request_body(
     config: Endpoint, model: str, prompt: Prompt, sampling: Sampling, choices: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The fields of one call. Raises ConfigError for a conversation where the server only completes text."""
+    """Return the fields of one call. Raises ConfigError for a conversation where the server only completes text."""
     body: dict[str, Any] = {"model": model}
     if config.api == "chat":
         body["messages"] = [message.model_dump() for message in prompt.messages]
@@ -108,7 +108,7 @@ def cost_of(config: Endpoint, usage: Usage) -> float:
 
 
 def read_usage(payload: Any) -> Usage | None:
-    """The tokens that the server counted; None if it did not count. Raises BadAnswer for counts that cannot be."""
+    """Return the tokens that the server counted; None if it did not count. Raises BadAnswer for counts that cannot be."""
     usage = payload.get("usage") if isinstance(payload, dict) else None
     if usage is None:
         return None
@@ -125,7 +125,7 @@ def read_usage(payload: Any) -> Usage | None:
 
 
 def read_answer(config: Endpoint, payload: Any, count: int, choices: Sequence[str] | None) -> Answer:
-    """The server's `payload` as an answer of `count` texts, or of log-probabilities. Raises BadAnswer if it is none.
+    """Return the server's `payload` as an answer of `count` texts, or of log-probabilities. Raises BadAnswer if it is none.
 
     What it cost is not looked at here.
     """
@@ -148,7 +148,7 @@ def read_answer(config: Endpoint, payload: Any, count: int, choices: Sequence[st
 
 
 def read_text(config: Endpoint, choice: dict[str, Any]) -> tuple[str, str]:
-    """The text of one choice and what the model thought before it, each empty if there is none.
+    """Return the text of one choice and what the model thought before it, each empty if there is none.
 
     A message without content is an empty text, or the sentence with which the model refuses. Raises BadAnswer for a text
     that cannot be one.
@@ -174,7 +174,7 @@ def read_text(config: Endpoint, choice: dict[str, Any]) -> tuple[str, str]:
 
 
 def _part(part: Any) -> tuple[str, str]:
-    """One part of a content in parts, as (text, thought)."""
+    """Return one part of a content in parts, as (text, thought)."""
     kind = part.get("type") if isinstance(part, dict) else None
     value = part.get(kind) if kind in ("text", "thinking") else None
     if kind == "thinking" and isinstance(value, list):

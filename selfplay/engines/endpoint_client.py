@@ -80,13 +80,13 @@ class Calls:
             raise ConfigError(self.fatal)
 
     def given_up(self) -> bool:
-        """Whether there is no use in going on."""
+        """Return whether there is no use in going on."""
         return bool(self.fatal)
 
     async def _work(
         self, post: Post, waiting: Iterator[tuple[int, dict[str, Any]]], give: Callable[[Outcome], None]
     ) -> None:
-        """One of the lanes: takes the next body until there is none or no use in going on."""
+        """Be one of the lanes: take the next body until there is none or no use in going on."""
         for place, body in waiting:
             if self.fatal:
                 return
@@ -100,7 +100,7 @@ class Calls:
                 self.fatal = self._hopeless(error)
 
     def _hopeless(self, error: str) -> str:
-        """Why there is no use in going on after calls that all failed, the last one with `error`."""
+        """Return why there is no use in going on after calls that all failed, the last one with `error`."""
         if self.refused_in_a_row >= GIVE_UP:
             return f"{self.config.url} refused {GIVE_UP} calls in a row, the last one so: {error}; the answers so far are saved"
         return (
@@ -109,7 +109,7 @@ class Calls:
         )
 
     async def _call(self, post: Post, body: dict[str, Any]) -> tuple[Answer | None, str, bool]:
-        """One call with its tries: the answer, or why there is none and whether the server refused it for good."""
+        """Return one call with its tries: the answer, or why there is none and whether the server refused it for good."""
         worst, error = worst_cost(self.config, body), ""
         for attempt in range(self.config.retries + 1):
             charge = await self._reserve(worst)
@@ -154,7 +154,7 @@ class Calls:
         return None
 
     async def _try(self, post: Post, body: dict[str, Any], charge: Charge) -> Answer:
-        """One try. Raises Retry or Refused."""
+        """Return one try. Raises Retry or Refused."""
         charge.cost = charge.worst
         try:
             response = await post(body)
@@ -177,7 +177,7 @@ class Calls:
         return Retry(f"{what}: {self.secrets.hide_in_message(str(error) or type(error).__name__)[:200]}")
 
     def _read(self, text: str, charge: Charge) -> Answer:
-        """The body of a response as an answer, and what it cost, which counts even if it is none.
+        """Return the body of a response as an answer, and what it cost, which counts even if it is none.
 
         The most it can cost, where the server does not say how much it did.
         """
@@ -194,7 +194,7 @@ class Calls:
         return replace(answer, input_tokens=read, output_tokens=written, cost=charge.cost)
 
     def _refusal(self, response: Response) -> Exception:
-        """What a status other than 2xx means."""
+        """Return what a status other than 2xx means."""
         status, url = response.status, self.config.url
         message = self.secrets.hide_in_message(sentence_of(response.text))[:300]
         said = f"the server answered {status}: {message}"

@@ -38,7 +38,7 @@ OTHERWISE = (
 
 
 def sentence_of(text: str) -> str:
-    """The server's own sentence in the body of a refusal, wherever it put it; the body if it has none."""
+    """Return the server's own sentence in the body of a refusal, wherever it put it; the body if it has none."""
     try:
         payload = json.loads(text)
     except (ValueError, RecursionError):
@@ -50,5 +50,5 @@ def sentence_of(text: str) -> str:
 
 
 def cure_of(message: str) -> str:
-    """The setting to change after a refusal for good."""
+    """Return the setting to change after a refusal for good."""
     return next((cure for pattern, cure in CURES if re.search(pattern, message, re.IGNORECASE)), OTHERWISE)

@@ -42,7 +42,7 @@ class Connections:
         self.client = httpx.AsyncClient(headers=headers, timeout=None, follow_redirects=False, limits=limits)
 
     async def post(self, body: Mapping[str, Any]) -> Response:
-        """The server's answer, whatever its status.
+        """Return the server's answer, whatever its status.
 
         Raises TimeoutError after the endpoint's `timeout`, from the first byte sent to the last one read, httpx's errors
         for a connection that fails, and BadAnswer for a body that cannot be read.
@@ -65,7 +65,7 @@ class Connections:
 
 
 async def read_bounded(response: httpx.Response) -> bytes:
-    """The body, unpacked. Raises BadAnswer beyond MOST_BYTES, and for an encoding that was not asked for or is broken."""
+    """Return the body, unpacked. Raises BadAnswer beyond MOST_BYTES, and for an encoding that was not asked for or is broken."""
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
         raise BadAnswer(f"the answer has the encoding {encoding[:40]!r}, which was not asked for")
@@ -87,7 +87,7 @@ async def read_bounded(response: httpx.Response) -> bytes:
 
 
 def decode(data: bytes, charset: str) -> str:
-    """The text of a body. Raises BadAnswer for a charset that does not exist, and for what is not UTF-8, as JSON is."""
+    """Return the text of a body. Raises BadAnswer for a charset that does not exist, and for what is not UTF-8, as JSON is."""
     try:
         known = codecs.lookup(charset).name in ("utf-8", "ascii") or data.isascii()
     except (LookupError, ValueError):

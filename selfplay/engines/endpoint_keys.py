@@ -27,7 +27,7 @@ class Secrets:
 
     @classmethod
     def read(cls, config: Endpoint) -> "Secrets":
-        """The endpoint's keys. Raises ConfigError, without showing any, for one that is missing or cannot be sent."""
+        """Return the endpoint's keys. Raises ConfigError, without showing any, for one that is missing or cannot be sent."""
         headers: dict[str, str] = {}
         values: list[str] = []
         key = read_key(config)
@@ -42,7 +42,9 @@ class Secrets:
         return cls(headers, tuple(sorted(set(values), key=len, reverse=True)))
 
     def hide(self, value: Any) -> Any:
-        """A JSON value in which no string, key of a mapping included, holds a secret of LEAST_MASKED characters or more."""
+        """Return a JSON value in which no string, key of a mapping included, holds a secret of LEAST_MASKED characters
+        or more.
+        """
         if isinstance(value, str):
             return self._mask(value, LEAST_MASKED)
         if isinstance(value, list):
@@ -52,7 +54,7 @@ class Secrets:
         return value
 
     def hide_in_message(self, message: str) -> str:
-        """An error message without any secret, however short, and with nothing that cannot be printed or stored."""
+        """Return an error message without any secret, however short, and with nothing that cannot be printed or stored."""
         return self._mask(message, 1).encode("utf-8", "backslashreplace").decode()
 
     def _mask(self, text: str, least: int) -> str:
@@ -63,7 +65,7 @@ class Secrets:
 
 
 def read_key(config: Endpoint) -> str:
-    """The endpoint's key; empty if it needs none. Raises ConfigError as `read_variable` does."""
+    """Return the endpoint's key; empty if it needs none. Raises ConfigError as `read_variable` does."""
     if config.key_variable is None:
         return ""
     if not os.environ.get(config.key_variable) and not config.needs_key:
@@ -72,7 +74,7 @@ def read_key(config: Endpoint) -> str:
 
 
 def read_variable(name: str, setting: str) -> str:
-    """A secret from the environment. Raises ConfigError if it is missing or holds what no header may hold."""
+    """Return a secret from the environment. Raises ConfigError if it is missing or holds what no header may hold."""
     value = os.environ.get(name, "")
     if not value:
         raise ConfigError(

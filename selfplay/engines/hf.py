@@ -251,7 +251,7 @@ class TransformersEngine:
 
 
 def single_tokens(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[int]:
-    """The token of each choice. Raises ConfigError for a choice of several tokens, or two with one token."""
+    """Return the token of each choice. Raises ConfigError for a choice of several tokens, or two with one token."""
     encoded = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
     for choice, ids in zip(choices, encoded, strict=True):
         if len(ids) != 1:

@@ -24,7 +24,7 @@ class Ledger:
     """Counts dollars. `total` is what was spent, calls under way at the most that they can cost."""
 
     def __init__(self, path: str | Path | None = None) -> None:
-        """Raises Damaged for a file that is."""
+        """Raise Damaged for a file that is."""
         self.path = None if path is None else Path(path)
         self.spent = 0.0
         self.under_way: dict[str, float] = {}

@@ -13,7 +13,7 @@ from selfplay.models import load_policy, load_tokenizer
 def open_engine(
     config: EngineConfig, checkpoint: str | Path, name: str, *, dtype: str = "float32", revision: str | None = None
 ) -> Engine:
-    """An engine over a checkpoint; its completions carry `name` as their policy. Raises ConfigError if it cannot be."""
+    """Return an engine over a checkpoint; its completions carry `name` as their policy. Raises ConfigError if it cannot be."""
     if config.kind == "vllm":
         from selfplay.engines.vllm import VllmEngine
 
@@ -31,7 +31,7 @@ def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "
 
 
 def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32", ledger: Ledger | None = None) -> Engine:
-    """The engine that answers for a judge's file: its endpoint, or the given kind of engine over its model.
+    """Return the engine that answers for a judge's file: its endpoint, or the given kind of engine over its model.
 
     `ledger` counts what an endpoint costs. Raises ConfigError if the file names no model, or for an endpoint's key that
     is missing.

@@ -221,7 +221,7 @@ def check_head_size(size: int, what: str) -> None:
 
 
 def _generation_config(path: str | Path, revision: str | None, model_config: Any) -> GenerationConfig:
-    """The checkpoint's generation config, or the one that its config implies; it knows all end tokens."""
+    """Return the checkpoint's generation config, or the one that its config implies; it knows all end tokens."""
     try:
         return GenerationConfig.from_pretrained(path, revision=revision)
     except OSError:
@@ -229,7 +229,7 @@ def _generation_config(path: str | Path, revision: str | None, model_config: Any
 
 
 def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on_gpu: bool) -> Any:
-    """A `vllm.LLM`. Raises ConfigError if vLLM is not installed, and EngineFailed if it does not come up."""
+    """Return a `vllm.LLM`. Raises ConfigError if vLLM is not installed, and EngineFailed if it does not come up."""
     try:
         from vllm import LLM
     except ImportError as error:

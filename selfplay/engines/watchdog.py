@@ -43,7 +43,7 @@ class Watchdog:
         self._processes = {child: title_of(child) for child in self._started()}
 
     def call(self, what: str, function: Callable[[], T]) -> T:
-        """The function's result. `what` says what is waited for, such as "a batch of completions".
+        """Return the function's result. `what` says what is waited for, such as "a batch of completions".
 
         Raises EngineFailed, naming the process, once one died, or once the call has taken too long; and whatever the
         function raises while the engine is well.
@@ -97,7 +97,7 @@ class Watchdog:
         raise EngineFailed(message) from cause
 
     def _dead(self) -> str:
-        """The watched process that is dead, as `title (number)`; empty if all are alive."""
+        """Return the watched process that is dead, as `title (number)`; empty if all are alive."""
         for process, title in self._processes.items():
             try:
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
@@ -145,7 +145,7 @@ class _Call:
 
 
 def title_of(process: psutil.Process) -> str:
-    """What a process calls itself, such as VLLM::EngineCore."""
+    """Return what a process calls itself, such as VLLM::EngineCore."""
     try:
         words: Sequence[str] = process.cmdline()
     except psutil.NoSuchProcess:
