@@ -32,7 +32,7 @@ class Alarm(Record):
 
 
 def alarms_of(run: RunData, iteration: Iteration, settings: Guard) -> Iterator[Alarm]:
-    """All alarms of one iteration."""
+    """Yield all alarms of one iteration."""
     signals = {
         "over-optimisation": _overoptimised(run, iteration),
         "length": _length(run, iteration, settings),
@@ -87,7 +87,7 @@ def reward_gain(run: RunData, iteration: Iteration) -> float | None:
 
 
 def win_rate_change(run: RunData, number: int) -> tuple[float, float, float] | None:
-    """How the win rate against the start changed in an iteration, on the same prompts, with its 95% interval."""
+    """Return how the win rate against the start changed in an iteration, on the same prompts, with its 95% interval."""
     name, before = f"iteration-{number:03d}", f"iteration-{number - 1:03d}"
     if number == 1:
         pair = run.pair(name, START)
@@ -120,7 +120,7 @@ def _length(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
 
 
 def _undone_by_length(run: RunData, iteration: Iteration) -> LengthControlled | None:
-    """The rate at equal length, if the iteration beats the start as it is and does not at equal length."""
+    """Return the rate at equal length, if the iteration beats the start as it is and does not at equal length."""
     pair = run.pair(iteration.name, START)
     if pair is None or pair.comparison.low is None or pair.comparison.low <= 0.5 or pair.length_controlled is None:
         return None
@@ -158,7 +158,7 @@ def _truncation(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
 
 
 def _judge(iteration: Iteration, settings: Guard) -> Signs:
-    """The labelling judge contradicts itself, or cannot be read."""
+    """Return an alarm if the labelling judge contradicts itself, or cannot be read."""
     health, where = iteration.health or {}, f"In iteration {iteration.number} the labelling judge"
     consistent, pairs, unscored = health.get("swap_consistency"), health.get("pairs"), health.get("unscored")
     if consistent is not None and consistent < settings.swap_consistency:
@@ -175,7 +175,7 @@ def _judge(iteration: Iteration, settings: Guard) -> Signs:
 
 
 def _reward_model(run: RunData, iteration: Iteration) -> Signs:
-    """The reward model cannot tell this policy's better answers from its worse ones."""
+    """Return an alarm if the reward model cannot tell this policy's better answers from its worse ones."""
     found = reward_accuracy(run, iteration)
     if found is not None and found.low is not None and found.low <= 0.5:
         coin = "worse" if found.high is not None and found.high < 0.5 else "not clearly better"
@@ -189,7 +189,7 @@ def _reward_model(run: RunData, iteration: Iteration) -> Signs:
 
 
 def reward_accuracy(run: RunData, iteration: Iteration) -> Comparison | None:
-    """How often reward and judge prefer the same answer, on the held-out matches of this iteration's policy."""
+    """Return how often reward and judge prefer the same answer, on the held-out matches of this iteration's policy."""
     agreed: dict[str, list[float]] = {}
     for match in run.matches:
         if match.a == iteration.name and (value := agrees(match)) is not None:

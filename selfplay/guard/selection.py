@@ -37,7 +37,7 @@ def assess(run_directory: str | Path) -> Assessment:
 
 
 def assess_run(run: RunData) -> Assessment:
-    """The same for a run that has been read."""
+    """Return the same for a run that has been read."""
     settings = validate(Guard, run.config.get("guard") or {}, "guard")
     alarms = tuple(alarm for iteration in run.iterations for alarm in alarms_of(run, iteration, settings))
     best, reason = _best(run, alarms, settings)
@@ -73,7 +73,7 @@ def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
 
 
 def _best(run: RunData, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int, str]:
-    """The iteration to keep, and why. A severe alarm is forgiven where an audit finds the iteration clearly better."""
+    """Return the iteration to keep, and why. A severe alarm is forgiven where an audit finds the iteration clearly better."""
     evaluated = run.evaluated
     if not evaluated:
         return 0, "no iteration has been evaluated yet"
@@ -99,6 +99,6 @@ def _best(run: RunData, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int
 
 
 def _against_start(run: RunData, iteration: Iteration) -> Comparison | None:
-    """The win rate against the start, as evaluated."""
+    """Return the win rate against the start, as evaluated."""
     pair = run.pair(iteration.name, START)
     return run.win_rate(iteration, "win_rate_vs_start") or (pair.comparison if pair else None)
