@@ -29,7 +29,7 @@ def front_matter(run: RunData, recipe: Recipe, one: Iteration, license: str | No
 
 
 def _license_of(base: str | None) -> str | None:
-    """The license in the card of a base model that is a folder here; `None` where that does not say."""
+    """Return the license in the card of a base model that is a folder here; `None` where that does not say."""
     file = Path(base or "") / "README.md"
     if not base or not file.is_file():
         return None
@@ -42,7 +42,7 @@ def _license_of(base: str | None) -> str | None:
 
 
 def _datasets(recipe: Recipe) -> list[str]:
-    """The hub's datasets among the sources: neither built in nor files."""
+    """Return the hub's datasets among the sources: neither built in nor files."""
     made = recipe.policy.bootstrap
     taught = made.sft if made else recipe.policy.sft
     sources = [recipe.prompts.train.source, taught.source if taught else "", made.corpus if made else ""]

@@ -13,19 +13,19 @@ from selfplay.report.svg import DASHES, MARKERS, Figure, Scale, Series, percent,
 
 
 def words(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
-    """A line of text."""
+    """Return a line of text."""
     style = f' class="{kind}"' if kind else ""
     return f'<text{style} x="{round(x, 2)}" y="{round(y, 2)}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, kind: str, dash: str = "") -> str:
-    """A thin straight line."""
+    """Return a thin straight line."""
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return f'<line class="{kind}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="currentColor"{dashes}/>'
 
 
 def box(x: float, y: float, width: float, height: float, paint: str) -> str:
-    """A rectangle with slightly rounded corners."""
+    """Return a rectangle with slightly rounded corners."""
     return f'<rect x="{x}" y="{y}" width="{round(width, 2)}" height="{height}" rx="2" {paint}/>'
 
 
@@ -96,7 +96,7 @@ def _legend(series: Sequence[Series], at: float) -> str:
 def _line(
     one: Series, index: int, x: Scale, y: Scale, y_format: Callable[[float], str], cuts: Sequence[float] = ()
 ) -> str:
-    """One line with its bars and markers, not joined across a cut on x; each marker tells its value."""
+    """Return one line with its bars and markers, not joined across a cut on x; each marker tells its value."""
     dash = f' stroke-dasharray="{DASHES[index % 4]}"' if DASHES[index % 4] else ""
     pieces: dict[int, list[str]] = {}
     for a, b in zip(one.x, one.y, strict=True):
@@ -121,7 +121,7 @@ def _line(
 
 
 def marker(index: int, x: float, y: float) -> str:
-    """A filled mark of about 7 units, of one shape per line."""
+    """Return a filled mark of about 7 units, of one shape per line."""
     shape = MARKERS[index % 4]
     if shape == "circle":
         return f'<circle cx="{x}" cy="{y}" r="3.6" fill="currentColor"/>'

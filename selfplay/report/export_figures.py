@@ -37,7 +37,7 @@ def save_figures(run_directory: Path, folder: Path, formats: Sequence[str] | Non
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG. Raises ConfigError without resvg-py, or where the machine has no font to write with."""
+    """Return the figure as a PNG. Raises ConfigError without resvg-py, or where the machine has no font to write with."""
     try:
         import resvg_py
     except ImportError:

@@ -18,7 +18,7 @@ class Headline(NamedTuple):
 
 
 def headline(run: RunData, assessment: Assessment) -> Headline:
-    """The run in one sentence, such as `Iteration 2 beats the start 81% of the time` `[76, 86]`."""
+    """Return the run in one sentence, such as `Iteration 2 beats the start 81% of the time` `[76, 86]`."""
     evaluated = run.evaluated
     if not run.iterations and run.summary is not None:
         return headline_of(run.summary)
@@ -38,7 +38,7 @@ def headline(run: RunData, assessment: Assessment) -> Headline:
 
 
 def headline_of(summary: Summary) -> Headline:
-    """The two checkpoints that rate highest among those that met, in the direction and with the numbers of their row."""
+    """Return the two checkpoints that rate highest among those that met, in the direction and with the numbers of their row."""
     order = [one.model for one in summary.ratings or []] or summary.models
     met = {frozenset((pair.comparison.a, pair.comparison.b)): pair for pair in summary.pairs}
     for two in combinations(order, 2):

@@ -41,7 +41,7 @@ def write_report(run_directory: Path, output: Path | None = None) -> Path:
 
 
 def render_report(run: RunData, *, live: bool = False) -> str:
-    """The page. `live` adds a script that reloads it when the run has gone on, for `serve_report`."""
+    """Return the page. `live` adds a script that reloads it when the run has gone on, for `serve_report`."""
     css, early, script = (_page(name) for name in ("report.css", "early.js", "report.js"))
     script += _page("live.js") if live else ""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
@@ -85,7 +85,7 @@ def as_run(
 
 
 def content_policy(css: str, *scripts: str, live: bool = False) -> str:
-    """The page's content security policy: its own style and scripts by their hash, and nothing else."""
+    """Return the page's content security policy: its own style and scripts by their hash, and nothing else."""
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -120,7 +120,7 @@ def context(run: RunData) -> dict[str, Any]:
 
 
 def _top(run: RunData) -> dict[str, Any]:
-    """The verdict and the alarms."""
+    """Return the verdict and the alarms."""
     assessment = assess_run(run)
     numbers = [iteration.number for iteration in run.iterations]
     best = assessment.best_iteration if run.summary else None
@@ -150,7 +150,7 @@ def _iterations(run: RunData) -> dict[str, Any]:
 
 
 def _facts(run: RunData) -> dict[str, Any]:
-    """What stands above every table: judge, prompts, n, temperature."""
+    """Return what stands above every table: judge, prompts, n, temperature."""
     found: Mapping[str, Any] = run.facts
     if not found and run.summary is not None and run.iterations:
         evaluate, heldout = run.config.get("evaluate") or {}, (run.config.get("prompts") or {}).get("heldout") or {}
@@ -164,7 +164,7 @@ def _facts(run: RunData) -> dict[str, Any]:
 
 
 def _comparison(run: RunData) -> dict[str, Any]:
-    """Every checkpoint against every other, and the labelling judge."""
+    """Return every checkpoint against every other, and the labelling judge."""
     return {
         "comparison": tables.comparison_table(run),
         "comparison_figures": panels.comparison_figures(run),
@@ -201,7 +201,7 @@ def _work(run: RunData) -> dict[str, Any]:
 
 
 def transcript_context(run: RunData) -> dict[str, Any]:
-    """The transcripts that fit, what they can be filtered by, and a sentence on how many there are."""
+    """Return the transcripts that fit, what they can be filtered by, and a sentence on how many there are."""
     found = transcripts(run)
     shown = thinned(found, MOST_BYTES)
     total = sum(one.outcome != "training" for one in found)

@@ -25,7 +25,7 @@ def write_cards(run: RunData) -> None:
 
 
 def card(run: RunData, number: int, *, where: str = ".", license: str | None = None) -> str:
-    """The card as Markdown, with the front matter that the hub reads; `where` is what loads the checkpoint."""
+    """Return the card as Markdown, with the front matter that the hub reads; `where` is what loads the checkpoint."""
     found = [one for one in run.iterations if one.number == number]
     if not found:
         raise ConfigError(f"run {run.name!r} has no iteration {number}")
@@ -97,7 +97,7 @@ def _form(value: float | None, form: str) -> str:
 
 
 def _training(recipe: Recipe, number: int) -> list[str]:
-    """Data and judges, each judge with the hash of its file; of the start only what made it."""
+    """Return data and judges, each judge with the hash of its file; of the start only what made it."""
     if number == 0:
         return ["## Training", "", f"- {_start(recipe)}"]
     train, heldout = recipe.prompts.train, recipe.prompts.heldout
@@ -119,7 +119,7 @@ def _training(recipe: Recipe, number: int) -> list[str]:
 
 
 def _start(recipe: Recipe) -> str:
-    """The model at the start, or the text that it was made from."""
+    """Return the model at the start, or the text that it was made from."""
     made = recipe.policy.bootstrap
     taught = made.sft if made else recipe.policy.sft
     first = f"pretrained in this run on {made.corpus}" if made else str(recipe.policy.model)
@@ -127,7 +127,7 @@ def _start(recipe: Recipe) -> str:
 
 
 def _judge(file: str, model: str | None = None) -> str:
-    """A judge's name and hash; only the name where its file is gone."""
+    """Return a judge's name and hash; only the name where its file is gone."""
     try:
         spec = judges.load_spec(file, model)
     except ConfigError:
@@ -136,7 +136,7 @@ def _judge(file: str, model: str | None = None) -> str:
 
 
 def _weaknesses(run: RunData, number: int) -> list[str]:
-    """The alarms of this iteration, and what no alarm can tell."""
+    """Return the alarms of this iteration, and what no alarm can tell."""
     alarms = [f"- {alarm.sentence}" for alarm in assess_run(run).alarms if alarm.iteration == number]
     if number and not run.audited:
         alarms.append(
@@ -164,7 +164,7 @@ def _use(run: RunData, where: str) -> list[str]:
 
 
 def _origin(run: RunData) -> list[str]:
-    """Where it comes from."""
+    """Return where it comes from."""
     packages = run.provenance.get("packages") or {}
     named = ", ".join(f"{name} {version}" for name, version in packages.items())
     facts = [("started", run.provenance.get("started")), ("commit", run.provenance.get("commit")), ("packages", named)]

@@ -28,7 +28,7 @@ AXIS = "\N{SQUARE ROOT}KL to the start (iteration)"
 
 
 def rated(run: RunData, key: str) -> list[tuple[Iteration, Comparison, float]]:
-    """Iterations with a win rate under a key of evaluation.json."""
+    """Return iterations with a win rate under a key of evaluation.json."""
     found = [(one, run.win_rate(one, key)) for one in run.iterations]
     return [(one, rate, rate.win_rate) for one, rate in found if rate is not None and rate.win_rate is not None]
 
@@ -179,7 +179,7 @@ def step_figures(run: RunData, main: bool) -> list[Figure]:
 
 
 def _steps(stage: str, key: str, points: Sequence[tuple[int, float]]) -> Figure:
-    """One metric over all steps; `points` are iterations and values in the order of time.
+    """Return one metric over all steps; `points` are iterations and values in the order of time.
 
     Nothing is joined or averaged across iterations: reward model and reference change there.
     """
@@ -203,7 +203,7 @@ def _steps(stage: str, key: str, points: Sequence[tuple[int, float]]) -> Figure:
 
 
 def comparison_figures(run: RunData) -> list[Figure]:
-    """The matrix of win rates, and ratings where they exist."""
+    """Return the matrix of win rates, and ratings where they exist."""
     summary = run.summary
     if summary is None:
         return []
@@ -217,7 +217,7 @@ def comparison_figures(run: RunData) -> list[Figure]:
 
 
 def stages_of(run: RunData) -> list[str]:
-    """All stages that took time, in the order of the loop."""
+    """Return all stages that took time, in the order of the loop."""
     names = {stage for iteration in run.iterations for stage in iteration.seconds}
     return [stage for stage in STAGES if stage in names] + sorted(names - set(STAGES))
 
@@ -231,7 +231,7 @@ def time_figure(run: RunData) -> Figure | None:
 
 
 def all_figures(run: RunData) -> list[Figure]:
-    """Every figure of the report, for `--figures`."""
+    """Return every figure of the report, for `--figures`."""
     timed = time_figure(run)
     return [
         *iteration_figures(run),

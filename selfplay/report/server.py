@@ -23,7 +23,7 @@ WATCHED = (
 
 
 def version(run_directory: Path) -> str:
-    """Changes whenever something that the report shows has changed."""
+    """Return a text that changes whenever something that the report shows has changed."""
     files = sorted(path for pattern in WATCHED for path in run_directory.glob(pattern) if path.is_file())
     return hash_of([(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files])[:16]
 
@@ -37,7 +37,7 @@ class LiveReport:
         self._made = ("", b"")
 
     def page(self) -> bytes:
-        """The current page."""
+        """Return the current page."""
         with self._lock:
             now = version(self.directory)
             if self._made[0] != now:
@@ -46,7 +46,7 @@ class LiveReport:
 
 
 def make_server(run_directory: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server for one run's report on 127.0.0.1, port 0 for any free one. Raises ConfigError if there is no run."""
+    """Return a server for one run's report on 127.0.0.1, port 0 for any free one. Raises ConfigError if there is no run."""
     report = LiveReport(run_directory)
     read_run(run_directory)
 

@@ -32,7 +32,7 @@ def print_verification(found: dict[str, Any]) -> None:
 
 
 def iterations(directory: Path) -> list[dict[str, Any]]:
-    """One mapping per iteration with an evaluation, the start first; null where a number does not exist.
+    """Return one mapping per iteration with an evaluation, the start first; null where a number does not exist.
 
     Keys: iteration, win_rate_vs_start and win_rate_vs_previous ({value, low, high, n, ties, unscored}), mean_score,
     mean_reward, reward_accuracy ({value, low, high, n}), kl_to_start (nats per response), mean_length (tokens),
@@ -68,7 +68,7 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
 
 
 def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A comparison as show prints it."""
+    """Return a comparison as show prints it."""
     return comparison and {
         "value": comparison["win_rate"],
         **{key: comparison[key] for key in ("low", "high", "n", "ties", "unscored")},
@@ -76,7 +76,7 @@ def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
-    """The rows as a table."""
+    """Print the rows as a table."""
     titles = ("iter", "beats start, %", "beats previous, %", "score", "RM acc", "KL", "len", "cut", "s")
     cells = [
         (
@@ -96,7 +96,7 @@ def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def interval(rate: dict[str, Any] | None) -> str:
-    """A share with its 95% interval, in percent."""
+    """Return a share with its 95% interval, in percent."""
     if rate is None or rate["value"] is None:
         return "-"
     value, low, high = (hundredths(rate[key], 1) for key in ("value", "low", "high"))
@@ -104,12 +104,14 @@ def interval(rate: dict[str, Any] | None) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """A number, or a dash where there is none."""
+    """Return a number, or a dash where there is none."""
     return "-" if value is None else form.format(value)
 
 
 def transcripts(directory: Path, prompt_id: str) -> dict[str, Any]:
-    """What each iteration answered to one held-out prompt, and what the judge said. Raises ConfigError for an unknown id."""
+    """Return what each iteration answered to one held-out prompt, and what the judge said. Raises ConfigError for an
+    unknown id.
+    """
     files = RunDirectory(directory)
     files.recipe()
     answers: list[dict[str, Any]] = []
@@ -145,7 +147,7 @@ def transcripts(directory: Path, prompt_id: str) -> dict[str, Any]:
 
 
 def print_transcripts(found: dict[str, Any], console: Console) -> None:
-    """The answers side by side, the verdicts beneath."""
+    """Print the responses side by side, the verdicts beneath."""
     from rich.text import Text
 
     if found["prompt"]:
@@ -168,7 +170,7 @@ def print_transcripts(found: dict[str, Any], console: Console) -> None:
 
 
 def print_check(found: dict[str, Any]) -> None:
-    """What `judge check` found, a line each, but for what it announces before its calls."""
+    """Print what `judge check` found, a line each, but for what it announces before its calls."""
     console = Console(highlight=False, markup=False)
     console.print(f"judge {found['judge']} (version {found['version']}, model {found['model'] or 'none'})")
     for name, value in (found["gold"] or {}).items():
@@ -192,14 +194,14 @@ def print_check(found: dict[str, Any]) -> None:
 
 
 def _figure(value: Any) -> str:
-    """A number, or an interval."""
+    """Return a number, or an interval."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_figure(part) for part in value) + "]"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def print_trial(found: dict[str, Any]) -> None:
-    """Every call of `judge try`, what was said, and how it was read."""
+    """Print every call of `judge try`, what was said, and how it was read."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for exchange in found["exchanges"]:
         for message in exchange["messages"]:

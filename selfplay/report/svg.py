@@ -31,7 +31,7 @@ class Figure:
     note: str = ""
 
     def inline(self) -> str:
-        """The drawing for a page that brings the colours."""
+        """Return the drawing for a page that brings the colours."""
         return (
             f'<svg class="figure" width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}" '
             f'role="img" aria-label="{escape(self.title)}">'
@@ -39,7 +39,7 @@ class Figure:
         )
 
     def standalone(self) -> str:
-        """A whole SVG file on white, with its title."""
+        """Return a whole SVG file on white, with its title."""
         colours = "".join(f".c{index}{{color:{colour}}}" for index, colour in enumerate(PALETTE))
         style = (
             f"svg{{font-family:{FONT};color:#1a1a1a}}text{{fill:currentColor;font-size:12px}}.muted{{color:#5f5f5f}}"
@@ -67,13 +67,13 @@ class Series:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage of at most three digits; more where it would else read 0 or 100 and is neither."""
+    """Return a share as a percentage of at most three digits; more where it would else read 0 or 100 and is neither."""
     text = f"{100 * value:.3g}"
     return f"{hundredths(value) if float(text) in (0, 100) else text}%"
 
 
 def plain(value: float) -> str:
-    """A number with three significant digits, without an exponent where it can be avoided."""
+    """Return a number with three significant digits, without an exponent where it can be avoided."""
     if value == 0:
         return "0"
     if abs(value) >= 100_000 or abs(value) < 1e-4:
@@ -106,5 +106,6 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
+        """Return where a value is drawn."""
         span = (self.high - self.low) or 1.0
         return round(self.begin + (value - self.low) / span * (self.end - self.begin), 2)

@@ -50,7 +50,7 @@ WRITING: tuple[tuple[str, Callable[[Profile], float | None], Callable[[float], s
 
 
 def iteration_table(run: RunData) -> list[Row]:
-    """One cell per iteration: everything known about its policy on held-out prompts. Empty rows are left out."""
+    """Return one cell per iteration: everything known about its policy on held-out prompts. Empty rows are left out."""
 
     def of(label: str, value: Callable[[Iteration], Any], form: Callable[[float], str] = plain) -> Row:
         found = [value(one) for one in run.iterations]
@@ -80,12 +80,12 @@ def iteration_table(run: RunData) -> list[Row]:
 
 
 def tenths(share: float) -> str:
-    """A share in percent with one decimal, or more (`hundredths`)."""
+    """Return a share in percent with one decimal, or more (`hundredths`)."""
     return f"{hundredths(share, 1)}%"
 
 
 def signed(value: float) -> str:
-    """Two decimals, and no minus before a zero."""
+    """Return two decimals, and no minus before a zero."""
     return f"{round(value, 2) + 0.0:.2f}"
 
 
@@ -95,7 +95,7 @@ def _equal_length(run: RunData, one: Iteration) -> str:
 
 
 def _accuracy(one: Iteration) -> str | None:
-    """The reward model's accuracy on pairs held back from its training: a number, or a mapping with an interval."""
+    """Return the reward model's accuracy on pairs held back from its training: a number, or a mapping with an interval."""
     found = (one.reward or {}).get("accuracy")
     inner = found if isinstance(found, dict) else {"value": found}
     value = number(inner.get("value", inner.get("win_rate")))
@@ -106,7 +106,7 @@ def _accuracy(one: Iteration) -> str | None:
 
 
 def health_table(run: RunData) -> list[Row]:
-    """One cell per iteration that was labelled: how the judge behaved."""
+    """Return one cell per iteration that was labelled: how the judge behaved."""
     health = [one.health for one in run.iterations if one.health]
     others = {key for one in health for key, value in one.items() if number(value) is not None} - HEALTH.keys()
     table = [
@@ -117,7 +117,7 @@ def health_table(run: RunData) -> list[Row]:
 
 
 def _amount(key: str, value: Any) -> str:
-    """A share as a percentage, seconds as a duration, anything else as a number."""
+    """Return a share as a percentage, seconds as a duration, anything else as a number."""
     amount = number(value)
     if amount is None:
         return DASH
@@ -129,7 +129,7 @@ def _amount(key: str, value: Any) -> str:
 
 
 def comparison_table(run: RunData) -> list[Row]:
-    """One row per pair of checkpoints: win rate, at equal length, prompts, ties, unscored, p, told apart, needed."""
+    """Return one row per pair of checkpoints: win rate, at equal length, prompts, ties, unscored, p, told apart, needed."""
     rows: list[Row] = []
     for pair in run.summary.pairs if run.summary else []:
         one = pair.comparison
@@ -146,7 +146,7 @@ def comparison_table(run: RunData) -> list[Row]:
 
 
 def category_table(run: RunData) -> list[Row]:
-    """One row per pair of checkpoints, one cell per category: the win rate on its prompts."""
+    """Return one row per pair of checkpoints, one cell per category: the win rate on its prompts."""
     if not run.categories:
         return []
     return [
@@ -159,7 +159,7 @@ def category_table(run: RunData) -> list[Row]:
 
 
 def writing_table(run: RunData) -> list[Row]:
-    """How each checkpoint of a comparison writes, one cell for each; of a run the iterations' table says so."""
+    """Return how each checkpoint of a comparison writes, one cell for each; of a run the iterations' table says so."""
     if run.iterations or not run.profiles:
         return []
     return [
@@ -176,7 +176,7 @@ def time_table(run: RunData, stages: Sequence[str]) -> list[Row]:
 
 
 def spent_table(run: RunData) -> list[Row]:
-    """One row per model that judged: answers, tokens read, tokens written, dollars."""
+    """Return one row per model that judged: answers, tokens read, tokens written, dollars."""
     return [
         (
             one.model or "the judge's model",
@@ -192,12 +192,12 @@ def spent_table(run: RunData) -> list[Row]:
 
 
 def group_sentences(summary: Summary) -> list[str]:
-    """Each group of checkpoints of which no two can be told apart, in words."""
+    """Return each group of checkpoints of which no two can be told apart, in words."""
     return [", ".join(map(display_name, group)) for group in summary.groups]
 
 
 def cycle_sentences(summary: Summary) -> list[str]:
-    """Each non-transitive triple in words."""
+    """Return each non-transitive triple in words."""
     found = []
     for cycle in summary.cycles:
         a, b, c = map(display_name, cycle.models)
@@ -207,7 +207,7 @@ def cycle_sentences(summary: Summary) -> list[str]:
 
 
 def flat_facts(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Every scalar of nested mappings with its dotted name, as text; lists in one line, what is empty left out."""
+    """Return every scalar of nested mappings with its dotted name, as text; lists in one line, what is empty left out."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat_facts(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -37,7 +37,7 @@ def print_summary(
     facts: Mapping[str, Any] | None = None,
     categories: Iterable[Category] = (),
 ) -> None:
-    """What was asked of whom, the verdict, every pair, the ratings, differences against the baseline, what does not fit."""
+    """Print what was asked of whom, the verdict, every pair, the ratings, differences against the baseline, what does not fit."""
     if not console.is_terminal:
         console.width = UNBOUNDED
     if facts:
@@ -80,7 +80,7 @@ def print_summary(
 
 
 def against(one: Comparison) -> str:
-    """The row of a pair: whom its numbers speak of, and against whom."""
+    """Return the row of a pair: whom its numbers speak of, and against whom."""
     return f"{display_name(one.a)} against {display_name(one.b)}"
 
 

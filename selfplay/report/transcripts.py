@@ -23,7 +23,7 @@ scripts need, stay."""
 
 
 def visible(text: str) -> str:
-    """The text with invisible characters shown by their code points, and with an end where it is too long."""
+    """Return the text with invisible characters shown by their code points, and with an end where it is too long."""
     shown = INVISIBLE.sub(lambda match: f"\u27e8U+{ord(match[0]):04X}\u27e9", text[:LONGEST].replace("\r\n", "\n"))
     return shown + (f"\n[{len(text) - LONGEST:,} more characters are left out here]" if len(text) > LONGEST else "")
 
@@ -70,7 +70,7 @@ class Transcript:
 
 
 def transcripts(run: RunData) -> list[Transcript]:
-    """One per prompt, in the order of the matches."""
+    """Return one per prompt, in the order of the matches."""
     by_prompt: dict[str, list[Match]] = defaultdict(list)
     for match in run.matches:
         by_prompt[match.prompt_id].append(match)
@@ -79,7 +79,7 @@ def transcripts(run: RunData) -> list[Transcript]:
 
 
 def training_transcript(pair: TrainingPair) -> Transcript:
-    """A pair that a reward model learned from, beside the held-out ones."""
+    """Return a pair that a reward model learned from, beside the held-out ones."""
     sides = tuple(
         Side(name, visible(text), f"{len(text)} characters", False, "")
         for name, text in (("rejected", pair.rejected), ("chosen", pair.chosen))
@@ -90,7 +90,7 @@ def training_transcript(pair: TrainingPair) -> Transcript:
 
 
 def transcript(prompt_id: str, matches: Sequence[Match], order: Sequence[str] = ()) -> Transcript:
-    """The matches on one prompt, put together; checkpoints stand in an order, by default that of their names."""
+    """Return the matches on one prompt, put together; checkpoints stand in an order, by default that of their names."""
     names = list(order) or sorted({name for match in matches for name in (match.a, match.b)})
     place = {name: index for index, name in enumerate(names)}
     answers: dict[str, Answer] = {}
@@ -133,7 +133,7 @@ def outcome(preference: float | None) -> str:
 
 
 def ruling(match: Match) -> Ruling:
-    """One match in words."""
+    """Return one match in words."""
     a, b = display_name(match.a), display_name(match.b)
     result = outcome(match.preference)
     text = {
