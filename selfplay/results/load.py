@@ -44,7 +44,7 @@ def read_run(path: str | Path) -> RunData:
 
 
 def _iteration(directory: RunDirectory, number: int) -> Iteration:
-    """One iteration's numbers; of several rounds of labels or reward models the last counts."""
+    """Return one iteration's numbers; of several rounds of labels or reward models the last counts."""
     completions = directory.stage(number, "generate") / "completions.parquet"
     return Iteration(
         number=number,
@@ -57,7 +57,7 @@ def _iteration(directory: RunDirectory, number: int) -> Iteration:
 
 
 def _training(directory: RunDirectory, number: int, most: int = 40) -> Iterator[TrainingPair]:
-    """Some of the pairs that an iteration's reward model learned from, evenly chosen, with what the judge said."""
+    """Yield some of the pairs that an iteration's reward model learned from, evenly chosen, with what the judge said."""
     folder = directory.stage(number, "label")
     if not (folder / "preferences.parquet").is_file():
         return
@@ -89,7 +89,7 @@ def _similarity(path: Path, most: int = 512) -> float | None:
 
 
 def _spent(path: Path) -> list[Spent]:
-    """What each model was asked, from the judges' cache; nothing if there is none, or if it is of another kind."""
+    """Return what each model was asked, from the judges' cache; nothing if there is none, or if it is of another kind."""
     if not path.is_file():
         return []
     question = (
@@ -104,7 +104,7 @@ def _spent(path: Path) -> list[Spent]:
 
 
 def _matches(path: Path) -> list[Match]:
-    """The rows of a matches.parquet, without columns that are not ours."""
+    """Return the rows of a matches.parquet, without columns that are not ours."""
     if not path.is_file():
         return []
     known = Match.__dataclass_fields__
@@ -117,6 +117,6 @@ def _matches(path: Path) -> list[Match]:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or `None` if the file is not there."""
+    """Return a JSON object, or `None` if the file is not there."""
     value = read_json(path) if path.is_file() else None
     return value if isinstance(value, dict) else None

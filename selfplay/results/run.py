@@ -50,7 +50,7 @@ class Match:
     b_reward: float | None = None
 
     def sides(self) -> "tuple[tuple[str, Answer], tuple[str, Answer]]":
-        """The two checkpoints with what each answered."""
+        """Return the two checkpoints with what each answered."""
         return (
             (self.a, Answer(self.a_text, self.a_tokens, self.a_truncated, self.a_reward)),
             (self.b, Answer(self.b_text, self.b_tokens, self.b_truncated, self.b_reward)),
@@ -103,12 +103,12 @@ class Iteration:
         return f"iteration-{self.number:03d}"
 
     def comparison(self, key: str) -> Comparison | None:
-        """A `Comparison` of evaluation.json."""
+        """Return a `Comparison` of evaluation.json."""
         value = (self.evaluation or {}).get(key)
         return None if value is None else Comparison.model_validate(value)
 
     def number_of(self, key: str) -> float | None:
-        """A number of evaluation.json."""
+        """Return a number of evaluation.json."""
         return number((self.evaluation or {}).get(key))
 
 
@@ -207,12 +207,12 @@ class RunData:
         return found.model_copy(update={"pairs": [_as_measured(pair, measured) for pair in found.pairs]})
 
     def pair(self, a: str, b: str) -> PairSummary | None:
-        """The statistics of checkpoint a over b."""
+        """Return the statistics of checkpoint a over b."""
         pairs = self.summary.pairs if self.summary else []
         return next((pair for pair in pairs if (pair.comparison.a, pair.comparison.b) == (a, b)), None)
 
     def win_rate(self, one: Iteration, key: str) -> Comparison | None:
-        """A win rate of `RATES`, as the page shows it everywhere."""
+        """Return a win rate of `RATES`, as the page shows it everywhere."""
         known = one.comparison(key)
         pair = self.pair(known.a, known.b) if known else None
         return pair.comparison if pair else known
@@ -247,7 +247,7 @@ class RunData:
 
 
 def _as_measured(pair: PairSummary, measured: Mapping[tuple[str, str], Comparison]) -> PairSummary:
-    """A pair with the interval that evaluation.json states, for one comparison has one interval wherever it is shown."""
+    """Return a pair with the interval that evaluation.json states, for one comparison has one interval wherever it is shown."""
     known, one = measured.get((pair.comparison.a, pair.comparison.b)), pair.comparison
     if known is None or (known.n, known.ties, known.unscored) != (one.n, one.ties, one.unscored):
         return pair
@@ -263,13 +263,13 @@ def agrees(match: Match) -> float | None:
 
 
 def number(value: Any) -> float | None:
-    """A number, or `None` for anything else (NaN and infinity too)."""
+    """Return a number, or `None` for anything else (NaN and infinity too)."""
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if usable else None
 
 
 def vote_table(matches: Sequence[Match], models: Sequence[str] = ()) -> VoteTable:
-    """Matches as votes; lengths in tokens, or in characters where tokens were not counted.
+    """Return matches as votes; lengths in tokens, or in characters where tokens were not counted.
 
     `models` gives the order, by default that of their names, which is that of iterations.
     """

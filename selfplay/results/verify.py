@@ -114,7 +114,7 @@ def _name(files: RunDirectory, path: Path) -> str:
 
 
 def _verify_top(files: RunDirectory, found: Verification) -> None:
-    """The files that lie in the run's own folder."""
+    """Verify the files that lie in the run's own folder."""
     for name in ("provenance.json", "outcome.json", "tracking.json"):
         path = files.path / name
         if path.is_file():
@@ -148,7 +148,7 @@ def _verify_top(files: RunDirectory, found: Verification) -> None:
 
 
 def _verify_stage(files: RunDirectory, number: int, name: str, found: Verification) -> None:
-    """A finished stage: its manifest, and each file that it names."""
+    """Verify a finished stage: its manifest, and each file that it names."""
     folder = files.stage(number, name)
     remedy = f"removed, with {_after(number, name)}"
 
@@ -200,7 +200,7 @@ def remove_from(files: RunDirectory, number: int, name: str) -> None:
 
 
 def _verify_unfinished(files: RunDirectory, folder: Path, found: Verification) -> None:
-    """What a stage that is not finished keeps to go on from."""
+    """Verify what a stage that is not finished keeps to go on from."""
     work = folder / WORK
     known: set[Path] = set()
     if work.is_dir() and not (work / "begun.json").is_file() and any(path.is_file() for path in folder.rglob("*")):
@@ -233,7 +233,7 @@ def _verify_unfinished(files: RunDirectory, folder: Path, found: Verification) -
 
 
 def _verify_journal(path: Path, found: Verification) -> None:
-    """Each line of a journal; a last one that a kill cut short is none."""
+    """Verify each line of a journal; a last one that a kill cut short is none."""
     lines = entries(path)
     found.files, found.bytes = found.files + 1, found.bytes + path.stat().st_size
     found.journal_lines += len(lines)
@@ -251,7 +251,7 @@ def _only_its_end_changed(line: bytes) -> bool:
 
 
 def _verify_checkpoint(work: Path, known: set[Path], found: Verification) -> None:
-    """The checkpoint of an unfinished PPO, and the logs up to it."""
+    """Verify the checkpoint of an unfinished PPO, and the logs up to it."""
     from selfplay.rl.checkpoint import LOGS, NAME, SUMS, check_checkpoint
 
     parts = [work / name for name in (NAME, SUMS, *LOGS)]
@@ -268,7 +268,7 @@ def _verify_checkpoint(work: Path, known: set[Path], found: Verification) -> Non
 
 
 def _verify_comparisons(files: RunDirectory, folder: Path, found: Verification) -> None:
-    """The answers that `selfplay compare` keeps."""
+    """Verify the responses that `selfplay compare` keeps."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if path.parent.name == "samples" and path.suffix == ".jsonl":
             _verify_journal(path, found)
@@ -292,7 +292,7 @@ def _verify_metrics(files: RunDirectory, found: Verification) -> None:
 
 
 def _verify_cache(path: Path, found: Verification) -> None:
-    """Every answer in the judge cache; sqlite's free space holds nothing, and is not compared."""
+    """Verify every answer in the judge cache; sqlite's free space holds nothing, and is not compared."""
     found.files, found.bytes = found.files + 1, found.bytes + path.stat().st_size
     try:
         cache = AnswerCache(path)
