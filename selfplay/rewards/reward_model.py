@@ -59,7 +59,7 @@ class RewardModel:
         self.model.config.selfplay_reward = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
-        """One score per response, higher is better, in deviations from the start's mean."""
+        """Return one score per response, higher is better, in deviations from the start's mean."""
         encoded = [
             [*encode_prompt(self.tokenizer, prompt), *response.token_ids]
             for prompt, response in zip(prompts, responses, strict=True)
@@ -68,7 +68,7 @@ class RewardModel:
 
     @torch.inference_mode()
     def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """The head's output at the last token of each sequence of token ids."""
+        """Return the head's output at the last token of each sequence of token ids."""
         scores = [0.0] * len(sequences)
         for rows in split_by_tokens(
             range(len(sequences)), [len(sequence) for sequence in sequences], self.batch_tokens

@@ -21,12 +21,12 @@ class Reward(Protocol):
     """Scores responses to prompts."""
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
-        """One score per response; `prompts[i]` is what `responses[i]` answers."""
+        """Return one score per response; `prompts[i]` is what `responses[i]` answers."""
         ...
 
 
 def identity(reward: Reward) -> str:
-    """What tells one reward from another, for a checkpoint: types, weights, a function's source, a model's weights.
+    """Return what tells one reward from another, for a checkpoint: types, weights, a function's source, a model's weights.
 
     Of a judge, and of a reward of the user's own, it knows the type alone.
     """
@@ -47,7 +47,7 @@ class PairJudge(Protocol):
     """What of a judge is needed here; every judge of the package `judges` has it."""
 
     def judge(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """One or more verdicts per pair."""
+        """Return one or more verdicts per pair."""
         ...
 
 
@@ -103,7 +103,7 @@ class ScoringJudge(Protocol):
     """What of a judge is needed here, if it scores single responses."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Sequence[float | None]:
-        """A score in [0, 1] for each completion, None where there is none."""
+        """Return a score in [0, 1] for each completion, None where there is none."""
         ...
 
 
@@ -114,7 +114,7 @@ class ScoringReward:
         self.judge = judge
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
-        """The judge's scores."""
+        """Return the judge's scores."""
         return [math.nan if score is None else score for score in self.judge.score(prompts, responses)]
 
 
@@ -127,6 +127,6 @@ class WeightedSum:
         self.parts = parts
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
-        """The weighted sum for each response."""
+        """Return the weighted sum for each response."""
         columns = [[weight * score for score in reward.score(prompts, responses)] for weight, reward in self.parts]
         return [sum(row) for row in zip(*columns, strict=True)]
