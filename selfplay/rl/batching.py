@@ -35,7 +35,7 @@ class MicroBatch:
 def collate(
     tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, rows: Sequence[int], packed: bool = False
 ) -> MicroBatch:
-    """The micro-batch of some `rows` of right-padded `tokens` (B, L) with lengths (B,), on the tokens' device."""
+    """Return the micro-batch of some `rows` of right-padded `tokens` (B, L) with lengths (B,), on the tokens' device."""
     where = tokens.device
     chosen = torch.as_tensor(rows, device=where)
     prompts, responses = prompt_lengths[chosen], response_lengths[chosen]
@@ -74,13 +74,13 @@ def shard_by_tokens(rows: Sequence[int], lengths: Sequence[int], count: int) -> 
 
 
 def minibatches(count: int, parts: int, seed: int) -> list[list[int]]:
-    """The numbers below `count` in an order that depends on `seed` alone, cut into `parts` of nearly equal size."""
+    """Return the numbers below `count` in an order that depends on `seed` alone, cut into `parts` of nearly equal size."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return [part.tolist() for part in order.tensor_split(parts) if len(part)]
 
 
 def prompt_order(step: int, episodes: int, count: int, seed: int) -> list[int]:
-    """Which of `count` prompts step `step` samples: one endless stream of fresh shuffles, so nothing needs a cursor."""
+    """Return which of `count` prompts step `step` samples: one endless stream of fresh shuffles, so nothing needs a cursor."""
     order: list[int] = []
     shuffles: dict[int, list[int]] = {}
     for place in range(step * episodes, (step + 1) * episodes):
@@ -93,5 +93,5 @@ def prompt_order(step: int, episodes: int, count: int, seed: int) -> list[int]:
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed in [0, 2^62) that belongs to these parts; the same on every machine."""
+    """Return a seed in [0, 2^62) that belongs to these parts; the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 2

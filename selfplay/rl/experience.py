@@ -49,7 +49,7 @@ class Experience:
     scores: Tensor
 
     def tokens(self, rows: Tensor) -> Tokens:
-        """The response tokens of some rows (k,), in the order in which a micro-batch lists them."""
+        """Return the response tokens of some rows (k,), in the order in which a micro-batch lists them."""
         at = token_places(rows, self.mask)
         return Tokens(
             self.old_logprobs[at],

@@ -70,7 +70,7 @@ def update_metrics(minibatches: Sequence[dict[str, float]], steps: int) -> dict[
 def rollout_metrics(
     episodes: Episodes, estimates: Estimates, experience: Experience, config: PPO, coefficient: float
 ) -> dict[str, float]:
-    """What the episodes of a step were like; `coefficient` is the beta that was used on them."""
+    """Return what the episodes of a step were like; `coefficient` is the beta that was used on them."""
     mask, lengths = experience.mask, episodes.response_lengths.double()
     k1 = (estimates.logprobs - estimates.reference_logprobs) * mask
     in_reward = coefficient if config.kl_in == "reward" else 0.0
@@ -109,7 +109,7 @@ def rollout_metrics(
 
 
 def samples(episodes: Episodes, estimates: Estimates, step: int, count: int) -> list[dict[str, Any]]:
-    """The first `count` episodes as rows of text: prompt, response, score, KL (nats), tokens, why it ended."""
+    """Return the first `count` episodes as rows of text: prompt, response, score, KL (nats), tokens, why it ended."""
     kl = ((estimates.logprobs - estimates.reference_logprobs) * episodes.mask).sum(1)
     rows = zip(episodes.prompts[:count], episodes.completions, episodes.scores.tolist(), kl.tolist(), strict=False)
     return [

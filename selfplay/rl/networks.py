@@ -27,12 +27,12 @@ def hidden_states(body: Callable[..., Any], batch: MicroBatch) -> Tensor:
 
 
 def packs(model: Any) -> bool:
-    """Whether the model's attention keeps packed sequences apart without a quadratic mask."""
+    """Return whether the model's attention keeps packed sequences apart without a quadratic mask."""
     return unwrap_peft(model).config._attn_implementation in PACKING_ATTENTION
 
 
 def logit_scale(config: Any) -> float:
-    """The factor that some architectures put on their logits (Cohere multiplies, Granite divides)."""
+    """Return the factor that some architectures put on their logits (Cohere multiplies, Granite divides)."""
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
@@ -75,7 +75,7 @@ class Critic(nn.Module):
 
     @classmethod
     def from_policy(cls, policy: Any, seed: int) -> "Critic":
-        """A copy of the policy's body and a new head, normal with deviation 1 / sqrt(H + 1) (N+ details 2024)."""
+        """Return a copy of the policy's body and a new head, normal with deviation 1 / sqrt(H + 1) (N+ details 2024)."""
         inner = merged(policy) if policy is not unwrap_peft(policy) else policy
         body = deepcopy(inner.base_model)
         width = inner.config.hidden_size
@@ -87,7 +87,7 @@ class Critic(nn.Module):
 
     @classmethod
     def from_scalar_model(cls, model: Any) -> "Critic":
-        """A copy of a reward model (or any sequence classifier with one label): its body and its `score` head.
+        """Return a copy of a reward model (or any sequence classifier with one label): its body and its `score` head.
 
         The shift and scale of a `selfplay.models.RewardModel` go into the head, so that values begin on the scale of
         the scores that they predict.
@@ -137,7 +137,7 @@ def precision(name: str, where: torch.device) -> AbstractContextManager[Any]:
 
 @torch.inference_mode()
 def check_head(model: Any) -> None:
-    """Raises ConfigError if the model's logits are not its output embedding times the last hidden state, scaled."""
+    """Raise ConfigError if the model's logits are not its output embedding times the last hidden state, scaled."""
     inner = unwrap_peft(model)
     head = inner.get_output_embeddings()
     if hasattr(head, "base_layer"):

@@ -60,7 +60,7 @@ class Episodes:
         return (self.prompt_lengths + self.response_lengths).tolist()
 
     def batch(self, rows: Sequence[int], packed: bool) -> MicroBatch:
-        """The tensors of one forward pass."""
+        """Return the tensors of one forward pass."""
         return collate(self.tokens, self.prompt_lengths, self.response_lengths, rows, packed)
 
 
@@ -112,7 +112,7 @@ class Sampler:
         self.ahead: Future[Answers] | None = None
 
     def answers(self, step: int) -> Answers:
-        """This process's share of the step's prompts, answered."""
+        """Return this process's share of the step's prompts, answered."""
         ready = None if self.ahead is None else self.ahead.result()
         self._send_weights()
         answers = self._sample(step) if ready is None else ready
@@ -151,7 +151,7 @@ class Sampler:
         ]
 
     def state(self) -> list[tuple[int, dict[str, Any]]] | None:
-        """What was sampled ahead, by all processes, for a checkpoint; waits for it."""
+        """Return what was sampled ahead, by all processes, for a checkpoint; waits for it."""
         if self.ahead is None:
             return None
         return [
@@ -213,7 +213,7 @@ def _episodes(
     where: torch.device,
     pad: int,
 ) -> Episodes:
-    """The rows as tensors."""
+    """Return the rows as tensors."""
     sequences = [[*encoded[number], *answer.token_ids] for number, answer, _ in rows]
     longest, widest = max(map(len, sequences)), max(len(answer.token_ids) for _, answer, _ in rows)
     said = [
@@ -239,7 +239,7 @@ def estimate(
     critic: Callable[[MicroBatch], tuple[Tensor, Tensor]],
     config: PPO,
 ) -> Estimates:
-    """One pass of all networks over the episodes, divided over the processes. `reference` None: the adapters off."""
+    """Return one pass of all networks over the episodes, divided over the processes. `reference` None: the adapters off."""
     mask = episodes.mask
     dtype = torch.promote_types(unwrap_peft(policy.model).dtype, torch.float32)
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3))

@@ -119,7 +119,9 @@ class PPOTrainer:
         self.steps_done, self.episodes_done = 0, 0
 
     def _fingerprint(self, sampling: Sampling, corpus: Sequence[str] | None, critic: str | None) -> dict[str, Any]:
-        """What a checkpoint must agree on to be resumed: settings, reward, prompts, corpus and the weights at the start."""
+        """Return what a checkpoint must agree on to be resumed: settings, reward, prompts, corpus and the weights at
+        the start.
+        """
         reference = self.reference_network
         return {
             **self.config.model_dump(mode="json", exclude=SAFE_TO_CHANGE),
@@ -206,7 +208,7 @@ class PPOTrainer:
         return self.policy_optimiser.set_factor(of_policy), self.critic_optimiser.set_factor(of_critic)
 
     def _learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
-        """All epochs over the episodes of a step; gives the update's metrics."""
+        """Return all epochs over the episodes of a step; gives the update's metrics."""
         config, rows_of_metrics, steps = self.config, [], 0
         warming_up = step < config.critic_warmup
         for epoch in range(config.epochs):
@@ -263,7 +265,7 @@ class PPOTrainer:
         return {name: float(value) for name, value in zip(SUMS[1:], sums[1:] / sums[0], strict=True)}
 
     def _state(self) -> dict[str, Any]:
-        """All that the next step depends on."""
+        """Return all that the next step depends on."""
         trained = {name: tensor for name, tensor in self.policy.named_parameters() if tensor.requires_grad}
         return {
             "fingerprint": self.fingerprint,
@@ -312,7 +314,7 @@ class PPOTrainer:
 
 
 def _controller(config: PPO) -> KLController:
-    """The coefficient of the KL: fixed, or steered where the settings have a target."""
+    """Return the coefficient of the KL: fixed, or steered where the settings have a target."""
     adaptive = config.adaptive_kl
     if adaptive is None:
         return KLController(config.kl_coefficient)
@@ -326,7 +328,7 @@ def _check(
     config: PPO,
     corpus: Sequence[str] | None,
 ) -> None:
-    """Raises ConfigError for inputs that PPO cannot learn from."""
+    """Raise ConfigError for inputs that PPO cannot learn from."""
     if not prompts:
         raise ConfigError("PPO needs at least one prompt, and got none")
     if sampling.temperature == 0 or sampling.top_p < 1 or sampling.top_k > 0:
