@@ -38,7 +38,7 @@ CHAT_TEMPLATE = (
 
 
 def fingerprint(run: RunContext, iteration: int = 0) -> str:
-    """What the start follows from."""
+    """Return what the start follows from."""
     return run.fingerprint(run.recipe.policy.model_dump(exclude={"dtype", "lora"}))
 
 
@@ -85,7 +85,7 @@ def from_text(
 
 
 def train_tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with a chat template; padding and end are tokens of their own."""
+    """Return a byte-level BPE tokenizer with a chat template; padding and end are tokens of their own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -100,7 +100,7 @@ def train_tokenizer(corpus: Sequence[str], vocabulary: int) -> PreTrainedTokeniz
 
 
 def finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A trained tokenizer as transformers knows it, with our special tokens and chat template."""
+    """Return a trained tokenizer as transformers knows it, with our special tokens and chat template."""
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, extra_special_tokens=[SYSTEM, USER, ASSISTANT]
     )
@@ -109,7 +109,7 @@ def finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def llama_config(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The Llama that an `architecture` section describes.
+    """Return the Llama that an `architecture` section describes.
 
     Weights start with deviation 1 / sqrt(hidden size): the usual 0.02 suits widths in the thousands, and leaves a narrow
     model on a plateau for hundreds of steps before it learns to look anything up in its prompt.
@@ -131,7 +131,7 @@ def llama_config(shape: Architecture, tokenizer: PreTrainedTokenizerBase) -> Lla
 
 
 def encode_document(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A document's token ids behind an end token, which stands for "a document begins here"."""
+    """Return a document's token ids behind an end token, which stands for "a document begins here"."""
     return [tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 

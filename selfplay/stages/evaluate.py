@@ -32,7 +32,7 @@ from selfplay.storage.journal import Journal
 
 
 def fingerprint(run: RunContext, iteration: int) -> str:
-    """What the evaluation follows from."""
+    """Return what the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
     settings = [
         config.model_dump(),
@@ -47,12 +47,12 @@ def fingerprint(run: RunContext, iteration: int) -> str:
 
 
 def measuring_judge(run: RunContext) -> judges.JudgeSpec:
-    """The judge that measures: a file of its own, or the one that labels."""
+    """Return the judge that measures: a file of its own, or the one that labels."""
     return judges.load_spec(run.recipe.evaluate.judge) if run.recipe.evaluate.judge else labelling_judge(run)
 
 
 def opponents_of(iteration: int) -> list[int]:
-    """The iterations that an iteration is compared with."""
+    """Return the iterations that an iteration is compared with."""
     return sorted({0, iteration - 1}) if iteration else []
 
 
@@ -110,12 +110,12 @@ def run(run: RunContext, iteration: int) -> None:
 
 
 def name_of(iteration: int) -> str:
-    """How an iteration is called in files and tables."""
+    """Return how an iteration is called in files and tables."""
     return f"iteration-{iteration:03d}"
 
 
 def sample_heldout(run: RunContext, iteration: int, folder: Path) -> list[Completion]:
-    """One answer of an iteration's policy to each held-out prompt."""
+    """Return one answer of an iteration's policy to each held-out prompt."""
     journal = Journal(folder / WORK / "journal-samples.jsonl")
     with meter("answer held-out prompts", len(run.heldout), "completions") as bar:
         groups = sample(run, iteration, run.heldout, 1, "heldout", journal, bar, run.recipe.evaluate.temperature)
@@ -123,7 +123,7 @@ def sample_heldout(run: RunContext, iteration: int, folder: Path) -> list[Comple
 
 
 def preferences_of(pairs: Sequence[Pair], verdicts: Sequence[Verdict], spec: judges.JudgeSpec) -> list[float | None]:
-    """One preference per pair for its first response: the same text twice is a tie, what could not be read is None."""
+    """Return one preference per pair for its first response: the same text twice is a tie, what could not be read is None."""
     settled = judges.aggregate_verdicts(verdicts, spec)
     return [0.5 if pair.first.text == pair.second.text else settled.get(pair.id) for pair in pairs]
 
@@ -136,7 +136,7 @@ def match_rows(
     opponent: int,
     judge: str,
 ) -> list[dict[str, Any]]:
-    """One row per prompt for `matches.parquet`; `a` is the iteration, `b` its opponent."""
+    """Return one row per prompt for `matches.parquet`; `a` is the iteration, `b` its opponent."""
     by_pair: dict[str, dict[str, Verdict]] = {}
     for verdict in verdicts:
         by_pair.setdefault(verdict.pair_id, {})[verdict.order] = verdict
@@ -171,7 +171,7 @@ def match_rows(
 
 
 def reward_of(run: RunContext, iteration: int) -> RewardModel | None:
-    """The reward model that an iteration's policy was trained on; the start had none, nor has a run without one."""
+    """Return the reward model that an iteration's policy was trained on; the start had none, nor has a run without one."""
     folder = folder_of_model(run, iteration) if iteration else None
     return None if folder is None else RewardModel.load(folder)
 
@@ -186,7 +186,7 @@ def with_rewards(
 def measures(
     run: RunContext, iteration: int, answers: Sequence[Completion], rewards: Sequence[float] | None, judge: Any
 ) -> dict[str, Any]:
-    """What does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
+    """Return what does not need an opponent: reward, the judge's own score, KL to the start, length, diversity."""
     lengths = sorted(len(answer.token_ids) for answer in answers)
     texts = [answer.text for answer in answers]
     scores = None

@@ -23,7 +23,7 @@ def stage_name(name: str, extra: int) -> str:
 
 
 def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
-    """What the completions follow from."""
+    """Return what the completions follow from."""
     settings = [
         run.recipe.generate.model_dump(),
         run.recipe.sampling.model_dump(),
@@ -75,7 +75,7 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
 
 
 def prompts_used(run: RunContext, iteration: int, extra: int) -> int:
-    """How many prompts earlier iterations and rounds have drawn."""
+    """Return how many prompts earlier iterations and rounds have drawn."""
     drawn = [
         read_json(folder / "generate.json")["used_up_to"]
         for before in range(1, iteration + 1)
@@ -86,7 +86,7 @@ def prompts_used(run: RunContext, iteration: int, extra: int) -> int:
 
 
 def round_of(folder: str) -> int:
-    """The extra round that a folder `generate` or `generate-extra-N` belongs to."""
+    """Return the extra round that a folder `generate` or `generate-extra-N` belongs to."""
     return int(folder.rsplit("-", 1)[1]) if "-extra-" in folder else 0
 
 
@@ -103,7 +103,7 @@ def draw_prompts(prompts: Sequence[Prompt], count: int, start: int, seed: int) -
 
 
 def opponent(run: RunContext, iteration: int, prompt: Prompt) -> int:
-    """The iteration whose policy answers a prompt beside the current one (`iteration - 1`)."""
+    """Return the iteration whose policy answers a prompt beside the current one (`iteration - 1`)."""
     kind = run.recipe.generate.opponent
     current = iteration - 1
     if kind == "self" or current == 0:
@@ -158,7 +158,7 @@ def sample(
 
 
 def make_pairs(prompt: Prompt, own: Sequence[Completion], rivals: Sequence[Completion], seed: int) -> list[Pair]:
-    """All pairs of different texts, own against own or own against rivals; a hash decides who stands first."""
+    """Return all pairs of different texts, own against own or own against rivals; a hash decides who stands first."""
     found = []
     for one, other in product(own, rivals) if rivals else combinations(own, 2):
         if one.text == other.text:

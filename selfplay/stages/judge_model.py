@@ -38,7 +38,7 @@ SAMPLE = 2000
 
 
 def fingerprint(run: RunContext, iteration: int = 0) -> str:
-    """What the judge follows from."""
+    """Return what the judge follows from."""
     config = bootstrap_of(run)
     specs = [judges.load_spec(config.rules), *files_of(run)]
     return run.fingerprint([config.model_dump(), [judges.digest(spec) for spec in specs]])
@@ -67,14 +67,14 @@ def run(run: RunContext, iteration: int = 0) -> None:
 
 
 def bootstrap_of(run: RunContext) -> JudgeBootstrap:
-    """The recipe's section. Raises ConfigError if there is none."""
+    """Return the recipe's section. Raises ConfigError if there is none."""
     if run.recipe.judge.bootstrap is None:
         raise ConfigError("the recipe makes no judge: set judge.bootstrap")
     return run.recipe.judge.bootstrap
 
 
 def files_of(run: RunContext) -> list[judges.JudgeSpec]:
-    """The judge files that the model learns to answer, the one that labels first."""
+    """Return the judge files that the model learns to answer, the one that labels first."""
     return [judges.load_spec(name) for name in (run.recipe.judge.file, *bootstrap_of(run).also)]
 
 
@@ -91,7 +91,7 @@ def pairs(split: str, seed: int) -> Iterator[Pair]:
 def taught(
     config: JudgeBootstrap, teacher: RuleTeacher, work: Path, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A new model that had each lesson once. Raises ConfigError for labels that are not one token each."""
+    """Return a new model that had each lesson once. Raises ConfigError for labels that are not one token each."""
     lessons = list(islice(teacher.lessons(pairs("train", seed)), config.training.steps * config.training.batch_size))
     tokenizer = lesson_tokenizer(lessons, teacher.criteria, config.vocabulary)
     check_labels(tokenizer, teacher.files)
@@ -163,7 +163,7 @@ def lesson_tokenizer(
 
 
 def whole_tokens(lessons: Sequence[TrainingExample], criteria: Sequence[str]) -> list[str]:
-    """What must be one token, with the blank before it."""
+    """Return what must be one token, with the blank before it."""
     words = {word for lesson in lessons for word in asked_for(lesson.prompt)}
     points = {earned for lesson in lessons for row in lesson.points for earned in row} | {0.0, 1.0, 2.0}
     said = {in_points(one - other) for lesson in lessons for one, other in zip(*lesson.points, strict=True)}
@@ -171,7 +171,7 @@ def whole_tokens(lessons: Sequence[TrainingExample], criteria: Sequence[str]) ->
 
 
 def asked_for(prompt: Prompt) -> set[str]:
-    """The words in the prompt's columns."""
+    """Return the words in the prompt's columns."""
     return {value for value in prompt.meta.values() if isinstance(value, str)}
 
 
@@ -232,5 +232,5 @@ def repeats(ids: Sequence[int], places: range, texts: Mapping[int, str]) -> dict
 
 
 def places_of(part: Sequence[int], ids: Sequence[int]) -> list[int]:
-    """Where a run of tokens begins in others."""
+    """Return where a run of tokens begins in others."""
     return [place for place in range(len(ids) - len(part)) if list(ids[place : place + len(part)]) == list(part)]

@@ -28,7 +28,7 @@ BATCH = 512
 
 
 def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
-    """What the verdicts follow from."""
+    """Return what the verdicts follow from."""
     settings = [run.recipe.judge.model, judges.digest(known_judge(run))]
     return run.fingerprint(settings, (iteration, stage_name("generate", extra)))
 
@@ -63,19 +63,19 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
 
 
 def labelling_judge(run: RunContext) -> judges.JudgeSpec:
-    """The judge that labels: the recipe's file, with the model that the recipe names or makes, if it does."""
+    """Return the judge that labels: the recipe's file, with the model that the recipe names or makes, if it does."""
     return judges.load_spec(run.recipe.judge.file, run.recipe.judge_model)
 
 
 def known_judge(run: RunContext) -> judges.JudgeSpec:
-    """The judge that labels, for fingerprints: a model that the run made goes by its weights, not by where it lies."""
+    """Return the judge that labels, for fingerprints: a model that the run made goes by its weights, not by where it lies."""
     if run.recipe.judge.bootstrap is None:
         return labelling_judge(run)
     return judges.load_spec(run.recipe.judge.file, run.files.manifest_hash(0, "judge"))
 
 
 def ask(judge: judges.Judge, pairs: Sequence[Pair], journal_path: Path, label: str) -> list[Verdict]:
-    """All verdicts on the pairs, batch by batch through a journal."""
+    """Return all verdicts on the pairs, batch by batch through a journal."""
     journal = Journal(journal_path)
     verdicts: list[Verdict] = []
     with meter(label, len(pairs), "pairs") as bar:
@@ -91,7 +91,7 @@ def ask(judge: judges.Judge, pairs: Sequence[Pair], journal_path: Path, label: s
 def open_judge(
     run: RunContext, spec: judges.JudgeSpec, policy: int, engines: ExitStack, own_engine: bool = False
 ) -> judges.Judge:
-    """The judge, with an engine for each model of its own, which `engines` closes.
+    """Return the judge, with an engine for each model of its own, which `engines` closes.
 
     `policy` is the iteration whose policy answers, if the judge's model is `policy`; it shares the run's engine unless
     `own_engine`, for a judge that is asked while that engine has other weights.

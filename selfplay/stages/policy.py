@@ -21,7 +21,7 @@ from selfplay.storage import durable
 
 
 def fingerprint(run: RunContext, iteration: int) -> str:
-    """What the new policy follows from."""
+    """Return what the new policy follows from."""
     lora = run.recipe.policy.lora
     settings = [
         run.recipe.algorithm.model_dump(),

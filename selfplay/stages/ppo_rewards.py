@@ -27,14 +27,14 @@ from selfplay.storage.journal import Journal
 
 
 def folder_of_model(run: RunContext, iteration: int) -> Path | None:
-    """The reward model of an iteration; None if the recipe trains none."""
+    """Return the reward model of an iteration; None if the recipe trains none."""
     if run.recipe.reward.kind != "model":
         return None
     return run.files.stage(iteration, stage_name("reward", newest_round(run, iteration)))
 
 
 def settings(run: RunContext) -> list[Any]:
-    """What scores follow from besides the reward model: weights, judges and the source of functions, for a fingerprint."""
+    """Return what scores follow from besides the reward model: weights, judges and the source of functions, for a fingerprint."""
     found: list[Any] = []
     for part in run.recipe.rewards:
         if part.kind == "judge":
@@ -48,7 +48,7 @@ def settings(run: RunContext) -> list[Any]:
 
 
 def build_reward(run: RunContext, iteration: int, folder: Path, engines: ExitStack) -> Reward:
-    """The recipe's reward for an iteration's PPO. `engines` closes the engines of judges; `folder` is the stage's.
+    """Return the recipe's reward for an iteration's PPO. `engines` closes the engines of judges; `folder` is the stage's.
 
     Writes `judge_health.json` with each judge's figures on its gold set. Raises JudgeStopped for a judge that fails the
     thresholds of its file there.
@@ -75,7 +75,7 @@ def build_reward(run: RunContext, iteration: int, folder: Path, engines: ExitSta
 
 
 def opponents(run: RunContext, iteration: int, folder: Path) -> dict[str, Completion]:
-    """The answer of the policy before to each training prompt, by prompt id."""
+    """Return the answer of the policy before to each training prompt, by prompt id."""
     journal = Journal(folder / WORK / "opponents.jsonl")
     with meter("opponents", len(run.train), "completions") as bar:
         groups = sample(run, iteration - 1, run.train, 1, "opponents", journal, bar)

@@ -29,13 +29,13 @@ CALIBRATION_BINS = 10
 
 
 def sources(run: RunContext, iteration: int, extra: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-    """The label stages of this iteration, and those of earlier ones that are mixed in."""
+    """Return the label stages of this iteration, and those of earlier ones that are mixed in."""
     own = [(iteration, stage_name("label", number)) for number in range(extra + 1)]
     return own, [(before, "label") for before in range(1, iteration)] if run.recipe.reward.replay else []
 
 
 def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
-    """What the reward model follows from."""
+    """Return what the reward model follows from."""
     own, replayed = sources(run, iteration, extra)
     before = [(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))] if iteration > 1 else []
     return run.fingerprint(
@@ -44,7 +44,7 @@ def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
 
 
 def backbone(run: RunContext, iteration: int) -> str | Path:
-    """The checkpoint that training starts from."""
+    """Return the checkpoint that training starts from."""
     kind, policy = run.recipe.reward.backbone, run.files.policy(iteration - 1)
     if kind == "previous":
         return (
@@ -101,7 +101,7 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
 
 
 def preferences(run: RunContext, iteration: int, stage: str) -> Rows:
-    """The rows of a stage's preferences."""
+    """Return the rows of a stage's preferences."""
     return read_rows(run.files.stage(iteration, stage) / "preferences.parquet")
 
 
@@ -115,7 +115,7 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
 
 
 def draw(rows: Rows, share: float, seed: int) -> Rows:
-    """A share of the rows, each by a hash of its pair's id."""
+    """Return a share of the rows, each by a hash of its pair's id."""
     return [row for row in rows if derived_seed(seed, row["pair_id"]) % 10_000 < share * 10_000]
 
 
@@ -187,12 +187,12 @@ def calibration_error(probabilities: Sequence[float]) -> float:
 
 
 def above_chance(run: RunContext, iteration: int, extra: int) -> bool:
-    """Whether the held-out accuracy's lower bound is above one half."""
+    """Return whether the held-out accuracy's lower bound is above one half."""
     return read_json(run.files.stage(iteration, stage_name("reward", extra)) / "metrics.json")["accuracy"]["low"] > 0.5
 
 
 def newest_round(run: RunContext, iteration: int) -> int:
-    """The last round of an iteration whose reward model is finished."""
+    """Return the last round of an iteration whose reward model is finished."""
     return max(
         extra
         for extra in range(run.recipe.reward.extra_rounds + 1)

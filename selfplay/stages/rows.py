@@ -8,7 +8,7 @@ from selfplay.records import Completion, Message, Pair, Preference, Prompt
 
 
 def pair_row(pair: Pair) -> dict[str, Any]:
-    """A pair as one flat row; `meta` becomes JSON text, since its keys may differ by prompt."""
+    """Return a pair as one flat row; `meta` becomes JSON text, since its keys may differ by prompt."""
     row = {
         "id": pair.id,
         "prompt_id": pair.prompt.id,
@@ -25,7 +25,7 @@ def pair_row(pair: Pair) -> dict[str, Any]:
 
 
 def pair_of(row: dict[str, Any]) -> Pair:
-    """The pair of a row."""
+    """Return the pair of a row."""
     prompt = Prompt(
         id=row["prompt_id"], meta=json.loads(row["meta"]), messages=tuple(map(Message.model_validate, row["prompt"]))
     )

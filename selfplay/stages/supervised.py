@@ -25,7 +25,7 @@ SMALLEST_FOR_BFLOAT16 = 20_000_000
 
 
 def prefers_bfloat16(model: PreTrainedModel) -> bool:
-    """Whether training is faster in bfloat16: on a GPU, and on a CPU with AMX for all but tiny models.
+    """Return whether training is faster in bfloat16: on a GPU, and on a CPU with AMX for all but tiny models.
 
     Measured on two cores with AMX: 0.7M parameters train 1.4 times as fast in float32, since converting costs more than
     multiplying.
@@ -146,7 +146,7 @@ def train_supervised(
 
 
 def document_rows(documents: Sequence[list[int]], longest: int) -> list[dict[str, list[int]]]:
-    """One row per document, or several if it is longer than `longest` tokens; two documents never share a row.
+    """Return one row per document, or several if it is longer than `longest` tokens; two documents never share a row.
 
     Packing would fill the rows better, but a small model then attends to its neighbour's text and is much slower to
     learn to look up its own.
