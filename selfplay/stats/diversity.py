@@ -13,12 +13,12 @@ WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case."""
+    """Return the words of a text in lower case."""
     return WORD.findall(text.lower())
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """All runs of n words, in order, repeats included."""
+    """Return all runs of n words, in order, repeats included."""
     tokens = words(text)
     return list(zip(*(tokens[start:] for start in range(n)), strict=False))
 
@@ -38,7 +38,7 @@ def distinct_n(texts: Iterable[str], n: int) -> float | None:
 
 
 def cut_alike(texts: Sequence[str]) -> list[str]:
-    """The words of each text, all cut to the number that the shortest has."""
+    """Return the words of each text, all cut to the number that the shortest has."""
     tokens = [words(text) for text in texts]
     shortest = min(map(len, tokens), default=0)
     return [" ".join(one[:shortest]) for one in tokens]

@@ -32,7 +32,7 @@ def as_array(preferences: Sequence[float | None] | Array) -> Array:
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each of `n` prompts occurs in each bootstrap sample: chunks (r, n) whose r sum to `resamples`."""
+    """Yield how often each of `n` prompts occurs in each bootstrap sample: chunks (r, n) whose r sum to `resamples`."""
     generator = np.random.default_rng(seed)
     rows = max(1, CHUNK // max(n, 1))
     for begin in range(0, resamples, rows):
@@ -43,7 +43,7 @@ def resample_counts(n: int, resamples: int, seed: int) -> Iterator[Array]:
 
 
 def bootstrap_sums(columns: Array, resamples: int, seed: int) -> Array:
-    """Sums of each column of (n, c) over `resamples` samples of n rows drawn with replacement: (resamples, c).
+    """Return sums of each column of (n, c) over `resamples` samples of n rows drawn with replacement: (resamples, c).
 
     Ratios of these sums are the bootstrap distribution of any mean over prompts (Efron 1979); columns that are summed
     together are resampled together, so differences between them are paired.
@@ -55,7 +55,7 @@ def bootstrap_sums(columns: Array, resamples: int, seed: int) -> Array:
 
 
 def percentile_interval(samples: Array, axis: int = 0) -> Array:
-    """The 2.5% and the 97.5% quantile along `axis`, stacked in front; NaN samples are left out."""
+    """Return the 2.5% and the 97.5% quantile along `axis`, stacked in front; NaN samples are left out."""
     tail = (1 - LEVEL) / 2
     return np.nanquantile(samples, [tail, 1 - tail], axis=axis)
 
@@ -101,7 +101,7 @@ def clustered_interval(hits: Sequence[float], counts: Sequence[float]) -> tuple[
 def win_rate(
     a: str, b: str, preferences: Sequence[float | None] | Array, *, resamples: int = 2000, seed: int = 0
 ) -> Comparison:
-    """How often `a` beats `b`, with a 95% percentile bootstrap interval over prompts.
+    """Return how often `a` beats `b`, with a 95% percentile bootstrap interval over prompts.
 
     One value per prompt: P(a is better) in [0, 1]; exactly 0.5 is a tie and counts one half; `None` is unscored, and
     counts nowhere but in `unscored`. Raises ValueError for a value outside [0, 1].
@@ -125,7 +125,7 @@ def win_rate(
 
 
 def standard_error(preferences: Sequence[float | None] | Array) -> float | None:
-    """Standard error of the mean over scored prompts, s / sqrt(n) with n - 1 in s; `None` below two prompts."""
+    """Return standard error of the mean over scored prompts, s / sqrt(n) with n - 1 in s; `None` below two prompts."""
     values = as_array(preferences)
     scored = values[~np.isnan(values)]
     return float(scored.std(ddof=1) / math.sqrt(scored.size)) if scored.size > 1 else None

@@ -106,7 +106,7 @@ def _alternate(target: Array, scored: Array, length: Array) -> Array:
 def length_controlled(
     table: VoteTable, difficulty: Array | None = None, *, resamples: int = 2000, seed: int = 0
 ) -> list[LengthControlled | None]:
-    """The win rate at equal length of each of the table's pairs; `None` where lengths or scores are missing.
+    """Return the win rate at equal length of each of the table's pairs; `None` where lengths or scores are missing.
 
     `difficulty` (P,) counts as known; without it the rates are approximate. Intervals resample prompts and take one
     Newton step from the fit for each sample (Moulton and Zeger 1991).
@@ -143,7 +143,7 @@ def _columns(y: Array, beta: Array, x: Array) -> Array:
 
 
 def _rate(y: Array, beta: Array, x: Array, sums: Array, *, approximate: bool) -> LengthControlled:
-    """The mean prediction at equal length, and the quantiles of its resampled values from `sums` (R, 14)."""
+    """Return the mean prediction at equal length, and the quantiles of its resampled values from `sums` (R, 14)."""
     scored = ~np.isnan(y)
     information = np.zeros((len(sums), 3, 3))
     information[:, UPPER[0], UPPER[1]] = information[:, UPPER[1], UPPER[0]] = sums[:, 3:9]

@@ -67,7 +67,7 @@ def strengths(wins: Array) -> Array:
 
 
 def newton_strengths(wins: Array) -> Array:
-    """The same for many tables (R, M, M) at once: (R, M). Every table must be `connected`."""
+    """Return the same for many tables (R, M, M) at once: (R, M). Every table must be `connected`."""
     games = wins + wins.swapaxes(-1, -2)
     theta = np.zeros(wins.shape[:-1])
     models = wins.shape[-1]
@@ -85,7 +85,7 @@ def newton_strengths(wins: Array) -> Array:
 
 
 def connected(wins: Array) -> NDArray[np.bool_]:
-    """Whether every model has beaten every other one through some chain of wins, for each of (..., M, M).
+    """Return whether every model has beaten every other one through some chain of wins, for each of (..., M, M).
 
     Only then is there a finite rating for all (Ford 1957).
     """
@@ -93,7 +93,7 @@ def connected(wins: Array) -> NDArray[np.bool_]:
 
 
 def reachable(wins: Array) -> NDArray[np.bool_]:
-    """Whether the row's model beat the column's through some chain of wins (or is the same), for each of (..., M, M)."""
+    """Return whether the row's model beat the column's through some chain of wins (or is the same), for each of (..., M, M)."""
     reach = (wins > 0) | np.eye(wins.shape[-1], dtype=bool)
     for _ in range(max(1, math.ceil(math.log2(wins.shape[-1])))):
         reach = (reach.astype(np.float32) @ reach.astype(np.float32)) > 0
@@ -142,7 +142,7 @@ def ratings(table: VoteTable, *, resamples: int = 2000, seed: int = 0) -> tuple[
 
 
 def _resampled(table: VoteTable, resamples: int, seed: int) -> tuple[Array, Array]:
-    """Sums of scores and counts of each pair (R, K) over resampled prompts.
+    """Return sums of scores and counts of each pair (R, K) over resampled prompts.
 
     Where all n prompts of a pair agree, resampling them would give no spread at all; a share q of prompts that were never
     seen is added instead, with P(q > x) = (1 - x)^n, so that one pair alone has the bounds of `constant_interval`.

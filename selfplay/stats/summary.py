@@ -110,7 +110,7 @@ def summarise(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Summary:
-    """All statistics of a table. `baseline` (default: the first model) is what the others are measured against.
+    """Return all statistics of a table. `baseline` (default: the first model) is what the others are measured against.
 
     `difficulty` (P,) of the prompts makes rates at equal length exact. Raises ConfigError for a baseline that is not in
     the table.
@@ -133,7 +133,7 @@ def summarise(
 
 
 def groups(order: list[str], pairs: list[PairSummary]) -> list[list[str]]:
-    """The largest runs of neighbours in an order of models of which no two were told apart, in that order."""
+    """Return the largest runs of neighbours in an order of models of which no two were told apart, in that order."""
     apart = {frozenset((pair.comparison.a, pair.comparison.b)) for pair in pairs if pair.significant}
     found: list[list[str]] = []
     end = 0
@@ -146,7 +146,7 @@ def groups(order: list[str], pairs: list[PairSummary]) -> list[list[str]]:
 
 
 def _pairs(table: VoteTable, difficulty: Array | None, resamples: int, seed: int) -> list[PairSummary]:
-    """The summary of every pair, in the table's order."""
+    """Return the summary of every pair, in the table's order."""
     means, width = table.mean(), len(table.pairs)
     p_values = [sign_test(means[:, k]) for k in range(width)]
     adjusted = holm(p_values)
@@ -209,7 +209,7 @@ def breakdown(table: VoteTable, values: Mapping[str, str], *, resamples: int = 2
 
 
 def ratio_error(score: Array, count: Array) -> float | None:
-    """Standard error of sum(score) / sum(count) over prompts (Cochran 1977, section 6.4); `None` below two prompts.
+    """Return standard error of sum(score) / sum(count) over prompts (Cochran 1977, section 6.4); `None` below two prompts.
 
     With one vote per prompt this is the standard error of the mean.
     """

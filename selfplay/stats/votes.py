@@ -52,7 +52,7 @@ class VoteTable:
             return self.score / self.count
 
     def against(self, baseline: str) -> "VoteTable":
-        """The same votes with `baseline` as the first model, so that every pair it is in speaks of the other one.
+        """Return the same votes with `baseline` as the first model, so that every pair it is in speaks of the other one.
 
         Raises ConfigError for a baseline that is not in the table.
         """
@@ -73,7 +73,7 @@ class VoteTable:
         )
 
     def where(self, rows: NDArray[np.bool_]) -> "VoteTable":
-        """The votes on some of the prompts (P,)."""
+        """Return the votes on some of the prompts (P,)."""
         return VoteTable(
             tuple(prompt for prompt, kept in zip(self.prompts, rows, strict=True) if kept),
             self.models,
@@ -116,7 +116,7 @@ def tabulate(votes: Iterable[Vote], models: Sequence[str] = ()) -> VoteTable:
 
 
 def _gather(prompts: tuple[str, ...], models: tuple[str, ...], data: Array) -> VoteTable:
-    """The table of rows (prompt, a, b, preference, length of a less that of b)."""
+    """Return the table of rows (prompt, a, b, preference, length of a less that of b)."""
     a, b = data[:, 1].astype(np.int64), data[:, 2].astype(np.int64)
     flip = a < b
     preference = np.where(flip, 1 - data[:, 3], data[:, 3])
