@@ -84,5 +84,5 @@ def hash_of(value: Any) -> str:
 
 
 def derived_seed(*parts: Any) -> int:
-    """A seed in [0, 2^31) for one purpose of a run, from the run's seed and the purpose's name."""
+    """Return a seed in [0, 2^31) for one purpose of a run, from the run's seed and the purpose's name."""
     return int(hash_of(parts)[:8], 16) & 0x7FFFFFFF
