@@ -21,7 +21,7 @@ EngineOption = Annotated[str, typer.Option("--engine", help="transformers or vll
 
 @judge_app.command("list")
 def judge_list(as_json: Json = False) -> None:
-    """The shipped judges."""
+    """List the shipped judges."""
     from judges.audit.inspect import overview
 
     found = overview()
@@ -34,7 +34,7 @@ def judge_list(as_json: Json = False) -> None:
 
 @judge_app.command("schema")
 def judge_schema() -> None:
-    """The JSON schema of judge files, for editors."""
+    """Print the JSON schema of judge files, for editors."""
     from judges.audit.inspect import schema
 
     emit(schema())
@@ -72,7 +72,7 @@ def judge_check(
 def judge_try(
     file: JudgeArgument, model: ModelOption = None, engine: EngineOption = "transformers", as_json: Json = False
 ) -> None:
-    """What a judge is shown, what it says, and how that is read, for one pair. Without a model: what it would be shown."""
+    """Show what a judge is shown, what it says, and how that is read, for one pair. Without a model: what it would be shown."""
     from judges.audit.inspect import try_pair
 
     with judge_and_engine(file, model, engine, needed=False) as (spec, opened):
@@ -198,7 +198,7 @@ def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, floa
 
 @contextmanager
 def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = True) -> Iterator[Any]:
-    """A judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
+    """Open a judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
     import judges
     from selfplay.config import Engine
     from selfplay.engines.ledger import Ledger
