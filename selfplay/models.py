@@ -37,7 +37,7 @@ MARKUP = re.compile(r"\s*(?:<.+>|\[.+\])\s*", re.DOTALL)
 
 
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU; under torchrun, the GPU of this process."""
+    """Return the GPU if there is one, else the CPU; under torchrun, the GPU of this process."""
     return (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if torch.cuda.is_available()
@@ -64,7 +64,7 @@ def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], budget: int) ->
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer whose padding token differs from its end token.
+    """Return a tokenizer whose padding token differs from its end token.
 
     Raises ConfigError if `path` holds none, or if it has no token that could serve as padding: with pad == eos a
     reward model reads its score one token too early, and a response cannot be told from its padding.
@@ -92,12 +92,12 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
 
 
 def load_policy(path: str | Path, revision: str | None = None, dtype: str = "float32") -> PreTrainedModel:
-    """A causal language model in `dtype`, on `device()`, with dropout off. Raises ConfigError if there is none."""
+    """Return a causal language model in `dtype`, on `device()`, with dropout off. Raises ConfigError if there is none."""
     return _load(AutoModelForCausalLM, path, revision=revision, dtype=dtype)
 
 
 def load_scalar_model(path: str | Path, revision: str | None = None) -> PreTrainedModel:
-    """A model with one output per sequence (`AutoModelForSequenceClassification`, one label), in float32.
+    """Return a model with one output per sequence (`AutoModelForSequenceClassification`, one label), in float32.
 
     A checkpoint without such a head gets a new one, normal with deviation 1 / sqrt(d + 1) for hidden size d ("The N+
     implementation details of RLHF with PPO", 2024), drawn from torch's global generator.
@@ -155,7 +155,7 @@ def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tup
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> set[int]:
-    """The tokens of those strings that name a special token, which decoded text never shows."""
+    """Return the tokens of those strings that name a special token, which decoded text never shows."""
     named = [
         string for string in strings if string in tokenizer.all_special_tokens or string in tokenizer.get_added_vocab()
     ]
@@ -163,7 +163,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -
 
 
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """The texts that a tokenizer reads as one token with a meaning of its own, wherever they stand.
+    """Return the texts that a tokenizer reads as one token with a meaning of its own, wherever they stand.
 
     Beside those marked special, added ones that look like markup (`<tool_call>`, `[TOOL]`); not added words and blanks.
     """
@@ -208,7 +208,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
 
 
 def shows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template has a place for a system message: some refuse one, and some drop it. Says so, once."""
+    """Return whether the chat template has a place for a system message: some refuse one, and some drop it. Says so, once."""
     template = str(tokenizer.chat_template)
     if template not in KNOWN_TEMPLATES:
         tried = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "Hello."}]
@@ -225,7 +225,7 @@ def shows_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the first one, of role system, put before the text of the user's that follows it."""
+    """Return the messages with the first one, of role system, put before the text of the user's that follows it."""
     system, *rest = messages
     if not rest or rest[0]["role"] != "user":
         return [{"role": "user", "content": system["content"]}, *rest]
@@ -248,7 +248,7 @@ def right_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A hash that tells one set of weights from another: names, shapes and the first 64 values of each tensor.
+    """Return a hash that tells one set of weights from another: names, shapes and the first 64 values of each tensor.
 
     Adapters are left out: they are new in each process, and a checkpoint holds all of theirs.
     """

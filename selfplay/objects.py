@@ -137,7 +137,7 @@ def require_text(name: str, row: str, field: str, text: str) -> None:
 
 
 def load_object(reference: str) -> Any:
-    """What `package.module:name` or `/path/file.py:name` names.
+    """Return what `package.module:name` or `/path/file.py:name` names.
 
     Raises ConfigError for what is not there or cannot be called.
     """
@@ -185,7 +185,7 @@ def _load_module(place: str, reference: str) -> ModuleType:
 
 
 def source_of(reference: str) -> bytes:
-    """The bytes of the file that a reference to Python is in; empty for a module that is not there or not in a file."""
+    """Return the bytes of the file that a reference to Python is in; empty for a module that is not there or not in a file."""
     place = reference.rpartition(":")[0]
     if place.endswith(".py"):
         return Path(place).read_bytes()

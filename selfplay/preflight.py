@@ -28,7 +28,7 @@ BYTES_PER_WEIGHT = 4
 
 
 def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """The training and the held-out prompts. Raises ConfigError for stages that contradict each other or their files."""
+    """Return the training and the held-out prompts. Raises ConfigError for stages that contradict each other or their files."""
     check_packages(recipe)
     train = load_prompts(recipe.prompts.train, recipe.seed)
     heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
@@ -66,7 +66,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
 
 
 def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
-    """The judges that label, measure and reward."""
+    """Return the judges that label, measure and reward."""
     specs = [judges.load_spec(recipe.judge.file, recipe.judge_model)]
     specs += [judges.load_spec(recipe.evaluate.judge)] if recipe.evaluate.judge else []
     specs += [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
@@ -133,7 +133,7 @@ def check_judge(recipe: Recipe, spec: judges.JudgeSpec) -> None:
 
 
 def asking(spec: judges.JudgeSpec) -> list[Any]:
-    """The parts of a judge that ask a language model: the judge itself, or members of a jury."""
+    """Return the parts of a judge that ask a language model: the judge itself, or members of a jury."""
     return [part for part in spec.parts if part.needs_model and part.mode != "jury"]
 
 
@@ -163,7 +163,7 @@ def check_checkpoint(key: str, value: str) -> None:
 
 
 def work(recipe: Recipe) -> dict[str, Any]:
-    """How much there is to do over all iterations: completions, judge calls, episodes; tokens, bytes and dollars at most.
+    """Return how much there is to do over all iterations: completions, judge calls, episodes; tokens, bytes and dollars at most.
 
     Extra rounds of the reward model are left out, but for dollars. In the first iteration there is no opponent but the
     policy itself.

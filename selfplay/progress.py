@@ -36,7 +36,7 @@ class Meter:
 
 @contextmanager
 def meter(label: str, total: int, unit: str) -> Iterator[Meter]:
-    """A meter for `total` units of work, closed with one line that says what was done and how long it took."""
+    """Open a meter for `total` units of work, closed with one line that says what was done and how long it took."""
     if console.is_terminal:
         columns = (
             TextColumn("  {task.description}"),
@@ -55,6 +55,6 @@ def meter(label: str, total: int, unit: str) -> Iterator[Meter]:
 
 
 def log(text: str) -> None:
-    """One line to the user, on standard error: standard output is for results."""
+    """Write one line to the user, on standard error: standard output is for results."""
     console.print(text, markup=False, soft_wrap=True)
     sys.stderr.flush()

@@ -38,7 +38,7 @@ class Prompt(Record):
 
     @classmethod
     def plain(cls, id: str, text: str, **meta: Any) -> "Prompt":
-        """A prompt of one user message."""
+        """Return a prompt of one user message."""
         return cls(id=id, messages=(Message(role="user", content=text),), meta=meta)
 
 

@@ -110,7 +110,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def writing(self, number: int, name: str, fingerprint: str) -> Iterator[Path]:
-        """A folder to write a stage into; complete, with its manifest, when the block ends without an error.
+        """Open a folder to write a stage into; complete, with its manifest, when the block ends without an error.
 
         What an earlier, killed try left there is kept if it was made from the same fingerprint, and else removed.
         """
@@ -331,7 +331,7 @@ def place(name: str) -> tuple[bool, int, int]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that differ between two recipes, one `key: old -> new` each; those in FREE_SETTINGS do not count."""
+    """Return settings that differ between two recipes, one `key: old -> new` each; those in FREE_SETTINGS do not count."""
     found = []
     for key in sorted({*old, *new} - (set(FREE_SETTINGS) if not prefix else set())):
         before, after = old.get(key), new.get(key)

@@ -148,7 +148,7 @@ def _told(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def open_tracker(name: str, directory: Path, title: str, identity: str | None) -> tuple[Any, str]:
-    """A tracker that has been started, and what its run is known by; `identity` is that of a run to go on with."""
+    """Return a tracker that has been started, and what its run is known by; `identity` is that of a run to go on with."""
     from accelerate import PartialState, tracking
 
     PartialState()
@@ -228,12 +228,12 @@ def send_table(name: str, tracker: Any, place: int, rows: Sequence[Mapping[str, 
 
 
 def _cell(value: Any) -> str:
-    """A value in a Markdown table: one line, nothing in it ends the cell or is markup."""
+    """Return a value in a Markdown table: one line, nothing in it ends the cell or is markup."""
     return ("" if value is None else str(value)).translate(MARKUP)
 
 
 def finisher(name: str, tracker: Any) -> Callable[[], object]:
-    """What ends a tracker's run. trackio is told itself, or it would end the run again when Python exits."""
+    """Return what ends a tracker's run. trackio is told itself, or it would end the run again when Python exits."""
     if name == "trackio":
         import trackio
 
@@ -242,7 +242,7 @@ def finisher(name: str, tracker: Any) -> Callable[[], object]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Every finite number of nested mappings, its names joined by `/`; anything else is left out."""
+    """Return every finite number of nested mappings, its names joined by `/`; anything else is left out."""
     return {
         "/".join(path): value
         for path, value in leaves(values)
@@ -251,7 +251,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value of nested mappings with the names that lead to it; None is left out, a list is one text."""
+    """Yield every value of nested mappings with the names that lead to it; None is left out, a list is one text."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves(value, (*path, str(key)))
