@@ -45,7 +45,7 @@ class VerdictTeacher:
     """Lessons from verdicts that a judge has given: any judge's, since nothing but the winner is taught."""
 
     def __init__(self, files: Sequence[JudgeSpec]) -> None:
-        """Raises ConfigError for files that are not pairwise."""
+        """Raise ConfigError for files that are not pairwise."""
         self.files = pairwise_files(files)
         self.conversations = [Conversation(file) for file in self.files]
 
@@ -117,7 +117,7 @@ class RuleTeacher:
 
 
 def pairwise_files(files: Sequence[JudgeSpec]) -> list[PairwiseSpec]:
-    """The judge files that a model is to be taught. Raises ConfigError for one that is not pairwise."""
+    """Return the judge files that a model is to be taught. Raises ConfigError for one that is not pairwise."""
     for file in files:
         if not isinstance(file, PairwiseSpec):
             raise ConfigError(f"judge {file.name!r} of mode {file.mode} cannot be taught: only pairwise judges can")

@@ -127,7 +127,7 @@ def measure(
     right: Sequence[str | None],
     answers: Mapping[str, float],
 ) -> JudgeComparison:
-    """The comparison from what each of two judges said of each pair: first, second, tie, or None."""
+    """Return the comparison from what each of two judges said of each pair: first, second, tie, or None."""
     both = [place for place in range(len(pairs)) if left[place] is not None and right[place] is not None]
     same = [left[place] == right[place] for place in both]
     known = [place for place, pair in enumerate(pairs) if pair.id in answers]
@@ -163,7 +163,7 @@ def points_of(said: str | None, right: str) -> float:
 
 
 def sums(prompts: Sequence[str], columns: Array) -> Array:
-    """The sum of (n, c) `columns` over the pairs of each prompt: (prompts, c)."""
+    """Return the sum of (n, c) `columns` over the pairs of each prompt: (prompts, c)."""
     names = {name: place for place, name in enumerate(dict.fromkeys(prompts))}
     total = np.zeros((len(names), columns.shape[1]))
     np.add.at(total, [names[name] for name in prompts], columns)
@@ -171,14 +171,14 @@ def sums(prompts: Sequence[str], columns: Array) -> Array:
 
 
 def per_prompt(prompts: Sequence[str], values: Sequence[float]) -> Array:
-    """The mean of the values of each prompt's pairs."""
+    """Return the mean of the values of each prompt's pairs."""
     added = sums(prompts, np.column_stack([values, np.ones(len(values))]))
     means: Array = added[:, 0] / added[:, 1]
     return means
 
 
 def share(prompts: Sequence[str], values: Sequence[float]) -> Estimate | None:
-    """The mean of values in [0, 1], clustered by prompt; None without any."""
+    """Return the mean of values in [0, 1], clustered by prompt; None without any."""
     if not values:
         return None
     added = sums(prompts, np.column_stack([values, np.ones(len(values))]))

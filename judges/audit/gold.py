@@ -65,7 +65,9 @@ def load_gold(path: Path) -> list[GoldPair]:
 
 
 def json_lines(path: Path, read: Callable[[dict[str, Any], str], T], form: str) -> list[T]:
-    """What `read(row, name)` makes of each line, a JSON object `form`. Raises ConfigError naming the line that is wrong."""
+    """Return what `read(row, name)` makes of each line, a JSON object `form`. Raises ConfigError naming the line that
+    is wrong.
+    """
     if not path.is_file():
         raise ConfigError(f"there is no gold file {str(path)!r}; it holds one JSON object per line {form}")
     rows: list[T] = []
@@ -138,7 +140,7 @@ def _pair(row: dict[str, Any], name: str) -> tuple[Pair, float | None]:
 
 
 def prompt_of(pair: Pair) -> str:
-    """What tells prompts apart: all their turns. Pairs with the same are no independent evidence."""
+    """Return what tells prompts apart: all their turns. Pairs with the same are no independent evidence."""
     return "\x00".join(message.content for message in pair.prompt.messages)
 
 

@@ -100,7 +100,7 @@ def distill(
 
 
 def dealt(rows: Sequence[GoldPair], seed: int) -> tuple[list[GoldPair], list[GoldPair]]:
-    """The pairs to teach on, and those to measure on; all pairs of a prompt go the same way."""
+    """Return the pairs to teach on, and those to measure on; all pairs of a prompt go the same way."""
     held_out = [drawn(seed, "held out", prompt_of(row.pair), HELD_OUT) == 0 for row in rows]
     return (
         [row for row, measures in zip(rows, held_out, strict=True) if not measures],
@@ -111,7 +111,7 @@ def dealt(rows: Sequence[GoldPair], seed: int) -> tuple[list[GoldPair], list[Gol
 def learned(
     lessons: Sequence[TrainingExample], teacher: VerdictTeacher, settings: Distillation, work: Path
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The student after its lessons. Raises ConfigError if its tokenizer splits a label, or no lesson fits its context."""
+    """Return the student after its lessons. Raises ConfigError if its tokenizer splits a label, or no lesson fits its context."""
     if settings.student is None:
         tokenizer: Any = lesson_tokenizer(lessons, (), settings.vocabulary)
         model: Any = small_llama(settings.architecture, tokenizer, settings.seed)
@@ -145,7 +145,7 @@ def report(
     parameters: int,
     found: JudgeComparison,
 ) -> dict[str, Any]:
-    """What `judge.json` holds: who taught what on how much, and how far the two agree on held-out pairs."""
+    """Return what `judge.json` holds: who taught what on how much, and how far the two agree on held-out pairs."""
     return {
         "teacher": teacher.name,
         "teacher_digest": judges.digest(teacher),

@@ -112,7 +112,7 @@ def check_labels(tokenizer: PreTrainedTokenizerBase, files: Sequence[judges.Judg
 
 
 def small_llama(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A new model, ready to be taught to judge."""
+    """Return a new model, ready to be taught to judge."""
     set_seed(seed)
     model = LlamaForCausalLM(llama_config(architecture, tokenizer))
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)

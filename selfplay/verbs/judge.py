@@ -182,7 +182,7 @@ def judge_distill(
 
 
 def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, float]]:
-    """The pairs of a file, a run's or JSON lines, or of a judge's gold set, and what is known of them."""
+    """Return the pairs of a file, a run's or JSON lines, or of a judge's gold set, and what is known of them."""
     from judges.audit.gold import known_pairs, load_pairs
 
     if path is None:
