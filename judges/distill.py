@@ -50,7 +50,7 @@ class VerdictTeacher:
         self.conversations = [Conversation(file) for file in self.files]
 
     def lessons(self, rows: Iterable[GoldPair]) -> Iterator[TrainingExample]:
-        """Two lessons for each pair and judge file, one per order."""
+        """Yield two training examples for each pair and judge file, one per order."""
         for row in rows:
             texts = (row.pair.first.text, row.pair.second.text)
             for file, conversation in zip(self.files, self.conversations, strict=True):

@@ -221,7 +221,7 @@ def print_trial(found: dict[str, Any]) -> None:
 
 
 def print_judges(found: dict[str, Any], verdict: str) -> None:
-    """What `judge compare` found: a line for each judge, and how they go together."""
+    """Print what `judge compare` found: a line for each judge, and how they go together."""
     console = Console(highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for title in ("judge", "right, %", "unscored", "tokens in", "tokens out", "$", "s"):
