@@ -3,6 +3,7 @@
 `mkdocs.yml` names this file under `hooks`. A page that would load anything from the network fails the build.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,14 @@ import recipe_reference
 import remote
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
+
+def on_config(config: Any) -> Any:
+    """Put pages that mkdocs.yml does not place under More, so that none is out of reach."""
+    written = {path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir).rglob("*.md")}
+    if left := sorted(written - set(re.findall(r"[\w/-]+\.md", str(config.nav)))):
+        config.nav.append({"More": left})
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -90,4 +90,4 @@ def test_every_page_of_the_navigation_exists() -> None:
     pages = set(re.findall(r"[\w/-]+\.md", str(navigation)))
     made = {"reference/recipe.md", "tour.md"}
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
-    assert pages == written | made
+    assert made <= pages <= written | made  # others that are written stand under More
