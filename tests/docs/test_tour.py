@@ -22,14 +22,14 @@ def execute(run: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def shown(notebook: nbformat.NotebookNode) -> list[tuple[str, list[str]]]:
-    """For each cell with code: the kinds of its outputs, and what it printed."""
+    """For each cell with code: what it printed, and the kinds of its other outputs."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [
         (
             "".join(
                 output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"
             ),
-            [kind for output in cell.outputs for kind in output.get("data", {})],
+            [kind for output in cell.outputs for kind in output.get("data", {}) if kind != "text/plain"],
         )
         for cell in cells
     ]
