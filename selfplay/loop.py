@@ -56,7 +56,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
 
 @contextmanager
 def open_run(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], list[Prompt]]) -> Iterator[RunContext]:
-    """A run as its stages get it, with trackers that know all that is on disk; closed at the end."""
+    """Open a run as its stages get it, with trackers that know all that is on disk; closed at the end."""
     settle_libraries(recipe.threads)
     settings = recipe.model_dump(mode="json")
     with (
@@ -68,7 +68,7 @@ def open_run(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], l
 
 
 def make_start(run: RunContext) -> None:
-    """Iteration 0: the policy that everything is compared with, and the judge's model if the run makes it."""
+    """Make iteration 0: the policy that everything is compared with, and the judge's model if the run makes it."""
     from selfplay.stages import bootstrap
     from selfplay.stages import judge_model as judge
 
@@ -161,7 +161,7 @@ def tell_trackers(run: RunContext) -> None:
 
 
 def completions_of(found: RunData, one: Iteration, most: int = 64) -> list[dict[str, Any]]:
-    """Some held-out prompts, evenly chosen, with what an iteration and the start answered and what the judge said."""
+    """Return some held-out prompts, evenly chosen, with what an iteration and the start answered and what the judge said."""
     matches = [match for match in found.matches if (match.a, match.b) == (one.name, START)]
     chosen = [matches[index * len(matches) // most] for index in range(most)] if len(matches) > most else matches
     return [
@@ -205,7 +205,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
 
 
 def missing_before(files: RunDirectory, name: str, iteration: int, reward_model: bool) -> Path | None:
-    """The folder of the stage before, if it is missing; without a `reward_model` an iteration begins with PPO."""
+    """Return the folder of the stage before, if it is missing; without a `reward_model` an iteration begins with PPO."""
     if iteration < 1:
         raise ConfigError(f"iteration {iteration} has no stages: iterations are counted from 1")
     stages = STAGES if reward_model else STAGES[STAGES.index("policy") :]
@@ -246,7 +246,7 @@ def settle_libraries(threads: int | None) -> None:
 
 
 def outcome(directory: Path) -> dict[str, Any]:
-    """What a finished run concluded: `best`, `reason`, `stopped`. Raises ConfigError while it is not finished."""
+    """Return what a finished run concluded: `best`, `reason`, `stopped`. Raises ConfigError while it is not finished."""
     file = directory / "outcome.json"
     if not file.is_file():
         raise ConfigError(f"the run {str(directory)!r} is not finished: go on with `selfplay run`")

@@ -146,7 +146,7 @@ class TransformersEngine:
             yield whole
 
     def _rows(self, prompt: Prompt, sampling: Sampling) -> list[Row]:
-        """The completions of a prompt that are to be made. Raises ConfigError if they may not fit the model's context."""
+        """Return the completions of a prompt that are to be made. Raises ConfigError if they may not fit the model's context."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         ids = encode_prompt(self.tokenizer, prompt)
         if limit is not None and len(ids) + sampling.max_tokens > limit:
