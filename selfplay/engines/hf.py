@@ -130,7 +130,7 @@ class TransformersEngine:
         finished = [self._completion(row, sampling) for row in rows]
         return [finished[start : start + sampling.n] for start in range(0, len(finished), sampling.n)]
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream_text(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Yield a completion's text so far, whenever it has grown; the last is the text that `generate` gives.
 
         A character of which only the first bytes have been sampled is held back. Raises ConfigError for a prompt too long.

@@ -37,7 +37,7 @@ class Speaker:
             told = told[2:]
         prompt = Prompt(id=f"turn-{self.said}", messages=tuple(told))
         answer = ""
-        for so_far in self.engine.stream(prompt, sampling):
+        for so_far in self.engine.stream_text(prompt, sampling):
             yield so_far[len(answer) :]
             answer = so_far
         self.said += 1

@@ -93,7 +93,7 @@ def test_pieces_of_a_stream_add_up(tiny_run: Path) -> None:
     engine = engine_of(tiny_run / "iteration-001/policy")
     for seed in range(8):
         sampling = Sampling(max_tokens=48, seed=seed)
-        texts = list(engine.stream(Prompt.plain("p", FIRST), sampling))
+        texts = list(engine.stream_text(Prompt.plain("p", FIRST), sampling))
         [[whole]] = engine.generate([Prompt.plain("p", FIRST)], sampling)
         assert texts[-1] == whole.text and len(texts) > 3
         assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
