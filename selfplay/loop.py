@@ -33,6 +33,8 @@ from selfplay.storage.checksums import read_sealed
 from selfplay.tracking import Tracker
 
 STAGES = ("generate", "label", "reward", "policy", "evaluate")
+MODULES = {"reward": "reward_model"}
+"""Modules of stages that have another name than their folder."""
 
 
 def run(recipe: Recipe, only_start: bool = False) -> Path:
@@ -198,7 +200,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     refuse_pruned(files)
     with files.locked(), open_run(recipe, files, prompts) as current:
         files.tidy()
-        ensure_stage(current, iteration, name, importlib.import_module(f"selfplay.stages.{name}"))
+        ensure_stage(current, iteration, name, importlib.import_module(f"selfplay.stages.{MODULES.get(name, name)}"))
         if name == "evaluate":
             write_cards(read_run(directory))
     return files.stage(iteration, name)
