@@ -7,6 +7,7 @@
 Every stage reads files and writes files (`selfplay.rundir`), so running the same recipe again goes on where it stopped.
 """
 
+import importlib
 import logging
 import os
 import warnings
@@ -17,7 +18,9 @@ from types import ModuleType
 from typing import Any
 
 from selfplay import stopping
+from selfplay.algorithms import Needs, algorithm_of
 from selfplay.config import Recipe
+from selfplay.context import RunContext
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
 from selfplay.preflight import check, refuse_pruned
@@ -28,13 +31,10 @@ from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, RunData
 from selfplay.rundir import RunDirectory
-from selfplay.stages import RunContext
-from selfplay.storage.checksums import read_sealed
 from selfplay.tracking import Tracker
 
-STAGES = ("generate", "label", "reward", "policy", "evaluate")
-MODULES = {"reward": "reward_model"}
-"""Modules of stages that have another name than their folder."""
+STAGES = {name: name for name in ("generate", "label", "reward", "policy", "evaluate")} | {"reward": "reward_model"}
+"""Stage -> its module in selfplay/stages."""
 
 
 def run(recipe: Recipe, only_start: bool = False) -> Path:
@@ -108,20 +108,28 @@ def iterate(run: RunContext) -> None:
 def learn_reward(run: RunContext, iteration: int) -> bool:
     """Generate, label and train a reward model; more pairs while it is no better than chance. False if it stays so.
 
-    Nothing of this happens where the recipe's reward needs no reward model.
+    Only what the recipe's algorithm needs of this happens.
     """
-    from selfplay.stages import generate, label
-    from selfplay.stages import reward_model as reward
+    from selfplay.stages import generate, reward_model
 
-    if run.recipe.reward.kind != "model":
-        return True
+    needs = algorithm_of(run.recipe).needs(run.recipe)
     for extra in range(run.recipe.reward.extra_rounds + 1):
-        for name, stage in (("generate", generate), ("label", label), ("reward", reward)):
-            ensure_stage(run, iteration, generate.stage_name(name, extra), stage, extra)
-        if reward.above_chance(run, iteration, extra):
+        for name in stages_before_policy(needs):
+            ensure_stage(run, iteration, generate.stage_name(name, extra), module_of(name), extra)
+        if not needs.reward_model or reward_model.above_chance(run, iteration, extra):
             return True
         log(f"  not above chance: round {extra + 1} of {run.recipe.reward.extra_rounds} of more pairs")
     return False
+
+
+def stages_before_policy(needs: Needs) -> list[str]:
+    """Return the stages of an iteration that come before the policy's."""
+    return [*(("generate", "label") if needs.pairs else ()), *(("reward",) if needs.reward_model else ())]
+
+
+def module_of(stage: str) -> ModuleType:
+    """Return a stage's module."""
+    return importlib.import_module(f"selfplay.stages.{STAGES[stage]}")
 
 
 def ensure_stage(run: RunContext, iteration: int, name: str, stage: ModuleType, *extra: int) -> None:
@@ -147,7 +155,7 @@ def tell_trackers(run: RunContext) -> None:
     found = read_run(run.files.path)
     learned = [row for row in found.metrics if row["stage"] == "policy"]
     for row in sorted(learned, key=lambda row: (row["iteration"], row["step"])):
-        run.tracker.log_step(row, before=(row["iteration"] - 1) * run.recipe.algorithm.steps)
+        run.tracker.log_step(row, before=(row["iteration"] - 1) * run.recipe.algorithm.steps_per_iteration)
     for one in found.iterations:
         if one.evaluation is not None:
             run.tracker.log_iteration(
@@ -182,15 +190,15 @@ def completions_of(found: RunData, one: Iteration, most: int = 64) -> list[dict[
 
 def run_stage(directory: Path, name: str, iteration: int) -> Path:
     """Run one stage of a run alone, on what the stages before it left; gives its folder."""
-    import importlib
-
     files = RunDirectory(directory)
     recipe = files.recipe().model_copy(update={"output": str(directory)})
-    if recipe.reward.kind != "model" and name in ("generate", "label", "reward"):
+    stages = [*stages_before_policy(algorithm_of(recipe).needs(recipe)), "policy", "evaluate"]
+    if name not in stages:
         raise ConfigError(
-            f"reward.kind is {recipe.reward.kind}, so this run has no stage {name!r}: PPO asks it directly"
+            f"this run has no stage {name!r}: with algorithm.kind {recipe.algorithm.kind} and reward.kind "
+            f"{recipe.reward.kind}, an iteration has the stages {', '.join(stages)}"
         )
-    needed = missing_before(files, name, iteration, recipe.reward.kind == "model")
+    needed = missing_before(files, stages, name, iteration)
     if needed is not None:
         raise ConfigError(
             f"stage {name!r} of iteration {iteration} needs {needed}, which is not there: run that stage first, "
@@ -200,17 +208,16 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     refuse_pruned(files)
     with files.locked(), open_run(recipe, files, prompts) as current:
         files.tidy()
-        ensure_stage(current, iteration, name, importlib.import_module(f"selfplay.stages.{MODULES.get(name, name)}"))
+        ensure_stage(current, iteration, name, module_of(name))
         if name == "evaluate":
             write_cards(read_run(directory))
     return files.stage(iteration, name)
 
 
-def missing_before(files: RunDirectory, name: str, iteration: int, reward_model: bool) -> Path | None:
-    """Return the folder of the stage before, if it is missing; without a `reward_model` an iteration begins with PPO."""
+def missing_before(files: RunDirectory, stages: list[str], name: str, iteration: int) -> Path | None:
+    """Return the folder of the stage before, of an iteration's `stages`, if it is missing."""
     if iteration < 1:
         raise ConfigError(f"iteration {iteration} has no stages: iterations are counted from 1")
-    stages = STAGES if reward_model else STAGES[STAGES.index("policy") :]
     place = stages.index(name)
     before = (iteration - 1, "policy") if place == 0 else (iteration, stages[place - 1])
     needed = [before, *([(iteration - 1, "evaluate")] if name == "evaluate" else [])]

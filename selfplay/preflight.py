@@ -13,13 +13,15 @@ from judges.audit.costs import BYTES_PER_TOKEN, Asked, judge_dollars, longest_pa
 from judges.distill import RuleTeacher
 from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
-from selfplay.config import Recipe, Sampling
+from selfplay.algorithms import algorithm_of
+from selfplay.config import Recipe, SamplingParams
 from selfplay.engines.endpoint_calls import request_body, worst_cost
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.progress import log
 from selfplay.records import Prompt
+from selfplay.rewards.python import build_python_reward
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
 from selfplay.tracking import check_trackers
@@ -30,6 +32,7 @@ BYTES_PER_WEIGHT = 4
 def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     """Return the training and the held-out prompts. Raises ConfigError for stages that contradict each other or their files."""
     check_packages(recipe)
+    needs = algorithm_of(recipe).needs(recipe)
     train = load_prompts(recipe.prompts.train, recipe.seed)
     heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
     texts = {tuple(prompt.messages) for prompt in train}
@@ -39,14 +42,14 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
             f"{len(shared)} of {len(heldout)} held-out prompts are training prompts too, such as "
             f"{shared[0].text[:60]!r}: take them out of one of prompts.train and prompts.heldout"
         )
-    if recipe.reward.kind == "model" and recipe.generate.prompts > len(train):
+    if needs.pairs and recipe.generate.prompts > len(train):
         raise ConfigError(
             f"generate.prompts is {recipe.generate.prompts}, but there are {len(train)} training prompts: "
             f"lower it, or give more prompts"
         )
-    if recipe.algorithm.episodes > len(train):
+    if recipe.algorithm.episodes_per_step > len(train):
         raise ConfigError(
-            f"algorithm.episodes is {recipe.algorithm.episodes}, but there are {len(train)} training prompts: "
+            f"algorithm.episodes is {recipe.algorithm.episodes_per_step}, but there are {len(train)} training prompts: "
             "lower it, or give more prompts"
         )
     labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
@@ -78,6 +81,8 @@ def check_rewards(recipe: Recipe) -> None:
     for part in recipe.rewards:
         if part.function is not None:
             check_function(part.function)
+        if part.kind == "python":
+            build_python_reward(part)
         if part.kind == "judge":
             spec = reward_judge(recipe, part)
             check_judge(recipe, spec)
@@ -169,15 +174,15 @@ def work(recipe: Recipe) -> dict[str, Any]:
     policy itself.
     """
     iterations, asked, each = recipe.iterations, recipe.generate.prompts, recipe.generate.completions
-    if recipe.reward.kind != "model":
-        asked = 0  # PPO asks its reward directly: no pairs
+    if not algorithm_of(recipe).needs(recipe).pairs:
+        asked = 0
     alone = each * (each - 1) // 2
     later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
     pairs = asked * (alone + (iterations - 1) * later)
     heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
     matches = len(heldout) * (2 * iterations - 1)
     sampled, answers = iterations * asked * each, len(heldout) * (iterations + 1)
-    episodes = iterations * recipe.algorithm.steps * recipe.algorithm.episodes
+    episodes = iterations * recipe.algorithm.steps_per_iteration * recipe.algorithm.episodes_per_step
     labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
     rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
@@ -202,7 +207,7 @@ def work(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def price_of_call(part: Any, prompt: Prompt, sampling: Sampling, choices: Sequence[str] | None) -> float:
+def price_of_call(part: Any, prompt: Prompt, sampling: SamplingParams, choices: Sequence[str] | None) -> float:
     """Dollars that a call of an endpoint's judge can cost at most."""
     return worst_cost(part.endpoint, request_body(part.endpoint, part.model, prompt, sampling, choices))
 

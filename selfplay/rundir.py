@@ -44,6 +44,11 @@ ITERATION = re.compile(r"iteration-(\d{3,})")
 STAGE = re.compile(rf"(?:{'|'.join(ORDER)})(?:-extra-[1-9]\d*)?")
 
 
+def iteration_name(number: int) -> str:
+    """Return what an iteration's folder is called; its policy goes by the same name."""
+    return f"iteration-{number:03d}"
+
+
 class RunDirectory:
     """Paths and state of one run."""
 
@@ -52,7 +57,7 @@ class RunDirectory:
 
     def iteration(self, number: int) -> Path:
         """Return the folder of an iteration; 0 is the start."""
-        return self.path / f"iteration-{number:03d}"
+        return self.path / iteration_name(number)
 
     def stage(self, number: int, name: str) -> Path:
         """Return the folder of a stage; there only once the stage is complete."""
@@ -78,7 +83,7 @@ class RunDirectory:
     def numbers(self) -> list[int]:
         """Return the iterations that have a folder, the start first."""
         found = (ITERATION.fullmatch(folder.name) for folder in _folders(self.path))
-        return sorted(int(match[1]) for match in found if match and match[0] == f"iteration-{int(match[1]):03d}")
+        return sorted(int(match[1]) for match in found if match and match[0] == iteration_name(int(match[1])))
 
     def iterations(self) -> list[int]:
         """Return the iterations that have a policy, the start first."""

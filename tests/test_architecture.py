@@ -41,6 +41,8 @@ ORDER = (
     "judges.distill",
     "selfplay.rewards",
     "selfplay.rl",
+    "selfplay.context",
+    "selfplay.algorithms",
     "selfplay.results",
     "selfplay.guard",
     "selfplay.report",

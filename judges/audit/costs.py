@@ -14,12 +14,12 @@ from judges.audit.check import lenient
 from judges.audit.gold import canaries, gold_file, load_gold
 from judges.build import build
 from judges.spec.base import JudgeSpec
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines import Answer
 from selfplay.records import Completion, Pair, Prompt
 
 BYTES_PER_TOKEN = 8
-Price = Callable[[Any, Prompt, Sampling, Sequence[str] | None], float]
+Price = Callable[[Any, Prompt, SamplingParams, Sequence[str] | None], float]
 """(judge's spec, prompt, sampling, choices) -> the most that the call can cost, in dollars."""
 
 
@@ -41,20 +41,20 @@ class PriceTag:
         self.part, self.price, self.dearest = part, price, 0.0
 
     def stream(
-        self, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None = None
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, choices: Sequence[str] | None = None
     ) -> Iterator[tuple[int, Answer | None, str]]:
         """No answer for any prompt."""
         for place, prompt in enumerate(prompts):
             self.dearest = max(self.dearest, self.price(self.part, prompt, sampling, choices))
             yield place, None, "not asked"
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """Nothing."""
         return [[] for _ in self.stream(prompts, sampling)]
 
     def choice_logprobs(self, prompts: Sequence[Prompt], choices: Sequence[str]) -> list[list[float]]:
         """Nothing."""
-        return [[math.nan] * len(choices) for _ in self.stream(prompts, Sampling(), choices)]
+        return [[math.nan] * len(choices) for _ in self.stream(prompts, SamplingParams(), choices)]
 
     def update_weights(self, model: object) -> None:
         """Do nothing: a price has no weights."""

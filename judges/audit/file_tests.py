@@ -11,7 +11,7 @@ from judges.spec.base import JudgeSpec, ModelSpec
 from judges.spec.modes import JurySpec
 from judges.spec.sections import JudgeTest, Said
 from judges.verdicts import aggregate_verdicts, winner
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.errors import ConfigError, SelfplayError
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
@@ -27,7 +27,7 @@ class Script:
         self.left: Iterator[Said] = iter(outputs)
         self.problem = ""
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """Return the next texts."""
         return [
             [

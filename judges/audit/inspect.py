@@ -14,7 +14,7 @@ from judges.spec.base import JudgeSpec, ModelSpec
 from judges.spec.load import load_spec, shipped
 from judges.spec.modes import JurySpec, ListwiseSpec, PairwiseSpec, PointwiseSpec, PythonSpec, RubricSpec, RulesSpec
 from judges.verdicts import aggregate_verdicts
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines import Answer, Engine
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt, Verdict
@@ -52,7 +52,7 @@ class Listener:
         if hasattr(inner, "stream"):
             self.stream = self._stream
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """Return the inner engine's texts, or none."""
         made = self.inner.generate(prompts, sampling) if self.inner is not None else [[] for _ in prompts]
         self._note(prompts, [[one.text for one in answers] or None for answers in made])
@@ -68,7 +68,7 @@ class Listener:
         return rows
 
     def _stream(
-        self, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None = None
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, choices: Sequence[str] | None = None
     ) -> Iterator[tuple[int, Answer | None, str]]:
         """Yield the inner engine's answers as they come, and why there is none."""
         inner: Any = self.inner

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines import Answer, Engine
 from selfplay.errors import ConfigError
 from selfplay.records import Message, Prompt, TemplatedPrompt
@@ -16,7 +16,7 @@ class Call:
 
     key: str
     messages: tuple[Message, ...]
-    sampling: Sampling
+    sampling: SamplingParams
     choices: tuple[str, ...] | None
     options: dict[str, Any] = field(default_factory=dict)
     """For the model's chat template."""
@@ -46,7 +46,7 @@ def make_calls(engine: Engine, calls: Sequence[Call]) -> Iterator[list[Outcome]]
 
 
 def answers_or_refusals(
-    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None
+    engine: Engine, prompts: Sequence[Prompt], sampling: SamplingParams, choices: Sequence[str] | None
 ) -> list[Outcome]:
     """Return what came of prompts put to an engine that answers all at once.
 
@@ -68,7 +68,7 @@ def answers_or_refusals(
 
 
 def answer_all(
-    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None
+    engine: Engine, prompts: Sequence[Prompt], sampling: SamplingParams, choices: Sequence[str] | None
 ) -> list[Answer]:
     """Return the engine's texts, or the log-probabilities of `choices`, one answer per prompt."""
     if choices is not None:

@@ -18,7 +18,7 @@ from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average
 from judges.llm.thinking import answered, example, hear, with_thoughts
 from judges.spec.base import ModelSpec
 from prompts.cleaning import clean
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines import Answer, Engine, GuidedSampling
 from selfplay.errors import JudgeStopped
 from selfplay.records import Message
@@ -148,7 +148,7 @@ class Asker:
         thinking, endpoint = self.spec.reasoning, self.spec.endpoint
         if thinking.budget:
             changes["max_tokens"] = sampling.max_tokens + thinking.budget
-        drawn: Sampling = sampling.model_copy(update=changes)
+        drawn: SamplingParams = sampling.model_copy(update=changes)
         if self.spec.output.kind == "json" and (
             endpoint is not None or not thinking.budget
         ):  # which a schema would forbid

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import TypeAliasType
 
-from selfplay.config import Count, NonNegative, Positive, Sampling, Section, Texts, Unit
+from selfplay.config import Count, NonNegative, Positive, SamplingParams, Section, Texts, Unit
 
 Said = TypeAliasType("Said", "str | dict[str, float] | list[Said]")
 """What a model says in a judge's own tests: a text, label -> probability, or one list for each member of a jury."""
@@ -40,7 +40,7 @@ Labels = Annotated[dict[str, Unit], BeforeValidator(with_text_keys)]
 """Label -> its value in [0, 1]."""
 
 
-class JudgeSampling(Sampling):
+class JudgeSampling(SamplingParams):
     """How the judge's answer is drawn."""
 
     temperature: NonNegative = 0.0

@@ -70,8 +70,8 @@ def sampling_of(one: Contestant) -> dict[str, Any]:
     return {
         "do_sample": True,
         "temperature": temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
+        "top_p": 1.0,
+        "top_k": 0,
         "max_new_tokens": sampling.max_tokens,
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import judges
 from selfplay.config import Engine as EngineConfig
-from selfplay.config import PromptSource, Recipe, Sampling
+from selfplay.config import PromptSource, Recipe, SamplingParams
 from selfplay.errors import ConfigError
 from selfplay.storage.files import derived_seed
 
@@ -23,10 +23,10 @@ class Given:
     judge: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
-    sampling: Sampling | None = None
+    sampling: SamplingParams | None = None
     engine: EngineConfig | None = None
 
-    def sampling_of(self, own: Sampling) -> Sampling:
+    def sampling_of(self, own: SamplingParams) -> SamplingParams:
         """Return how to sample, where the runs would sample so."""
         changes = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return (self.sampling or own).model_copy(
@@ -44,7 +44,7 @@ class Settings:
     """What answers for the run's labelling judge, or for another whose file names no model."""
     labelling: bool
     """Whether `judge` is the one that labelled."""
-    sampling: Sampling
+    sampling: SamplingParams
     engine: EngineConfig
     dtype: str
     seed: int
@@ -75,7 +75,7 @@ def settings_of(trained: Sequence[Recipe], given: Given | None = None, like: Rec
             raise ConfigError(
                 "without a run among the checkpoints, say what to ask and who judges: --prompts FILE --judge FILE"
             )
-        sampling, engine = given.sampling_of(Sampling()), given.engine or EngineConfig()
+        sampling, engine = given.sampling_of(SamplingParams()), given.engine or EngineConfig()
         return Settings(given.prompts, given.judge, None, False, sampling, engine, "float32", 0)
     each = {str(recipe.output or recipe.name): _settings_of(recipe, given) for recipe in asked}
     _refuse_differences(each)
@@ -85,7 +85,7 @@ def settings_of(trained: Sequence[Recipe], given: Given | None = None, like: Rec
 def _settings_of(recipe: Recipe, given: Given) -> Settings:
     """Return what is given, and for the rest what one run's recipe says."""
     seed = derived_seed(recipe.seed, "generate", "heldout")
-    own = recipe.sampling.model_copy(update={"temperature": recipe.evaluate.temperature, "n": 1, "seed": seed})
+    own = SamplingParams.of(recipe.sampling, temperature=recipe.evaluate.temperature, seed=seed)
     file = given.judge or recipe.evaluate.judge or recipe.judge.file
     return Settings(
         given.prompts or recipe.prompts.heldout,

@@ -9,7 +9,7 @@ from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard.selection import assess
 from selfplay.records import Prompt
-from selfplay.rundir import RunDirectory
+from selfplay.rundir import RunDirectory, iteration_name
 from selfplay.storage.checksums import manifest_of
 from selfplay.storage.files import hash_of
 
@@ -98,8 +98,7 @@ def _of_run(path: Path, which: str, alone: bool) -> list[Contestant]:
             f"{', '.join(map(str, there)) or 'none'}"
         )
     names = {
-        number: f"iteration-{number:03d}" if alone else f"{path.resolve().name}@{number or 'start'}"
-        for number in numbers
+        number: iteration_name(number) if alone else f"{path.resolve().name}@{number or 'start'}" for number in numbers
     }
     return [Contestant(names[number], str(RunDirectory(path).policy(number)), run=path) for number in numbers]
 

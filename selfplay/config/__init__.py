@@ -7,12 +7,12 @@ checked by `selfplay.preflight`.
 
 from selfplay.config.algorithms import PPO, AdaptiveKL, Pretraining
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
-from selfplay.config.data import Generate, Prompts, PromptSource, Sampling
+from selfplay.config.data import Generate, Prompts, PromptSource, Sampling, SamplingParams
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
 from selfplay.config.recipe import Evaluate, Guard, Recipe
-from selfplay.config.rewards import AddedReward, Reward, require_function
+from selfplay.config.rewards import AddedReward, Reward
 from selfplay.errors import ConfigError
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Recipe",
     "Reward",
     "Sampling",
+    "SamplingParams",
     "Section",
     "Texts",
     "Unit",
@@ -49,6 +50,5 @@ __all__ = [
     "load_recipe",
     "parse_yaml",
     "read_text",
-    "require_function",
     "validate",
 ]

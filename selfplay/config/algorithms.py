@@ -1,10 +1,29 @@
 """The settings of each algorithm that trains a policy."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
+
+
+class AlgorithmSection(Section):
+    """What all algorithms' settings have, for those who count work."""
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Rows that an iteration adds to metrics.jsonl."""
+        return 0
+
+    @property
+    def episodes_per_step(self) -> int:
+        """Completions that a step samples."""
+        return 0
+
+    @property
+    def summary(self) -> str:
+        """One line for the model card."""
+        return type(self).__name__
 
 
 class AdaptiveKL(Section):
@@ -29,11 +48,11 @@ class Pretraining(Section):
     """Tokens per sequence; longer documents are cut."""
 
 
-class PPO(Section):
+class PPO(AlgorithmSection):
     """Proximal policy optimisation (Schulman et al. 2017) as used on language models since Ziegler et al. 2019."""
 
     kind: Literal["ppo"] = "ppo"
-    """The only algorithm so far."""
+    """Which algorithm trains the policy: `ppo`, or `python` for a class of your own."""
     steps: Count = 20
     """Optimisation steps: each one samples `episodes` and learns from them."""
     episodes: Count = 256
@@ -119,6 +138,23 @@ class PPO(Section):
     log_samples: Annotated[int, Field(ge=0)] = 4
     """Episodes per step written to samples.jsonl with their scores."""
 
+    @property
+    def steps_per_iteration(self) -> int:
+        """Return the steps."""
+        return self.steps
+
+    @property
+    def episodes_per_step(self) -> int:
+        """Return the episodes."""
+        return self.episodes
+
+    @property
+    def summary(self) -> str:
+        """Return steps, episodes and the coefficient of the KL."""
+        return (
+            f"PPO: {self.steps} steps of {self.episodes} episodes per iteration, KL coefficient {self.kl_coefficient:g}"
+        )
+
     @model_validator(mode="after")
     def _check(self) -> "PPO":
         if self.episodes % self.minibatches:
@@ -141,3 +177,28 @@ class PPO(Section):
         if self.critic_warmup >= self.steps:
             raise ValueError(f"critic_warmup {self.critic_warmup} leaves none of the {self.steps} steps to the policy")
         return self
+
+
+class PythonAlgorithm(AlgorithmSection):
+    """An algorithm of your own: a class with `needs`, `settings` and `train` (see `selfplay.algorithms.protocol`)."""
+
+    kind: Literal["python"]
+    """A class of your own."""
+    python: str
+    """`package.module:Class` or `./file.py:Class`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the class as keywords."""
+
+    @property
+    def summary(self) -> str:
+        """Return what is named and its options."""
+        return f"algorithm {self.python} with {self.options}"
+
+
+def _ppo_unless_named(value: Any) -> Any:
+    """Read a section without `kind` as PPO's, as recipes were written before there was a choice."""
+    return {"kind": "ppo", **value} if isinstance(value, dict) else value
+
+
+Algorithm = Annotated[PPO | PythonAlgorithm, Field(discriminator="kind"), BeforeValidator(_ppo_unless_named)]
+"""The section `algorithm` of a recipe: the settings of one algorithm, told apart by `kind`."""

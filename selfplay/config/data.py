@@ -1,6 +1,6 @@
 """Prompts to learn from and to measure on, and how completions are drawn for them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -8,23 +8,33 @@ from selfplay.config.base import Count, NonNegative, Section, Texts
 
 
 class Sampling(Section):
-    """How completions are drawn from a model."""
+    """How completions are drawn from the policy: from its whole distribution, as learning from them needs."""
 
     temperature: NonNegative = 1.0
-    """Divides the logits; 0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling. Must stay 1 where PPO samples: cutting the tail biases the importance ratio."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Keep the k likeliest tokens; 0 keeps all. Must stay 0 where PPO samples."""
+    """Divides the logits. Completions of one prompt differ only above 0."""
     max_tokens: Count = 128
     """Longest completion, in tokens."""
     stop: Texts = ()
     """Strings that end a completion, besides the model's own end tokens: text, before which the completion is cut, or
     the name of a special token, such as <|im_end|>."""
+
+
+class SamplingParams(Sampling):
+    """What an engine is told about one call. Stages set what a recipe does not."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
     n: Count = 1
     """Completions per prompt."""
     seed: int = 0
     """With the transformers engine a completion depends on (seed, prompt id, index) and the weights alone."""
+
+    @classmethod
+    def of(cls, sampling: Sampling, **changes: Any) -> "SamplingParams":
+        """Return the parameters of a call: a recipe's sampling and what the stage sets."""
+        return cls(**{**sampling.model_dump(), **changes})
 
 
 class PromptSource(Section):

@@ -102,7 +102,7 @@ def validate(model: type[T], tree: Any, where: str) -> T:
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
     """Return one of pydantic's errors, said to a user."""
-    location = [str(part) for part in error["loc"]]
+    location = _without_kinds(model, [str(part) for part in error["loc"]])
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(location[-1], _known_keys(model, location[:-1]), n=1, cutoff=0.5)
@@ -116,6 +116,14 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     if "endpoint" in location:  # a key may have been put where it does not belong
         return f"{key}: {message}"
     return f"{key} = {error['input']!r}: {message}"
+
+
+def _without_kinds(model: type[BaseModel], location: list[str]) -> list[str]:
+    """A place of the tree as the user wrote it: pydantic also names which member of a union it took."""
+    field = model.model_fields.get(location[0]) if location else None
+    if field is None or not field.discriminator or len(location) < 2:
+        return location
+    return [location[0], *location[2:]]
 
 
 def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """The policy and where it comes from, and the engine that samples from it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -123,8 +123,13 @@ class Policy(Section):
 class Engine(Section):
     """Who produces text."""
 
-    kind: Literal["transformers", "vllm"] = "transformers"
-    """`transformers` runs anywhere; `vllm` is faster on a GPU and has a CPU build."""
+    kind: Literal["transformers", "vllm", "python"] = "transformers"
+    """`transformers` runs anywhere; `vllm` is faster on a GPU and has a CPU build; `python` is a class of your own."""
+    python: str | None = None
+    """kind python: `package.module:Class` or `./file.py:Class`, a `selfplay.engines.Engine`; it is called with `checkpoint`,
+    `name` and `dtype` as keywords."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """kind python: further keywords of the class."""
     batch_size: Count = 256
     """Rows decoded at once by the transformers engine."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.45
@@ -138,3 +143,9 @@ class Engine(Section):
     timeout: Positive = 7200.0
     """Seconds by the clock that one call of vLLM (a start, a transfer of weights, a batch of completions) may take before it
     counts as hung and the run stops, with everything saved. That a process of vLLM's is dead is noticed within a second."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Engine":
+        if (self.kind == "python") != (self.python is not None):
+            raise ValueError("`python` names the class of kind python, and only of that: set both or neither")
+        return self

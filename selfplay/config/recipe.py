@@ -1,16 +1,19 @@
 """A recipe: one file, one run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from selfplay.config.algorithms import PPO
+from selfplay.config.algorithms import PPO, Algorithm
 from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
 from selfplay.config.data import Generate, Prompts, Sampling
 from selfplay.config.judging import Judge
 from selfplay.config.models import Engine, Policy
 from selfplay.config.rewards import AddedReward, Reward
+
+ONLY_VALUES = (("n", 1), ("seed", 0), ("top_p", 1), ("top_k", 0))
+"""What recipes written by version 0.1 say of `sampling` besides what may be set."""
 
 
 class Evaluate(Section):
@@ -67,7 +70,7 @@ class Recipe(Section):
     generate: Generate = Generate()
     judge: Judge = Judge()
     reward: Reward = Reward()
-    algorithm: PPO = PPO()
+    algorithm: Algorithm = PPO()
     evaluate: Evaluate = Evaluate()
     guard: Guard = Guard()
     report_to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...], Field(strict=False)] = ()
@@ -89,19 +92,29 @@ class Recipe(Section):
         """What PPO follows the weighted sum of."""
         return (self.reward, *self.reward.added)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, tree: Any) -> Any:
+        """Leave out settings of `sampling` that recipes once had to have at one value."""
+        sampling = tree.get("sampling") if isinstance(tree, dict) else None
+        if not isinstance(sampling, dict):
+            return tree
+        kept = {key: value for key, value in sampling.items() if (key, value) not in ONLY_VALUES}
+        if {"top_p", "top_k"} & set(kept):
+            raise ValueError("sampling.top_p and top_k bias PPO's importance ratio: leave them out")
+        if {"n", "seed"} & set(kept):
+            raise ValueError(
+                "sampling.n and sampling.seed are set by each stage: say how many completions a prompt gets "
+                "in generate.completions, and change `seed` for other random numbers"
+            )
+        return {**tree, "sampling": kept}
+
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature is 0: greedy completions of one prompt are all the same, so there "
                 "is nothing to compare; use a temperature above 0"
-            )
-        if self.sampling.top_p < 1 or self.sampling.top_k > 0:
-            raise ValueError("sampling.top_p and top_k bias PPO's importance ratio: leave them at 1 and 0")
-        if self.sampling.n != 1 or self.sampling.seed != 0:
-            raise ValueError(
-                "sampling.n and sampling.seed are set by each stage: say how many completions a prompt gets "
-                "in generate.completions, and change `seed` for other random numbers"
             )
         if self.prompts.train.source != "stories" and "heldout" not in self.prompts.model_fields_set:
             raise ValueError(

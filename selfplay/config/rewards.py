@@ -1,47 +1,58 @@
 """What the policy is trained to increase: a reward model, a judge, a Python function, or a weighted sum."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from selfplay.config.base import Count, Positive, Section, Unit
 
 
-def require_function(kind: str, function: str | None) -> None:
-    """Raise ValueError unless a function is named for a reward of kind function and for no other."""
-    if (kind == "function") != (function is not None):
-        raise ValueError("`function` names the Python of kind function, and only of that: set both or neither")
+class PythonParts(Section):
+    """What rewards in Python have: a function, or a class with its options."""
+
+    function: str | None = None
+    """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta), lists of text, text and
+    the prompts' columns, to one number each; NaN leaves an episode out."""
+    python: str | None = None
+    """kind python: `package.module:Class` or `./file.py:Class`, with `score(prompts, completions)` that returns one number
+    each, like a function's; the records are those of `selfplay.records`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """kind python: passed to the class as keywords."""
+
+    @model_validator(mode="after")
+    def _check_python(self) -> Self:
+        for kind, name in (("function", self.function), ("python", self.python)):
+            if (getattr(self, "kind", None) == kind) != (name is not None):
+                raise ValueError(f"`{kind}` names the Python of kind {kind}, and only of that: set both or neither")
+        if self.options and self.python is None:
+            raise ValueError("`options` belong to kind python: remove them")
+        return self
 
 
-class AddedReward(Section):
+class AddedReward(PythonParts):
     """A reward that is added to another one."""
 
-    kind: Literal["judge", "function"]
-    """A judge asked directly, or a Python function."""
+    kind: Literal["judge", "function", "python"]
+    """A judge asked directly, a Python function, or a class of your own."""
     weight: float = 1.0
     """Its score times this is added; below 0 it counts against a response."""
     judge: str | None = None
     """kind judge: a judge file; default the recipe's judge."""
-    function: str | None = None
-    """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta), lists of text, text and
-    the prompts' columns, to one number each; NaN leaves an episode out."""
 
     @model_validator(mode="after")
     def _check(self) -> "AddedReward":
-        require_function(self.kind, self.function)
         if self.judge is not None and self.kind != "judge":
             raise ValueError("`judge` belongs to kind judge: remove it")
         return self
 
 
-class Reward(Section):
+class Reward(PythonParts):
     """What PPO follows: by default a reward model, trained on the verdicts with TRL's RewardTrainer."""
 
-    kind: Literal["model", "judge", "function"] = "model"
+    kind: Literal["model", "judge", "function", "python"] = "model"
     """`model`: a reward model, trained on the preferences. `judge`: the recipe's judge asked about every response (one
-    that compares is shown the answer of the policy before), with no pairs, labels or reward model. `function`: Python."""
-    function: str | None = None
-    """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta) to one number each."""
+    that compares is shown the answer of the policy before), with no pairs, labels or reward model. `function`: a function
+    in Python. `python`: a class of your own."""
     weight: Positive = 1.0
     """Its share in the sum with `added`."""
     added: Annotated[tuple[AddedReward, ...], Field(strict=False)] = ()
@@ -65,8 +76,3 @@ class Reward(Section):
     """Use the verdict's margin in the loss (Touvron et al. 2023, Llama 2)."""
     extra_rounds: Annotated[int, Field(ge=0)] = 2
     """How often to fetch as many pairs again if the held-out accuracy is not above chance (lower bound <= 0.5)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "Reward":
-        require_function(self.kind, self.function)
-        return self

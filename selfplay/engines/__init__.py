@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.records import Completion, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class GuidedSampling(Sampling):
+class GuidedSampling(SamplingParams):
     """Sampling along a JSON schema. An engine without guided decoding samples freely: whoever asks checks the answer."""
 
     json_schema: dict[str, Any]
@@ -42,7 +42,7 @@ class Engine(Protocol):
     One that knows its tokenizer also has `special_tokens`: the texts that it reads as a special token.
     """
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts."""
         ...
 

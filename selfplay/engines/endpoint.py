@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from selfplay.config import Endpoint, Sampling
+from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines import Answer
 from selfplay.engines.endpoint_calls import request_body, worst_cost
 from selfplay.engines.endpoint_client import Calls, Post
@@ -33,7 +33,7 @@ class EndpointEngine:
         self.secrets = Secrets.read(config)
         self._line: Line | None = None
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt; none for one whose call failed (`stream` says why)."""
         answers = {place: answer for place, answer, _ in self.stream(prompts, sampling) if answer is not None}
         return [self._completions(prompt, answers.get(place, Answer())) for place, prompt in enumerate(prompts)]
@@ -54,13 +54,13 @@ class EndpointEngine:
         """For each prompt, the log-probability (nats) of each choice as the next token, as far as the server names it:
         see `endpoint_calls.read_logprobs`. nan for a call that failed."""
         found: dict[int, dict[str, float]] = {}
-        for place, answer, _ in self.stream(prompts, Sampling(), choices):
+        for place, answer, _ in self.stream(prompts, SamplingParams(), choices):
             if answer is not None and answer.logprobs is not None:
                 found[place] = answer.logprobs
         return [[found.get(place, {}).get(choice, float("nan")) for choice in choices] for place in range(len(prompts))]
 
     def stream(
-        self, prompts: Sequence[Prompt], sampling: Sampling, choices: Sequence[str] | None = None
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, choices: Sequence[str] | None = None
     ) -> Iterator[Row]:
         """(place, answer or None, error) for each prompt, as they come.
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from selfplay.config import Endpoint, Sampling
+from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines import Answer, GuidedSampling
 from selfplay.errors import ConfigError
 from selfplay.records import Prompt, TemplatedPrompt
@@ -32,7 +32,7 @@ class BadAnswer(Exception):
 
 
 def request_body(
-    config: Endpoint, model: str, prompt: Prompt, sampling: Sampling, choices: Sequence[str] | None
+    config: Endpoint, model: str, prompt: Prompt, sampling: SamplingParams, choices: Sequence[str] | None
 ) -> dict[str, Any]:
     """Return the fields of one call. Raises ConfigError for a conversation where the server only completes text."""
     body: dict[str, Any] = {"model": model}

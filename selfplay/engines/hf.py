@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.errors import ConfigError
 from selfplay.models import decode, encode_prompt, special_texts, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
@@ -75,7 +75,7 @@ def uniforms(seed: int, prompt_id: str, index: int, count: int) -> numpy.ndarray
     return numpy.random.Generator(numpy.random.Philox(key=key)).random(count, dtype=numpy.float64)
 
 
-def filtered_logprobs(logits: Tensor, sampling: Sampling) -> Tensor:
+def filtered_logprobs(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """(B, V) float32 log-probabilities after temperature, top-k and top-p; what is cut has -inf."""
     logprobs = torch.log_softmax(logits.float() / (sampling.temperature or 1.0), dim=-1)
     if sampling.top_k:
@@ -117,7 +117,7 @@ class TransformersEngine:
         self.stop_ids = frozenset(stop_token_ids(model.generation_config, tokenizer))
         self.special_tokens = special_texts(tokenizer)
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""
         rows = [row for prompt in prompts for row in self._rows(prompt, sampling)]
         training = self.model.training
@@ -130,7 +130,7 @@ class TransformersEngine:
         finished = [self._completion(row, sampling) for row in rows]
         return [finished[start : start + sampling.n] for start in range(0, len(finished), sampling.n)]
 
-    def stream_text(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream_text(self, prompt: Prompt, sampling: SamplingParams) -> Iterator[str]:
         """Yield a completion's text so far, whenever it has grown; the last is the text that `generate` gives.
 
         A character of which only the first bytes have been sampled is held back. Raises ConfigError for a prompt too long.
@@ -145,7 +145,7 @@ class TransformersEngine:
         if whole != shown:
             yield whole
 
-    def _rows(self, prompt: Prompt, sampling: Sampling) -> list[Row]:
+    def _rows(self, prompt: Prompt, sampling: SamplingParams) -> list[Row]:
         """Return the completions of a prompt that are to be made. Raises ConfigError if they may not fit the model's context."""
         limit = getattr(self.model.config, "max_position_embeddings", None)
         ids = encode_prompt(self.tokenizer, prompt)
@@ -157,7 +157,7 @@ class TransformersEngine:
         return [Row(prompt, index, ids) for index in range(sampling.n)]
 
     @torch.inference_mode()
-    def _decode_batch(self, rows: list[Row], sampling: Sampling) -> Iterator[None]:
+    def _decode_batch(self, rows: list[Row], sampling: SamplingParams) -> Iterator[None]:
         """Fill the rows' tokens and log-probabilities, all of them one step at a time; yields behind each step."""
         stop_ids = self.stop_ids | special_tokens(self.tokenizer, sampling.stop)
         where = self.model.device
@@ -196,7 +196,12 @@ class TransformersEngine:
             ids, positions = tokens.unsqueeze(-1), (lengths + step).unsqueeze(-1)
 
     def _append(
-        self, active: list[Row], tokens: list[int], logprobs: list[float], sampling: Sampling, stop_ids: frozenset[int]
+        self,
+        active: list[Row],
+        tokens: list[int],
+        logprobs: list[float],
+        sampling: SamplingParams,
+        stop_ids: frozenset[int],
     ) -> None:
         """Add one token to each row that is not finished, and see whether it ends there."""
         for row, token, logprob in zip(active, tokens, logprobs, strict=True):
@@ -213,7 +218,7 @@ class TransformersEngine:
         tail = self.tokenizer.decode(token_ids[-longest - 8 :], skip_special_tokens=True)
         return any(string in tail for string in stop)
 
-    def _completion(self, row: Row, sampling: Sampling) -> Completion:
+    def _completion(self, row: Row, sampling: SamplingParams) -> Completion:
         return Completion(
             id=f"{row.prompt.id}/{row.index}",
             prompt_id=row.prompt.id,

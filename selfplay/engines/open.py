@@ -8,20 +8,43 @@ from selfplay.engines import Engine
 from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer
+from selfplay.objects import call, load_object
 
 
 def open_engine(
     config: EngineConfig, checkpoint: str | Path, name: str, *, dtype: str = "float32", revision: str | None = None
 ) -> Engine:
     """Return an engine over a checkpoint; its completions carry `name` as their policy. Raises ConfigError if it cannot be."""
-    if config.kind == "vllm":
-        from selfplay.engines.vllm import VllmEngine
+    return ENGINES[config.kind](config, str(checkpoint), name, dtype, revision)
 
-        return VllmEngine(str(checkpoint), config=config, name=name, dtype=dtype, revision=revision)
+
+def _transformers(config: EngineConfig, checkpoint: str, name: str, dtype: str, revision: str | None) -> Engine:
     from selfplay.engines.hf import TransformersEngine
 
     model = load_policy(checkpoint, revision, dtype)
     return TransformersEngine(model, load_tokenizer(checkpoint, revision), name, config.batch_size)
+
+
+def _vllm(config: EngineConfig, checkpoint: str, name: str, dtype: str, revision: str | None) -> Engine:
+    from selfplay.engines.vllm import VllmEngine
+
+    return VllmEngine(checkpoint, config=config, name=name, dtype=dtype, revision=revision)
+
+
+def _python(config: EngineConfig, checkpoint: str, name: str, dtype: str, revision: str | None) -> Engine:
+    made: Engine = call(
+        f"the engine {config.python}",
+        load_object(str(config.python)),
+        checkpoint=checkpoint,
+        name=name,
+        dtype=dtype,
+        **config.options,
+    )
+    return made
+
+
+ENGINES = {"transformers": _transformers, "vllm": _vllm, "python": _python}
+"""`engine.kind` -> how an engine is opened over a checkpoint. A new one is a class behind `Engine` and an entry here."""
 
 
 def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "float32") -> None:

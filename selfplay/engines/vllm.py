@@ -22,7 +22,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from selfplay.config import Engine as EngineConfig
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
 from selfplay.engines.vllm_worker import OWNER_VARIABLE
@@ -71,7 +71,7 @@ class VllmEngine:
             raise
         self.watchdog.watch()
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts; ConfigError for one too long."""
         if sampling.temperature > 2:
             raise ConfigError(
@@ -165,7 +165,7 @@ class VllmEngine:
         )
         return [result.outputs[0] for result in made]
 
-    def _parameters(self, sampling: Sampling, stop_ids: list[int], prompt_id: str, index: int) -> Any:
+    def _parameters(self, sampling: SamplingParams, stop_ids: list[int], prompt_id: str, index: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import StructuredOutputsParams
 
@@ -185,7 +185,7 @@ class VllmEngine:
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         )
 
-    def _completion(self, prompt_id: str, index: int, output: Any, sampling: Sampling) -> Completion:
+    def _completion(self, prompt_id: str, index: int, output: Any, sampling: SamplingParams) -> Completion:
         if output.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM gave up on completion {prompt_id}/{index}: {output.finish_reason}")
         return Completion(

@@ -13,6 +13,7 @@ from selfplay.config import Guard
 from selfplay.formatting import hundredths, interval_text, points_text, rate_text
 from selfplay.records import Comparison, Record
 from selfplay.results.run import START, Iteration, RunData, agrees
+from selfplay.rundir import iteration_name
 from selfplay.stats.intervals import win_rate
 from selfplay.stats.length_control import LengthControlled
 
@@ -88,7 +89,7 @@ def reward_gain(run: RunData, iteration: Iteration) -> float | None:
 
 def win_rate_change(run: RunData, number: int) -> tuple[float, float, float] | None:
     """Return how the win rate against the start changed in an iteration, on the same prompts, with its 95% interval."""
-    name, before = f"iteration-{number:03d}", f"iteration-{number - 1:03d}"
+    name, before = iteration_name(number), iteration_name(number - 1)
     if number == 1:
         pair = run.pair(name, START)
         one = pair.comparison if pair else None

@@ -13,6 +13,7 @@ from selfplay.progress import log
 from selfplay.records import Comparison, Record
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, RunData
+from selfplay.rundir import iteration_name
 from selfplay.storage import durable
 from selfplay.storage.checksums import write_sealed
 from selfplay.storage.durable import NotWritten
@@ -53,7 +54,7 @@ def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:
     """
     directory = Path(run_directory)
     assessment = assess(directory)
-    folder = f"iteration-{assessment.best_iteration:03d}/policy"
+    folder = f"{iteration_name(assessment.best_iteration)}/policy"
     write_sealed(
         directory / "outcome.json",
         {

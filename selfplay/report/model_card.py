@@ -113,8 +113,7 @@ def _training(recipe: Recipe, number: int) -> list[str]:
         lines.append(f"- audit: {_judge(str(recipe.evaluate.judge))}, never used for labels")
     return [
         *lines,
-        f"- PPO: {recipe.algorithm.steps} steps of {recipe.algorithm.episodes} episodes per iteration, KL "
-        f"coefficient {recipe.algorithm.kl_coefficient:g}",
+        f"- {recipe.algorithm.summary}",
     ]
 
 

@@ -13,6 +13,7 @@ from statistics import correlation
 from typing import Any
 
 from selfplay.records import Comparison
+from selfplay.rundir import iteration_name
 from selfplay.stats.diversity import cut_alike, distinct_n, unique_share
 from selfplay.stats.summary import LEVEL, Category, PairSummary, Summary, summarise
 from selfplay.stats.votes import Vote, VoteTable, tabulate
@@ -100,7 +101,7 @@ class Iteration:
     @property
     def name(self) -> str:
         """As in matches.parquet."""
-        return f"iteration-{self.number:03d}"
+        return iteration_name(self.number)
 
     def comparison(self, key: str) -> Comparison | None:
         """Return a `Comparison` of evaluation.json."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from selfplay.config import PPO, Sampling
+from selfplay.config import PPO, SamplingParams
 from selfplay.distributed.collectives import all_gather, all_reduce, rank, world_size
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
@@ -101,7 +101,7 @@ class Sampler:
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         config: PPO,
-        sampling: Sampling,
+        sampling: SamplingParams,
         seed: int,
     ) -> None:
         self.engine = engine or TransformersEngine(unwrap_peft(policy), tokenizer)

@@ -1,6 +1,6 @@
 """PPO on a language model, top to bottom: sample, score, estimate, learn, log, and start over.
 
-    trainer = PPOTrainer(policy, tokenizer, reward, prompts, PPO(), Sampling(max_tokens=64), directory=Path("run"))
+    trainer = PPOTrainer(policy, tokenizer, reward, prompts, PPO(), SamplingParams(max_tokens=64), directory=Path("run"))
     trainer.train()
     trainer.policy.save_pretrained("trained")
 
@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from selfplay import stopping
-from selfplay.config import PPO, Sampling
+from selfplay.config import PPO, SamplingParams
 from selfplay.distributed.collectives import all_gather, all_reduce, broadcast, init_process_group, rank, world_size
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
@@ -66,7 +66,7 @@ class PPOTrainer:
         reward: Reward,
         prompts: Sequence[Prompt],
         config: PPO,
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         engine: Engine | None = None,
         critic: Any = None,
@@ -118,7 +118,9 @@ class PPOTrainer:
         self.fingerprint = self._fingerprint(sampling, corpus, None if critic is None else weights_digest(critic))
         self.steps_done, self.episodes_done = 0, 0
 
-    def _fingerprint(self, sampling: Sampling, corpus: Sequence[str] | None, critic: str | None) -> dict[str, Any]:
+    def _fingerprint(
+        self, sampling: SamplingParams, corpus: Sequence[str] | None, critic: str | None
+    ) -> dict[str, Any]:
         """Return what a checkpoint must agree on to be resumed: settings, reward, prompts, corpus and the weights at
         the start.
         """
@@ -324,7 +326,7 @@ def _controller(config: PPO) -> KLController:
 def _check(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    sampling: Sampling,
+    sampling: SamplingParams,
     config: PPO,
     corpus: Sequence[str] | None,
 ) -> None:

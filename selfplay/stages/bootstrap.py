@@ -22,10 +22,10 @@ from transformers import (
 
 from prompts.sources import load_demonstrations, load_documents
 from selfplay.config import Architecture, Bootstrap, Demonstrations
+from selfplay.context import RunContext
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import log
-from selfplay.stages import RunContext
 from selfplay.stages.supervised import demonstration_rows, document_rows, train_supervised
 from selfplay.storage.files import write_json, write_json_lines
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import judges
+from selfplay.context import RunContext
 from selfplay.formatting import hundredths
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
 from selfplay.progress import log, meter
@@ -20,8 +21,7 @@ from selfplay.records import Comparison, Completion, Pair, Verdict
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
-from selfplay.rundir import WORK
-from selfplay.stages import RunContext
+from selfplay.rundir import WORK, iteration_name
 from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.ppo_rewards import folder_of_model
@@ -78,14 +78,20 @@ def run(run: RunContext, iteration: int) -> None:
                 for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)
             ]
             judged = [pair for pair in pairs if pair.first.text != pair.second.text]
-            verdicts = ask(judge, judged, folder / WORK / f"journal-{number}.jsonl", f"judge against {name_of(number)}")
+            verdicts = ask(
+                judge, judged, folder / WORK / f"journal-{number}.jsonl", f"judge against {iteration_name(number)}"
+            )
             preferences = preferences_of(pairs, verdicts, spec)
             rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
             if reward and rewards:
                 rows = with_rewards(rows, rewards, reward.score(run.heldout, theirs))
             matches += rows
             results[number] = win_rate(
-                name_of(iteration), name_of(number), preferences, resamples=config.resamples, seed=run.seed("resample")
+                iteration_name(iteration),
+                iteration_name(number),
+                preferences,
+                resamples=config.resamples,
+                seed=run.seed("resample"),
             )
         write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
         if matches:
@@ -104,14 +110,9 @@ def run(run: RunContext, iteration: int) -> None:
     for number, result in results.items():
         if result.win_rate is not None:
             log(
-                f"  {name_of(iteration)} beats {name_of(number)} {hundredths(result.win_rate, 1)}% of the time "
+                f"  {iteration_name(iteration)} beats {iteration_name(number)} {hundredths(result.win_rate, 1)}% of the time "
                 f"[{hundredths(result.low or 0.0, 1)}%, {hundredths(result.high or 0.0, 1)}%], {result.n} prompts"
             )
-
-
-def name_of(iteration: int) -> str:
-    """Return how an iteration is called in files and tables."""
-    return f"iteration-{iteration:03d}"
 
 
 def sample_heldout(run: RunContext, iteration: int, folder: Path) -> list[Completion]:
@@ -147,8 +148,8 @@ def match_rows(
         row: dict[str, Any] = {
             "prompt_id": pair.prompt.id,
             "prompt": pair.prompt.text,
-            "a": name_of(iteration),
-            "b": name_of(opponent),
+            "a": iteration_name(iteration),
+            "b": iteration_name(opponent),
         }
         for side, completion in (("a", pair.first), ("b", pair.second)):
             row |= {

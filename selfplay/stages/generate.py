@@ -8,10 +8,10 @@ import random
 from collections.abc import Sequence
 from itertools import combinations, product
 
+from selfplay.context import RunContext
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Pair, Prompt
-from selfplay.rundir import WORK
-from selfplay.stages import RunContext
+from selfplay.rundir import WORK, iteration_name
 from selfplay.stages.rows import pair_row
 from selfplay.storage.files import derived_seed, read_json, write_json, write_rows
 from selfplay.storage.journal import Journal
@@ -26,7 +26,7 @@ def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     """Return what the completions follow from."""
     settings = [
         run.recipe.generate.model_dump(),
-        run.recipe.sampling.model_dump(),
+        run.sampling().model_dump(),
         run.prompts_asked["train"],
         run.recipe.engine.kind,
         run.recipe.policy.dtype,
@@ -139,13 +139,13 @@ def sample(
     changes = {"n": count, "seed": run.seed("generate", label)} | (
         {} if temperature is None else {"temperature": temperature}
     )
-    sampling = run.recipe.sampling.model_copy(update=changes)
+    sampling = run.sampling(**changes)
     batch = max(1, run.recipe.engine.batch_size // count)
     results: list[list[Completion]] = []
     for start in range(0, len(prompts), batch):
         key = f"{label}/{start}"
         if key not in journal.batches:
-            engine = run.engine(run.files.policy(iteration), f"iteration-{iteration:03d}")
+            engine = run.engine(run.files.policy(iteration), iteration_name(iteration))
             found = engine.generate(prompts[start : start + batch], sampling)
             named = [
                 [one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group]

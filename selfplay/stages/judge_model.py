@@ -23,12 +23,12 @@ from judges.distill import RuleTeacher, TrainingExample, agreement, in_points
 from judges.spec.base import ModelSpec
 from prompts.story_pairs import story_pairs
 from selfplay.config import Architecture, JudgeBootstrap
+from selfplay.context import RunContext
 from selfplay.engines.hf import TransformersEngine, single_tokens
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, save
 from selfplay.progress import log
 from selfplay.records import Completion, Pair, Prompt
-from selfplay.stages import RunContext
 from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
 from selfplay.stages.supervised import train_supervised
 from selfplay.storage.files import write_json, write_json_lines

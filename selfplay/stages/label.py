@@ -11,14 +11,14 @@ from pathlib import Path
 
 import judges
 from judges.audit.check import enforce_thresholds, measure_health
+from selfplay.context import RunContext
 from selfplay.engines import Engine
 from selfplay.engines.open import open_engine, open_judge_engine
 from selfplay.errors import ConfigError
 from selfplay.models import load_tokenizer
 from selfplay.progress import meter
 from selfplay.records import Pair, Verdict
-from selfplay.rundir import WORK
-from selfplay.stages import RunContext
+from selfplay.rundir import WORK, iteration_name
 from selfplay.stages.generate import stage_name
 from selfplay.stages.rows import pair_of, preference_row
 from selfplay.storage.files import read_rows, write_json, write_rows
@@ -98,7 +98,7 @@ def open_judge(
     """
 
     def engine_for(part: judges.JudgeSpec) -> Engine:
-        checkpoint, name = run.files.policy(policy), f"iteration-{policy:03d}"
+        checkpoint, name = run.files.policy(policy), iteration_name(policy)
         if getattr(part, "model", None) != "policy":
             engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype, run.ledger)
         elif own_engine:

@@ -5,72 +5,98 @@ the iteration before answered to the same prompt, so its score is the probabilit
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import judges
 from judges.audit.check import enforce_thresholds, measure_health
 from judges.spec.load import reward_judge
+from selfplay.context import RunContext
 from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
+from selfplay.rewards.python import build_python_reward
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rewards.sources import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
 from selfplay.rundir import WORK
-from selfplay.stages import RunContext
-from selfplay.stages.generate import sample, stage_name
+from selfplay.stages.generate import sample
 from selfplay.stages.label import known_judge, open_judge
-from selfplay.stages.reward_model import newest_round
 from selfplay.storage.files import write_json
 from selfplay.storage.journal import Journal
 
 
 def folder_of_model(run: RunContext, iteration: int) -> Path | None:
     """Return the reward model of an iteration; None if the recipe trains none."""
-    if run.recipe.reward.kind != "model":
-        return None
-    return run.files.stage(iteration, stage_name("reward", newest_round(run, iteration)))
+    rounds = run.files.rounds(iteration, "reward")
+    return rounds[-1] if rounds else None
 
 
 def settings(run: RunContext) -> list[Any]:
-    """Return what scores follow from besides the reward model: weights, judges and the source of functions, for a fingerprint."""
+    """What scores follow from besides the reward model: weights, judges and the source of Python, for a fingerprint."""
     found: list[Any] = []
     for part in run.recipe.rewards:
         if part.kind == "judge":
             own = getattr(part, "judge", None)
             found.append([part.weight, judges.digest(judges.load_spec(own) if own else known_judge(run))])
-        elif part.function is not None:
-            found.append([part.weight, part.function, hashlib.sha256(source_of(part.function)).hexdigest()])
+        elif part.kind in ("function", "python"):
+            reference = str(part.function or part.python)
+            source = hashlib.sha256(source_of(reference)).hexdigest()
+            found.append([part.weight, reference, source, *([part.options] if part.options else [])])
         else:
             found.append([part.weight])
     return found
 
 
+@dataclass
+class Asked:
+    """For whom a reward is built. `engines` closes the engines of judges; `folder` is the stage's."""
+
+    run: RunContext
+    iteration: int
+    folder: Path
+    engines: ExitStack
+    health: dict[str, Any]
+    """Name of each judge that is asked -> its figures on its gold set."""
+
+
+def _model_reward(asked: Asked, part: Any) -> Reward:
+    model = folder_of_model(asked.run, asked.iteration)
+    assert model is not None
+    return RewardModel.load(model)
+
+
+def _judge_reward(asked: Asked, part: Any) -> Reward:
+    spec = reward_judge(asked.run.recipe, part)
+    judge: Any = open_judge(asked.run, spec, asked.iteration - 1, asked.engines, own_engine=True)
+    asked.health[spec.name] = measure_health(judge, [], [])
+    enforce_thresholds(spec, asked.health[spec.name])
+    return (
+        ScoringReward(judge) if spec.scores else JudgeReward(judge, opponents(asked.run, asked.iteration, asked.folder))
+    )
+
+
+REWARDS: dict[str, Callable[[Asked, Any], Reward]] = {
+    "model": _model_reward,
+    "judge": _judge_reward,
+    "function": lambda asked, part: FunctionReward(load_object(str(part.function))),
+    "python": lambda asked, part: build_python_reward(part),
+}
+"""`reward.kind` -> how a reward is built. A new one is a class behind `selfplay.rewards.sources.Reward` and an entry here."""
+
+
 def build_reward(run: RunContext, iteration: int, folder: Path, engines: ExitStack) -> Reward:
-    """Return the recipe's reward for an iteration's PPO. `engines` closes the engines of judges; `folder` is the stage's.
+    """Build the recipe's reward for an iteration's training.
 
     Writes `judge_health.json` with each judge's figures on its gold set. Raises JudgeStopped for a judge that fails the
     thresholds of its file there.
     """
-    built: list[tuple[float, Reward]] = []
-    health: dict[str, Any] = {}
-    for part in run.recipe.rewards:
-        if part.kind == "model":
-            model = folder_of_model(run, iteration)
-            assert model is not None
-            built.append((part.weight, RewardModel.load(model)))
-        elif part.kind == "function":
-            built.append((part.weight, FunctionReward(load_object(str(part.function)))))
-        else:
-            spec = reward_judge(run.recipe, part)
-            judge: Any = open_judge(run, spec, iteration - 1, engines, own_engine=True)
-            health[spec.name] = measure_health(judge, [], [])
-            enforce_thresholds(spec, health[spec.name])
-            asked = ScoringReward(judge) if spec.scores else JudgeReward(judge, opponents(run, iteration, folder))
-            built.append((part.weight, asked))
-    if health:
-        write_json(folder / "judge_health.json", health)
+    asked = Asked(run, iteration, folder, engines, {})
+    built = [(part.weight, REWARDS[part.kind](asked, part)) for part in run.recipe.rewards]
+    if asked.health:
+        write_json(folder / "judge_health.json", asked.health)
     return built[0][1] if len(built) == 1 and built[0][0] == 1.0 else WeightedSum(built)
 
 

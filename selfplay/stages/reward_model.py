@@ -14,11 +14,11 @@ from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from selfplay.config import Optimisation, Reward
+from selfplay.context import RunContext
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.progress import log
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.stages import RunContext
 from selfplay.stages.generate import stage_name
 from selfplay.stages.supervised import one_device, train_or_load, trainer_options
 from selfplay.stats.intervals import clustered_interval
@@ -26,6 +26,8 @@ from selfplay.storage.files import derived_seed, read_json, read_rows, write_jso
 
 Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10
+OF_PYTHON: Any = {"python": True, "options": True, "added": {"__all__": {"python", "options"}}}
+"""Settings of rewards of the user's own, of which a reward model knows nothing."""
 
 
 def sources(run: RunContext, iteration: int, extra: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
@@ -37,9 +39,14 @@ def sources(run: RunContext, iteration: int, extra: int) -> tuple[list[tuple[int
 def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     """Return what the reward model follows from."""
     own, replayed = sources(run, iteration, extra)
-    before = [(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))] if iteration > 1 else []
+    before = [(iteration - 1, folder.name) for folder in run.files.rounds(iteration - 1, "reward")[-1:]]
     return run.fingerprint(
-        run.recipe.reward.model_dump(), (iteration - 1, "policy"), (1, "generate"), *before, *own, *replayed
+        run.recipe.reward.model_dump(exclude=OF_PYTHON),
+        (iteration - 1, "policy"),
+        (1, "generate"),
+        *before,
+        *own,
+        *replayed,
     )
 
 
@@ -47,11 +54,7 @@ def backbone(run: RunContext, iteration: int) -> str | Path:
     """Return the checkpoint that training starts from."""
     kind, policy = run.recipe.reward.backbone, run.files.policy(iteration - 1)
     if kind == "previous":
-        return (
-            policy
-            if iteration == 1
-            else run.files.stage(iteration - 1, stage_name("reward", newest_round(run, iteration - 1)))
-        )
+        return [policy, *run.files.rounds(iteration - 1, "reward")][-1]
     return {"policy": policy, "start": run.files.policy(0)}.get(kind, kind)
 
 
@@ -189,12 +192,3 @@ def calibration_error(probabilities: Sequence[float]) -> float:
 def above_chance(run: RunContext, iteration: int, extra: int) -> bool:
     """Return whether the held-out accuracy's lower bound is above one half."""
     return read_json(run.files.stage(iteration, stage_name("reward", extra)) / "metrics.json")["accuracy"]["low"] > 0.5
-
-
-def newest_round(run: RunContext, iteration: int) -> int:
-    """Return the last round of an iteration whose reward model is finished."""
-    return max(
-        extra
-        for extra in range(run.recipe.reward.extra_rounds + 1)
-        if run.files.finished(iteration, stage_name("reward", extra))
-    )

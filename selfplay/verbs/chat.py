@@ -15,7 +15,6 @@ from selfplay.records import Message, Prompt
 
 if TYPE_CHECKING:
     from selfplay.compare.targets import Contestant
-    from selfplay.config import Sampling
     from selfplay.engines.hf import TransformersEngine
 
 NEW = "/new"
@@ -65,7 +64,7 @@ def chat(
 ) -> None:
     """Talk to a checkpoint, line by line. /new begins a new conversation; Ctrl-D ends."""
     from selfplay.compare.targets import recipes, resolve
-    from selfplay.config import Sampling
+    from selfplay.config import SamplingParams
     from selfplay.loop import settle_libraries
 
     one = resolve(target)
@@ -75,7 +74,7 @@ def chat(
     if temperature is None:
         temperature = known.sampling.temperature if known else 0.7
     longest = max_tokens or (known.sampling.max_tokens if known else 256)
-    sampling = Sampling(temperature=temperature, max_tokens=longest, seed=seed)
+    sampling = SamplingParams(temperature=temperature, max_tokens=longest, seed=seed)
     dtype = known.policy.dtype if known else "auto"
     _talk([_speaker(contestant, dtype) for contestant in found], sampling, sys.stdin.isatty())
 

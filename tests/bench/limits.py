@@ -17,7 +17,7 @@ from measuring import publish
 from ppo_vs_trl import ROOT, SHARED, start_of
 
 from prompts.sources import load_prompts
-from selfplay.config import PPO, Sampling, load_recipe
+from selfplay.config import PPO, SamplingParams, load_recipe
 from selfplay.models import load_policy, load_scalar_model, load_tokenizer
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
@@ -81,7 +81,7 @@ def main() -> None:
         reward,
         prompts,
         config,
-        Sampling(max_tokens=SHARED["max_tokens"]),
+        SamplingParams(max_tokens=SHARED["max_tokens"]),
         critic=load_scalar_model(reward_path),
     )
     shape = trainer.policy.config

@@ -19,7 +19,7 @@ from ppo_vs_trl import HERE, ROOT, run_side
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from prompts import stories
-from selfplay.config import PPO, Engine, Sampling
+from selfplay.config import PPO, Engine, SamplingParams
 from selfplay.engines.vllm import VllmEngine
 from selfplay.models import encode_prompt, load_policy, load_scalar_model, load_tokenizer
 from selfplay.records import Prompt
@@ -77,7 +77,7 @@ def ours(
     """Our trainer with vLLM, and what only it can be asked: the sync, the bare engine, the update's MFU."""
     on_gpu = torch.cuda.is_available()
     dtype = "bfloat16" if on_gpu else "float32"
-    tokenizer, sampling = load_tokenizer(policy_path), Sampling(max_tokens=shared["max_tokens"])
+    tokenizer, sampling = load_tokenizer(policy_path), SamplingParams(max_tokens=shared["max_tokens"])
     engine = VllmEngine(policy_path, Engine(kind="vllm", gpu_memory=gpu_memory), dtype=dtype)
     policy, reward = load_policy(policy_path), RewardModel.load(reward_path)
     config = PPO(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from measuring import PeakMemory
 
-from selfplay.config import PPO, Sampling
+from selfplay.config import PPO, SamplingParams
 from selfplay.models import load_policy, load_scalar_model, load_tokenizer
 from selfplay.records import Prompt
 from selfplay.rewards.reward_model import RewardModel
@@ -48,7 +48,7 @@ def main() -> None:
         reward,
         prompts,
         config,
-        Sampling(max_tokens=shared["max_tokens"]),
+        SamplingParams(max_tokens=shared["max_tokens"]),
         critic=critic,
         seed=given.seed,
         on_step=rows.append,

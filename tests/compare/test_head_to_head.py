@@ -12,7 +12,7 @@ from rich.console import Console
 from selfplay.compare.head_to_head import compare
 from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import contestants, resolve
-from selfplay.config import PromptSource, Recipe, Sampling
+from selfplay.config import PromptSource, Recipe, SamplingParams
 from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
 from selfplay.report.html import as_run, write_comparison
@@ -56,7 +56,7 @@ def test_a_run_alone_is_all_its_iterations_and_agrees_with_its_own_evaluation(ti
 
 def test_the_same_checkpoint_twice_ties_everywhere_and_a_second_time_samples_nothing(tiny, tmp_path, monkeypatch):
     start = str(tiny / "iteration-000" / "policy")
-    given = Given(PromptSource(split="heldout", limit=12), "stories", sampling=Sampling(max_tokens=24))
+    given = Given(PromptSource(split="heldout", limit=12), "stories", sampling=SamplingParams(max_tokens=24))
     first = compare([start, start, f"{tiny}@2"], given, folder=tmp_path)
     twins = next(pair.comparison for pair in first.summary.pairs if pair.comparison.a == "policy (2)")
     assert (twins.win_rate, twins.ties, twins.n) == (0.5, 12, 12)

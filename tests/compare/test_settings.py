@@ -7,7 +7,7 @@ import pytest
 import prompts
 from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import contestants, with_baseline_first
-from selfplay.config import PromptSource, Recipe, Sampling
+from selfplay.config import PromptSource, Recipe, SamplingParams
 from selfplay.errors import ConfigError
 
 
@@ -77,7 +77,7 @@ def test_the_engine_and_the_seed_are_no_difference():
 
 
 def test_without_runs_everything_is_given():
-    found = settings_of([], Given(PromptSource(), "stories", max_tokens=7, sampling=Sampling(temperature=0.3)))
+    found = settings_of([], Given(PromptSource(), "stories", max_tokens=7, sampling=SamplingParams(temperature=0.3)))
     assert (found.sampling.temperature, found.sampling.max_tokens) == (0.3, 7)
 
 

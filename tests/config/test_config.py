@@ -72,7 +72,7 @@ def test_an_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path, 
             "algorithm: {schedule: cosin}",
             "algorithm.schedule = 'cosin': input should be 'linear', 'constant' or 'cosine'",
         ),
-        ("engine: {kind: vlm}", "engine.kind = 'vlm': input should be 'transformers' or 'vllm'"),
+        ("engine: {kind: vlm}", "engine.kind = 'vlm': input should be 'transformers', 'vllm' or 'python'"),
         ("evaluate: {resamples: 100}", "evaluate.resamples = 100: input should be greater than or equal to 2000"),
         ("name: ../up", "name = '../up': string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
     ],
@@ -122,11 +122,11 @@ def test_wrong_types_and_ranges(tmp_path: Path, setting: str, sentence: str) -> 
         ),
         (
             MINIMAL + "sampling: {top_p: 0.9}",
-            "sampling.top_p and top_k bias PPO's importance ratio: leave them at 1 and 0",
+            "sampling.top_p and top_k bias PPO's importance ratio: leave them out",
         ),
         (
             MINIMAL + "sampling: {top_k: 50}",
-            "sampling.top_p and top_k bias PPO's importance ratio: leave them at 1 and 0",
+            "sampling.top_p and top_k bias PPO's importance ratio: leave them out",
         ),
         (
             MINIMAL + "prompts: {train: {source: a.jsonl}, heldout: {source: a.jsonl, split: train}}",

@@ -8,7 +8,7 @@ import pytest
 from asking_servers import engine, judge_and_pairs, prompts
 from misbehaving import FAULTS, serving
 
-from selfplay.config import Endpoint, Sampling
+from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines import GuidedSampling
 from selfplay.engines.endpoint import EndpointEngine
 from selfplay.engines.endpoint_calls import read_logprobs
@@ -20,7 +20,7 @@ from selfplay.records import Message, Prompt
 def test_texts_reasons_and_what_is_sent() -> None:
     with serving(say=lambda text: "cut ..." if text.endswith("1") else f"said to {text}") as server:
         asked = engine(server, extra={"reasoning_effort": "low", "seed": None})
-        rows = asked.generate(prompts(2), Sampling(temperature=0.5, max_tokens=7, n=2, stop=("END",), seed=3))
+        rows = asked.generate(prompts(2), SamplingParams(temperature=0.5, max_tokens=7, n=2, stop=("END",), seed=3))
         assert [[one.text for one in row] for row in rows] == [["said to question 0"] * 2, ["cut ..."] * 2]
         assert [row[0].finish_reason for row in rows] == ["stop", "length"] and rows[1][1].id == "p1/1"
         assert rows[0][0].policy == "judge-model"
@@ -45,7 +45,7 @@ def test_texts_reasons_and_what_is_sent() -> None:
 def test_a_call_that_fails_once_is_made_again_and_no_other(fault: str) -> None:
     with serving(lambda text, number: fault if number == 0 and text == "question 1" else "") as server:
         asked = engine(server, timeout=3.0 if fault in ("timeout", "slow") else 30.0)
-        rows = list(asked.stream(prompts(3), Sampling()))
+        rows = list(asked.stream(prompts(3), SamplingParams()))
         assert sorted((place, answer.texts if answer else None, error) for place, answer, error in rows) == [
             (place, ("[[A]]",), "") for place in range(3)
         ]
@@ -70,17 +70,17 @@ def test_a_call_that_fails_once_is_made_again_and_no_other(fault: str) -> None:
 def test_a_call_that_always_fails_costs_only_itself_and_says_why(fault: str, error: str) -> None:
     with serving(lambda text, number: fault if text == "question 1" else "") as server:
         asked = engine(server, retries=1, timeout=2.0 if fault in ("timeout", "slow") else 30.0)
-        rows = {place: (answer, said) for place, answer, said in asked.stream(prompts(3), Sampling())}
+        rows = {place: (answer, said) for place, answer, said in asked.stream(prompts(3), SamplingParams())}
         assert rows[1][0] is None and rows[1][1].startswith(error) and rows[1][1].endswith("(2 tries)")
         assert rows[0][0] is not None and rows[2][0] is not None
         assert server.tries == {"question 0": 1, "question 1": 2, "question 2": 1}
-        assert [len(row) for row in asked.generate(prompts(3), Sampling())] == [1, 0, 1]
+        assert [len(row) for row in asked.generate(prompts(3), SamplingParams())] == [1, 0, 1]
 
 
 @pytest.mark.parametrize("status", ["400", "413", "422"])
 def test_a_refused_call_is_not_made_again(status: str) -> None:
     with serving(lambda text, number: status if text == "question 0" else "") as server:
-        rows = {place: error for place, _, error in engine(server).stream(prompts(2), Sampling())}
+        rows = {place: error for place, _, error in engine(server).stream(prompts(2), SamplingParams())}
         assert rows[0].startswith(f"the server answered {status}") and rows[1] == ""
         assert server.tries["question 0"] == 1
 
@@ -88,14 +88,14 @@ def test_a_refused_call_is_not_made_again(status: str) -> None:
 def test_the_key_comes_from_the_environment_and_appears_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret")
     with serving(lambda text, number: "400") as server:
-        [(_, answer, error)] = engine(server, key_variable="JUDGE_KEY").stream(prompts(1), Sampling())
+        [(_, answer, error)] = engine(server, key_variable="JUDGE_KEY").stream(prompts(1), SamplingParams())
         assert answer is None and server.keys == ["Bearer sk-very-secret"]
         assert "key Bearer ***" in error and "secret" not in error
     with serving(lambda text, number: "401") as server:
         with pytest.raises(
             ConfigError, match=r"refuses the key \(401\): set the environment variable JUDGE_KEY"
         ) as refusal:
-            list(engine(server, key_variable="JUDGE_KEY", concurrency=1).stream(prompts(5), Sampling()))
+            list(engine(server, key_variable="JUDGE_KEY", concurrency=1).stream(prompts(5), SamplingParams()))
         assert "secret" not in str(refusal.value) and sum(server.tries.values()) == 1
 
 
@@ -104,7 +104,7 @@ def test_a_model_that_is_not_there_stops_at_once() -> None:
         serving(lambda text, number: "404") as server,
         pytest.raises(ConfigError, match="does not know what was asked for"),
     ):
-        list(engine(server, concurrency=1).stream(prompts(5), Sampling()))
+        list(engine(server, concurrency=1).stream(prompts(5), SamplingParams()))
     assert sum(server.tries.values()) == 1
 
 
@@ -112,18 +112,18 @@ def test_a_server_that_is_down_is_given_up_after_some_calls() -> None:
     down = EndpointEngine(Endpoint(url="http://127.0.0.1:9/v1", retries=1, longest_wait=0.001, concurrency=4), "m")
     seen = []
     with pytest.raises(ConfigError, match="failed on 24 calls in a row, last with: the connection failed"):
-        for row in down.stream(prompts(200), Sampling()):
+        for row in down.stream(prompts(200), SamplingParams()):
             seen.append(row)
     assert 24 <= len(seen) < 40
 
 
 def test_no_more_calls_at_once_and_per_minute_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(say=lambda text: time.sleep(0.02) or "x") as server:
-        engine(server, concurrency=3).generate(prompts(20), Sampling())
+        engine(server, concurrency=3).generate(prompts(20), SamplingParams())
         assert 1 < server.most_under_way <= 3
     with serving() as server:
         paced = engine(server, requests_per_minute=5)
-        rows = paced.stream(prompts(12), Sampling())
+        rows = paced.stream(prompts(12), SamplingParams())
         first = [next(rows) for _ in range(5)]
         time.sleep(0.2)
         assert len(first) == 5 and sum(server.tries.values()) == 5  # the sixth waits for the minute to pass
@@ -134,7 +134,7 @@ def test_no_more_calls_at_once_and_per_minute_than_allowed(monkeypatch: pytest.M
 def test_retry_after_holds_all_lanes_back() -> None:
     with serving(lambda text, number: "429 later" if number == 0 and text == "question 0" else "") as server:
         began = time.monotonic()
-        engine(server, concurrency=1, longest_wait=5.0).generate(prompts(2), Sampling())
+        engine(server, concurrency=1, longest_wait=5.0).generate(prompts(2), SamplingParams())
         assert time.monotonic() - began >= 0.2
         assert server.tries == {"question 0": 2, "question 1": 1}
     assert seconds_of("3") == 3.0 and seconds_of("nonsense") == 0.0 and seconds_of("-4") == 0.0
@@ -146,7 +146,7 @@ def test_retry_after_holds_all_lanes_back() -> None:
 
 def test_leaving_early_ends_the_calls_under_way() -> None:
     with serving(lambda text, number: "timeout" if text != "question 0" else "") as server:
-        rows = engine(server, timeout=30.0, concurrency=2).stream(prompts(20), Sampling())
+        rows = engine(server, timeout=30.0, concurrency=2).stream(prompts(20), SamplingParams())
         assert next(rows)[0] == 0
         began = time.monotonic()
         rows.close()
@@ -170,11 +170,11 @@ def test_log_probabilities_of_choices_in_both_apis() -> None:
 def test_completions_take_single_messages_only() -> None:
     with serving(say=lambda text: f"on {text}") as server:
         asked = engine(server, api="completions")
-        assert asked.generate(prompts(1), Sampling())[0][0].text == "on question 0"
+        assert asked.generate(prompts(1), SamplingParams())[0][0].text == "on question 0"
         assert server.bodies[0]["prompt"] == "question 0" and "messages" not in server.bodies[0]
         talk = Prompt(id="p", messages=(Message(role="system", content="a"), Message(role="user", content="b")))
         with pytest.raises(ConfigError, match="is a conversation of 2 messages, but endpoint.api is completions"):
-            asked.generate([talk], Sampling())
+            asked.generate([talk], SamplingParams())
     with pytest.raises(ConfigError, match="cannot be trained"):
         asked.update_weights(None)
 

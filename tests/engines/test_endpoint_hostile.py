@@ -9,7 +9,7 @@ from asking_servers import engine, judge_and_pairs, prompts
 from misbehaving import HOSTILE, ODD_WAITS, serving, url
 
 from judges.llm.cache import AnswerCache
-from selfplay.config import Endpoint, Sampling
+from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines.endpoint_calls import BadAnswer, read_logprobs, read_text
 from selfplay.errors import ConfigError
 
@@ -25,7 +25,7 @@ def test_a_hostile_answer_is_a_failed_call_and_never_cached(fault: str, tmp_path
         assert [row.preference is None for row in rows] == [True, True, False, False]
         assert all(row.error.endswith("(2 tries)") and not row.raw for row in rows[:2])
         assert cache.spent()["answers"] == 2
-        [told] = engine(server, retries=0).stream(prompts(1), Sampling())
+        [told] = engine(server, retries=0).stream(prompts(1), SamplingParams())
         assert told[1] is not None
         server.fault = lambda text, number: ""
         assert all(row.preference is not None for row in judge.judge(pairs))
@@ -35,7 +35,7 @@ def test_a_bomb_takes_little_memory_and_no_time() -> None:
     """256 MiB from a quarter of a MiB, sixteen times at once: no more than 16 MiB of each are ever unpacked."""
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with serving(lambda text, number: "gzip bomb") as server:
-        rows = list(engine(server, retries=0, concurrency=4).stream(prompts(8), Sampling()))
+        rows = list(engine(server, retries=0, concurrency=4).stream(prompts(8), SamplingParams()))
     assert {error for _, _, error in rows} == {"the answer is larger than 16 MiB (1 tries)"}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10  # KiB; 2 GiB unpacked in full
     assert time.monotonic() - began < 60
@@ -45,7 +45,7 @@ def test_a_bomb_takes_little_memory_and_no_time() -> None:
 def test_an_odd_retry_after_neither_fails_nor_waits(wait: str) -> None:
     with serving(lambda text, number: f"retry after {wait}" if number == 0 else "") as server:
         began = time.monotonic()
-        assert [len(row) for row in engine(server, longest_wait=0.05).generate(prompts(2), Sampling())] == [1, 1]
+        assert [len(row) for row in engine(server, longest_wait=0.05).generate(prompts(2), SamplingParams())] == [1, 1]
         assert time.monotonic() - began < 10
 
 
@@ -55,7 +55,7 @@ def test_a_redirect_is_refused_and_the_prompt_goes_nowhere_else() -> None:
         with pytest.raises(
             ConfigError, match=r"sends its callers to http://127.0.0.1 \(307\).*set endpoint.url"
         ) as refusal:
-            list(engine(server, concurrency=1).stream(prompts(5), Sampling()))
+            list(engine(server, concurrency=1).stream(prompts(5), SamplingParams()))
         assert "secret" not in str(refusal.value)
         assert not elsewhere.tries and sum(server.tries.values()) == 1
 
@@ -124,8 +124,8 @@ def test_text_and_thought_in_the_fields_of_several_servers(message: dict[str, ob
 def test_a_refusal_for_good_names_the_setting_to_change(sentence: str, cure: str) -> None:
     with serving(lambda text, number: f"refuse: {sentence}") as server:
         asked = engine(server, concurrency=4)
-        [(_, answer, error)] = asked.stream(prompts(1), Sampling())
+        [(_, answer, error)] = asked.stream(prompts(1), SamplingParams())
         assert answer is None and sentence in error and cure in error
         with pytest.raises(ConfigError, match="refused 24 calls in a row") as refusal:
-            list(asked.stream(prompts(60), Sampling()))
+            list(asked.stream(prompts(60), SamplingParams()))
         assert cure in str(refusal.value) and "same command" not in str(refusal.value)

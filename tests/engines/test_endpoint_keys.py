@@ -8,7 +8,7 @@ import pytest
 from asking_servers import engine, prompts
 from misbehaving import serving
 
-from selfplay.config import Endpoint, Sampling, validate
+from selfplay.config import Endpoint, SamplingParams, validate
 from selfplay.engines.endpoint import EndpointEngine
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
@@ -64,7 +64,7 @@ def test_what_is_sent_where(monkeypatch: pytest.MonkeyPatch) -> None:
             headers={"x-tenant": "$TENANT", "X-Title": "selfplay"},
             query={"api-version": "2024-10-21"},
         )
-        list(asked.stream(prompts(1), Sampling()))
+        list(asked.stream(prompts(1), SamplingParams()))
         [(path, headers)] = server.requests
         assert path == "/v1/chat/completions?api-version=2024-10-21"
         assert headers["api-key"] == KEY and "authorization" not in headers
@@ -77,7 +77,7 @@ def test_a_server_that_repeats_the_key_teaches_nobody(fault: str, monkeypatch: p
     told: Any = None
     with serving(lambda text, number: fault) as server:
         try:
-            told = list(engine(server, key_variable="JUDGE_KEY", retries=0).stream(prompts(1), Sampling()))
+            told = list(engine(server, key_variable="JUDGE_KEY", retries=0).stream(prompts(1), SamplingParams()))
         except ConfigError as error:
             told = text_of(error)
         assert any(KEY in str(headers) for _, headers in server.requests)

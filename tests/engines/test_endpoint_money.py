@@ -14,13 +14,13 @@ import pytest
 from asking_servers import engine, judge_and_pairs, prompts
 from misbehaving import HOSTILE, serving, url
 
-from selfplay.config import Endpoint, Sampling
+from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines.endpoint_calls import Usage, cost_of, read_usage, request_body, worst_cost
 from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError, JudgeStopped
 
 PRICES = {"input_price": 10.0, "output_price": 30.0}
-TWENTY = Sampling(max_tokens=20)
+TWENTY = SamplingParams(max_tokens=20)
 BODY = request_body(Endpoint(url="http://x/v1"), "judge-model", prompts(1)[0], TWENTY, None)
 BYTES = len(json.dumps(BODY))
 WORST = ((BYTES + 256) * 10 + 20 * 30) / 1e6
@@ -172,11 +172,11 @@ def test_a_call_that_a_kill_cut_off_counts_in_full(tmp_path: Path) -> None:
     script = f"""
 import sys
 from asking_servers import prompts
-from selfplay.config import Endpoint, Sampling
+from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines.endpoint import EndpointEngine
 from selfplay.engines.ledger import Ledger
 config = Endpoint(url=sys.argv[1], input_price=10.0, output_price=30.0, concurrency=1)
-list(EndpointEngine(config, "judge-model", Ledger({str(path)!r})).stream(prompts(2), Sampling(max_tokens=20)))
+list(EndpointEngine(config, "judge-model", Ledger({str(path)!r})).stream(prompts(2), SamplingParams(max_tokens=20)))
 """
     with serving(lambda text, number: "timeout" if text == "question 1" else "") as server:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from selfplay.config import Engine as EngineConfig
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines.hf import LEAST_ROWS_TO_DROP, TransformersEngine, draw, filtered_logprobs, uniforms
 from selfplay.engines.open import open_engine, reload_engine
 from selfplay.errors import ConfigError
@@ -69,7 +69,7 @@ def with_batches_of(engine: TransformersEngine, size: int) -> TransformersEngine
 
 
 def test_neither_the_batch_nor_the_order_changes_a_completion(engine: TransformersEngine) -> None:
-    sampling = Sampling(max_tokens=24, n=3, seed=5)
+    sampling = SamplingParams(max_tokens=24, n=3, seed=5)
     one, seven, all_at_once = (with_batches_of(engine, size).generate(PROMPTS, sampling) for size in (1, 7, 64))
     assert tokens(one) == tokens(seven) == tokens(all_at_once) and len(tokens(one)) == 42
     shuffled = with_batches_of(engine, 7).generate(PROMPTS[::-1], sampling)
@@ -82,13 +82,13 @@ def test_neither_the_batch_nor_the_order_changes_a_completion(engine: Transforme
 
 
 def test_a_shorter_limit_cuts_and_changes_nothing_before(engine: TransformersEngine) -> None:
-    long = engine.generate(PROMPTS[:6], Sampling(max_tokens=20, seed=1))
-    short = engine.generate(PROMPTS[:6], Sampling(max_tokens=8, seed=1))
+    long = engine.generate(PROMPTS[:6], SamplingParams(max_tokens=20, seed=1))
+    short = engine.generate(PROMPTS[:6], SamplingParams(max_tokens=8, seed=1))
     assert [row[0].token_ids for row in short] == [row[0].token_ids[:8] for row in long]
 
 
 def test_the_seed_decides(engine: TransformersEngine) -> None:
-    sampling = Sampling(max_tokens=24, n=2, seed=5)
+    sampling = SamplingParams(max_tokens=24, n=2, seed=5)
     same, other = (
         engine.generate(PROMPTS[:6], sampling),
         engine.generate(PROMPTS[:6], sampling.model_copy(update={"seed": 6})),
@@ -99,12 +99,12 @@ def test_the_seed_decides(engine: TransformersEngine) -> None:
 
 
 def test_equal_text_under_another_id_is_another_draw(engine: TransformersEngine) -> None:
-    pair = engine.generate([Prompt.plain("a", "The dog"), Prompt.plain("b", "The dog")], Sampling(max_tokens=24))
+    pair = engine.generate([Prompt.plain("a", "The dog"), Prompt.plain("b", "The dog")], SamplingParams(max_tokens=24))
     assert pair[0][0].token_ids != pair[1][0].token_ids
 
 
 def test_greedy_is_what_transformers_itself_generates(engine: TransformersEngine) -> None:
-    ours = engine.generate(PROMPTS[:6], Sampling(temperature=0, max_tokens=40))
+    ours = engine.generate(PROMPTS[:6], SamplingParams(temperature=0, max_tokens=40))
     for prompt, [completion] in zip(PROMPTS[:6], ours, strict=True):
         ids = torch.tensor([encode_prompt(engine.tokenizer, prompt)])
         theirs = engine.model.generate(
@@ -119,7 +119,7 @@ def test_greedy_is_what_transformers_itself_generates(engine: TransformersEngine
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 def test_logprobs_are_those_of_one_pass_over_the_whole_text(engine: TransformersEngine, temperature: float) -> None:
-    rows = engine.generate(PROMPTS[:6], Sampling(max_tokens=30, n=2, temperature=temperature, seed=3))
+    rows = engine.generate(PROMPTS[:6], SamplingParams(max_tokens=30, n=2, temperature=temperature, seed=3))
     for prompt, completions in zip(PROMPTS[:6], rows, strict=True):
         ids = encode_prompt(engine.tokenizer, prompt)
         for completion in completions:
@@ -132,7 +132,7 @@ def test_logprobs_are_those_of_one_pass_over_the_whole_text(engine: Transformers
 
 def test_finished_rows_leave_the_batch(engine: TransformersEngine, batch_sizes: list[int]) -> None:
     """With `e` as a stop string rows end at many places; of 42 rows at least eight leave at a time."""
-    rows = engine.generate(PROMPTS, Sampling(max_tokens=40, n=3, seed=5, stop=("e",)))
+    rows = engine.generate(PROMPTS, SamplingParams(max_tokens=40, n=3, seed=5, stop=("e",)))
     ended = sorted(len(one.token_ids) for row in rows for one in row if one.finish_reason == "stop")
     assert len(ended) > 30 and batch_sizes[0] == 42
     assert batch_sizes == sorted(batch_sizes, reverse=True) and len(set(batch_sizes)) > 2
@@ -145,7 +145,7 @@ def test_finished_rows_leave_the_batch(engine: TransformersEngine, batch_sizes: 
 
 
 def test_rows_that_stay_are_untouched_by_those_that_leave(engine: TransformersEngine) -> None:
-    sampling = Sampling(max_tokens=40, n=3, seed=5)
+    sampling = SamplingParams(max_tokens=40, n=3, seed=5)
     free, stopped = (
         tokens(engine.generate(PROMPTS, sampling)),
         tokens(engine.generate(PROMPTS, sampling.model_copy(update={"stop": ("e",)}))),
@@ -155,9 +155,11 @@ def test_rows_that_stay_are_untouched_by_those_that_leave(engine: TransformersEn
 
 def test_end_tokens_end_a_row_and_stay_in_it(tiny: TransformersEngine) -> None:
     room = tiny.model.config.max_position_embeddings - max(len(encode_prompt(tiny.tokenizer, one)) for one in PROMPTS)
-    free = sorted(len(one.token_ids) for row in tiny.generate(PROMPTS, Sampling(max_tokens=room, n=4)) for one in row)
+    free = sorted(
+        len(one.token_ids) for row in tiny.generate(PROMPTS, SamplingParams(max_tokens=room, n=4)) for one in row
+    )
     limit = free[len(free) // 4]  # a quarter of the rows have ended by then, whatever the model has learned
-    rows = [one for row in tiny.generate(PROMPTS, Sampling(max_tokens=limit, n=4)) for one in row]
+    rows = [one for row in tiny.generate(PROMPTS, SamplingParams(max_tokens=limit, n=4)) for one in row]
     end = tiny.tokenizer.eos_token_id
     stopped = [one for one in rows if one.finish_reason == "stop"]
     assert len(free) // 4 < len(stopped) < len(rows), "some end and some do not"
@@ -169,7 +171,7 @@ def test_end_tokens_end_a_row_and_stay_in_it(tiny: TransformersEngine) -> None:
 
 
 def test_a_stop_string_ends_the_text_where_it_begins(engine: TransformersEngine) -> None:
-    sampling = Sampling(temperature=0, max_tokens=40)
+    sampling = SamplingParams(temperature=0, max_tokens=40)
     [[free]] = engine.generate(PROMPTS[1:2], sampling)
     string = free.text[11:18]
     [[cut]] = engine.generate(PROMPTS[1:2], sampling.model_copy(update={"stop": ("never there", string)}))
@@ -183,35 +185,35 @@ def test_a_stop_string_ends_the_text_where_it_begins(engine: TransformersEngine)
 
 def test_names_and_places_of_completions(engine: TransformersEngine) -> None:
     named = TransformersEngine(engine.model, engine.tokenizer, name="iteration-007")
-    rows = named.generate(PROMPTS[:2], Sampling(max_tokens=3, n=2))
+    rows = named.generate(PROMPTS[:2], SamplingParams(max_tokens=3, n=2))
     assert [[one.id for one in row] for row in rows] == [["p0/0", "p0/1"], ["p1/0", "p1/1"]]
     assert {one.policy for row in rows for one in row} == {"iteration-007"}
-    assert named.generate([], Sampling()) == []
+    assert named.generate([], SamplingParams()) == []
 
 
 def test_a_prompt_without_room_is_refused(engine: TransformersEngine) -> None:
     limit = engine.model.config.max_position_embeddings
     ids = len(encode_prompt(engine.tokenizer, PROMPTS[0]))
-    engine.generate(PROMPTS[:1], Sampling(max_tokens=limit - ids, stop=("e", "a", "i", "o", " ")))
+    engine.generate(PROMPTS[:1], SamplingParams(max_tokens=limit - ids, stop=("e", "a", "i", "o", " ")))
     with pytest.raises(
         ConfigError,
         match=f"'p0' has {ids} tokens, and with sampling.max_tokens {limit - ids + 1} that is more "
         f"than the model's context of {limit}",
     ):
-        engine.generate(PROMPTS[:1], Sampling(max_tokens=limit - ids + 1))
+        engine.generate(PROMPTS[:1], SamplingParams(max_tokens=limit - ids + 1))
 
 
 def test_generating_leaves_a_model_in_training_as_it_was(tiny: TransformersEngine) -> None:
     tiny.model.train()
-    tiny.generate(PROMPTS[:1], Sampling(max_tokens=2))
+    tiny.generate(PROMPTS[:1], SamplingParams(max_tokens=2))
     assert tiny.model.training
     tiny.model.eval()
-    tiny.generate(PROMPTS[:1], Sampling(max_tokens=2))
+    tiny.generate(PROMPTS[:1], SamplingParams(max_tokens=2))
     assert not tiny.model.training
 
 
 def test_other_weights_give_other_text(tiny: TransformersEngine, tiny_run: Path) -> None:
-    sampling, later = Sampling(max_tokens=16, seed=2), load_policy(tiny_run / "iteration-002" / "policy").double()
+    sampling, later = SamplingParams(max_tokens=16, seed=2), load_policy(tiny_run / "iteration-002" / "policy").double()
     before = tokens(tiny.generate(PROMPTS, sampling))
     tiny.update_weights(later)
     after = tokens(tiny.generate(PROMPTS, sampling))
@@ -252,7 +254,7 @@ def brute_force(logits: Sequence[float], temperature: float, top_k: int, top_p: 
 )
 def test_cutting_the_tail_against_brute_force(temperature: float, top_k: int, top_p: float) -> None:
     logits = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)) * 2
-    found = filtered_logprobs(logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p)).double().exp()
+    found = filtered_logprobs(logits, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)).double().exp()
     expected = torch.tensor(
         [brute_force(row, temperature, top_k, top_p) for row in logits.double().tolist()], dtype=torch.float64
     )
@@ -262,9 +264,9 @@ def test_cutting_the_tail_against_brute_force(temperature: float, top_k: int, to
 
 def test_the_likeliest_token_always_stays() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
-    assert filtered_logprobs(logits, Sampling(top_p=0.1)).exp().tolist() == [[1.0, 0.0, 0.0]]
+    assert filtered_logprobs(logits, SamplingParams(top_p=0.1)).exp().tolist() == [[1.0, 0.0, 0.0]]
     # 0.5 alone does not reach 0.6; with 0.3 it does. 0.5 / 0.8 = 0.625, 0.3 / 0.8 = 0.375.
-    assert filtered_logprobs(logits, Sampling(top_p=0.6)).exp().tolist() == [
+    assert filtered_logprobs(logits, SamplingParams(top_p=0.6)).exp().tolist() == [
         pytest.approx([0.625, 0.375, 0.0], abs=1e-6)
     ]
 
@@ -297,7 +299,7 @@ def test_random_numbers_belong_to_seed_prompt_and_index() -> None:
 def test_samples_follow_the_models_distribution(tiny: TransformersEngine) -> None:
     """4,000 first tokens of one prompt; chi-squared over the tokens expected 20 times or more, the rest as one."""
     count = 4000
-    rows = with_batches_of(tiny, 1000).generate(PROMPTS[:1], Sampling(max_tokens=1, n=count, seed=1))
+    rows = with_batches_of(tiny, 1000).generate(PROMPTS[:1], SamplingParams(max_tokens=1, n=count, seed=1))
     with torch.inference_mode():
         logits = tiny.model(torch.tensor([encode_prompt(tiny.tokenizer, PROMPTS[0])])).logits[0, -1].double()
     expected = (torch.softmax(logits, -1) * count).numpy()
@@ -322,7 +324,7 @@ def test_a_reloaded_engine_is_one_opened_anew(tiny_run: Path, dtype: str, kind: 
     kept = open_engine(EngineConfig(batch_size=5), start, "start", dtype=dtype)
     reload_engine(kept, later, "later", dtype)
     fresh = open_engine(EngineConfig(batch_size=5), later, "later", dtype=dtype)
-    sampling = Sampling(max_tokens=8, seed=4)
+    sampling = SamplingParams(max_tokens=8, seed=4)
     assert kept.generate(PROMPTS[:7], sampling) == fresh.generate(PROMPTS[:7], sampling)
     assert isinstance(kept, TransformersEngine) and kept.batch_size == 5
     assert {parameter.dtype for parameter in kept.model.parameters()} == {kind}

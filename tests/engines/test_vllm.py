@@ -19,7 +19,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.vllm import CPU_HEAD_SIZES, VllmEngine, check_head_size, head_size, request_seed
@@ -93,7 +93,7 @@ def gap(engine: VllmEngine, model: PreTrainedModel, temperature: float = 0.7, au
 
     With `autocast` the model multiplies in bfloat16, as PPO does with `precision: bfloat16`.
     """
-    sampling = Sampling(temperature=temperature, max_tokens=40, n=4, seed=5)
+    sampling = SamplingParams(temperature=temperature, max_tokens=40, n=4, seed=5)
     differences: list[torch.Tensor] = []
     for prompt, completions in zip(PROMPTS, engine.generate(PROMPTS, sampling), strict=True):
         ids = encode_prompt(engine.tokenizer, prompt)
@@ -168,7 +168,7 @@ def greedy_peer(engine: VllmEngine, model: PreTrainedModel) -> TransformersEngin
 
 def test_greedy_completions_are_those_of_the_transformers_engine(untied: VllmEngine) -> None:
     peer = greedy_peer(untied, llama(False, 7))
-    sampling = Sampling(temperature=0, max_tokens=30)
+    sampling = SamplingParams(temperature=0, max_tokens=30)
     ours, theirs = untied.generate(PROMPTS, sampling), peer.generate(PROMPTS, sampling)
     assert [row.model_dump(exclude={"logprobs"}) for rows in ours for row in rows] == [
         row.model_dump(exclude={"logprobs"}) for rows in theirs for row in rows
@@ -189,7 +189,7 @@ def flat(rows: Sequence[Sequence[Completion]]) -> list[Completion]:
 
 def test_same_seed_same_completions_whatever_the_order_of_the_prompts(untied: VllmEngine) -> None:
     prompts = [Prompt.plain(f"p{number}", f"fox {number}") for number in range(6)]
-    sampling = Sampling(max_tokens=12, n=3, seed=1)
+    sampling = SamplingParams(max_tokens=12, n=3, seed=1)
     once = {completion.id: completion for completion in flat(untied.generate(prompts, sampling))}
     again = {completion.id: completion for completion in flat(untied.generate(prompts[::-1], sampling))}
     assert {name: row.token_ids for name, row in once.items()} == {name: row.token_ids for name, row in again.items()}
@@ -203,11 +203,11 @@ def test_stop_tokens_and_stop_strings_end_a_completion(untied: VllmEngine) -> No
     """All 512 tokens are nearly equally likely: of 64 x 64, about 4096 / 512 = 8 end a text, and more hold ` a`."""
     untied.update_weights(llama(False, 9, deviation=0.01))
     prompts = [Prompt.plain(f"p{number}", "the fox") for number in range(64)]
-    rows = flat(untied.generate(prompts, Sampling(max_tokens=64, stop=("<s>",))))
+    rows = flat(untied.generate(prompts, SamplingParams(max_tokens=64, stop=("<s>",))))
     ended = [row for row in rows if row.token_ids[-1] == untied.tokenizer.bos_token_id]  # a token that text never shows
     assert len(ended) >= 2 and all(row.finish_reason == "stop" for row in ended)
     assert not any(untied.tokenizer.bos_token_id in row.token_ids[:-1] for row in rows)
-    rows = flat(untied.generate(prompts, Sampling(max_tokens=64, stop=(" a",))))
+    rows = flat(untied.generate(prompts, SamplingParams(max_tokens=64, stop=(" a",))))
     by_string = [row for row in rows if " a" in decode(untied.tokenizer, row.token_ids)]
     by_token = [row for row in rows if row.token_ids[-1] == untied.tokenizer.eos_token_id]
     assert len(by_string) >= 5 and len(by_token) >= 2
@@ -233,12 +233,12 @@ def test_a_json_schema_guides_the_decoding(untied: VllmEngine) -> None:
 
 def test_a_prompt_without_room_is_refused(untied: VllmEngine) -> None:
     with pytest.raises(ConfigError, match="'long' has .* tokens.* more than the 512"):
-        untied.generate(PROMPTS, Sampling(max_tokens=450))
+        untied.generate(PROMPTS, SamplingParams(max_tokens=450))
 
 
 def test_a_temperature_that_vllm_refuses_is_a_users_mistake(untied: VllmEngine) -> None:
     with pytest.raises(ConfigError, match="temperature is 2.5, but vLLM takes at most 2"):
-        untied.generate(PROMPTS, Sampling(temperature=2.5))
+        untied.generate(PROMPTS, SamplingParams(temperature=2.5))
 
 
 def test_this_process_is_left_as_it_was(untied: VllmEngine) -> None:

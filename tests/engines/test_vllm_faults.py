@@ -17,12 +17,12 @@ from engine_faults import engine_processes, kill_engine
 from test_vllm import PROMPTS, llama, write_checkpoint
 from tiny_run import write_recipe
 
-from selfplay.config import Engine, Sampling
+from selfplay.config import Engine, SamplingParams
 from selfplay.engines.vllm import VllmEngine
 from selfplay.errors import EngineFailed
 
 ROOT = Path(__file__).parents[2]
-SHORT = Sampling(max_tokens=4)
+SHORT = SamplingParams(max_tokens=4)
 
 
 @pytest.fixture

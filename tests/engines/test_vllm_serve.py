@@ -17,7 +17,7 @@ import torch
 
 from judges import build
 from judges.spec.load import parse_spec
-from selfplay.config import Endpoint, Sampling
+from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines import GuidedSampling
 from selfplay.engines.endpoint import EndpointEngine
 from selfplay.engines.hf import TransformersEngine
@@ -111,12 +111,12 @@ def test_a_served_model_says_what_it_says_here(server: str) -> None:
     here = TransformersEngine(load_policy(STORIES), load_tokenizer(STORIES))
     there = EndpointEngine(Endpoint(url=server, api="completions", input_price=1.0, output_price=1.0), "stories")
     prompts = [Prompt.plain("a", "Once upon a time, there was a little"), Prompt.plain("b", "Tim and Lily went to the")]
-    greedy = Sampling(temperature=0.0, max_tokens=12)
+    greedy = SamplingParams(temperature=0.0, max_tokens=12)
     told = there.generate(prompts, greedy)
     assert [row[0].text.strip() for row in told] == [row[0].text.strip() for row in here.generate(prompts, greedy)]
     assert [row[0].finish_reason for row in told] == ["length", "length"]
     assert there.spent >= 24e-6  # 12 tokens written twice, and the prompts, at a dollar per million
-    many = there.generate(prompts, Sampling(max_tokens=5, n=3, seed=1))
+    many = there.generate(prompts, SamplingParams(max_tokens=5, n=3, seed=1))
     assert [len(row) for row in many] == [3, 3]
 
     choices = likeliest(here, prompts[0])

@@ -8,7 +8,7 @@ from typing import Any
 
 from judges.spec.base import JudgeSpec
 from judges.spec.load import parse_spec
-from selfplay.config import Sampling, parse_yaml
+from selfplay.config import SamplingParams, parse_yaml
 from selfplay.records import Completion, Pair, Prompt, Verdict
 
 
@@ -61,9 +61,9 @@ class Scripted:
     ) -> None:
         self.say, self.chances, self.finish_reason = say, chances, finish_reason
         self.prompts: list[Prompt] = []
-        self.samplings: list[Sampling] = []
+        self.samplings: list[SamplingParams] = []
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         self.prompts += prompts
         self.samplings += [sampling] * len(prompts)
         return [

@@ -13,7 +13,7 @@ from killing import Moment, in_process
 from transformers import LlamaForCausalLM
 
 from prompts.stories import documents
-from selfplay.config import PPO, Architecture, Sampling
+from selfplay.config import PPO, Architecture, SamplingParams
 from selfplay.records import Prompt
 from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
@@ -75,7 +75,7 @@ def test_two_hundred_steps_of_ppo_hold_no_more_than_fifty(tmp_path: Path) -> Non
         FunctionReward(lambda prompts, responses, meta: [float(response.count("e")) for response in responses]),
         [Prompt.plain(f"p{number}", f"Tell story {number}.") for number in range(12)],
         config,
-        Sampling(max_tokens=12),
+        SamplingParams(max_tokens=12),
         directory=tmp_path,
         on_step=look,
     ).train()

@@ -19,6 +19,7 @@ import judges
 from judges.audit.calibration import calibrate
 from judges.distill import agreement, decided_by
 from selfplay.config import load_recipe
+from selfplay.context import RunContext
 from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.vllm import VllmEngine
 from selfplay.loop import run
@@ -26,7 +27,7 @@ from selfplay.models import load_policy, load_tokenizer
 from selfplay.preflight import check
 from selfplay.records import Pair
 from selfplay.rundir import RunDirectory
-from selfplay.stages import RunContext, label
+from selfplay.stages import label
 from selfplay.stages.judge_model import pairs
 from selfplay.stages.rows import pair_row
 from selfplay.storage.checksums import read_sealed, write_sealed

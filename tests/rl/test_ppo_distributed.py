@@ -11,7 +11,7 @@ SCRIPT = """
 import os, sys, torch
 sys.path.insert(0, {tests!r})
 from tiny_models import build_policy, build_prompts, build_tokenizer, count_of_fives, rollout
-from selfplay.config import PPO, Pretraining, Sampling
+from selfplay.config import PPO, Pretraining, SamplingParams
 from selfplay.rl import PPOTrainer
 from selfplay.distributed.collectives import rank, sum_over_processes, world_size
 from selfplay.rewards.sources import FunctionReward
@@ -21,7 +21,7 @@ policy = build_policy(seed={seed} + int(os.environ.get("RANK", "0")))  # all are
 trainer = PPOTrainer(policy, build_tokenizer(), FunctionReward(count_of_fives), build_prompts(),
                      PPO(steps=3, episodes=18, minibatches=3, learning_rate=1e-2, pretraining=Pretraining(batch_size=3),
                          target_kl=0.5),
-                     Sampling(max_tokens=7), corpus=["1 2 3 4", "5 6", "7 8 9"], on_step=rows.append)
+                     SamplingParams(max_tokens=7), corpus=["1 2 3 4", "5 6", "7 8 9"], on_step=rows.append)
 assert world_size() == {processes}
 episodes, _, experience = rollout(trainer)
 sums = trainer._gradients(episodes, experience, list(range(7)))

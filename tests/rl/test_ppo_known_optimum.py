@@ -6,7 +6,7 @@ import torch
 from tiny_models import PolicyMaker, build_prompts
 from transformers import PreTrainedTokenizerFast
 
-from selfplay.config import PPO, Sampling
+from selfplay.config import PPO, SamplingParams
 from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
 
@@ -65,7 +65,7 @@ def learn(
         FunctionReward(reward),
         build_prompts(64),
         config,
-        Sampling(max_tokens=LENGTH),
+        SamplingParams(max_tokens=LENGTH),
         seed=seed,
         on_step=rows.append,
     ).train()

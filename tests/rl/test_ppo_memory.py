@@ -8,7 +8,7 @@ from tiny_models import PolicyMaker, count_of_fives, rollout
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedTokenizerFast
 
-from selfplay.config import PPO, Sampling
+from selfplay.config import PPO, SamplingParams
 from selfplay.records import Prompt
 from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
@@ -78,7 +78,7 @@ def test_an_update_of_the_whole_trainer_needs_as_little(
             FunctionReward(count_of_fives),
             prompts,
             PPO(steps=1, episodes=12, minibatches=1, micro_batch_tokens=10**6),
-            Sampling(max_tokens=length),
+            SamplingParams(max_tokens=length),
         )
         episodes, _, experience = rollout(trainer)
         held = most_held(lambda: trainer._gradients(episodes, experience, list(range(12))))

@@ -15,7 +15,7 @@ import torch
 from tiny_models import PolicyMaker
 from transformers import PreTrainedTokenizerFast
 
-from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, Sampling
+from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, SamplingParams
 from selfplay.errors import ConfigError
 from selfplay.lora import add_adapter
 from selfplay.records import Prompt
@@ -77,7 +77,7 @@ def test_killed_and_resumed_is_bitwise_the_same(
             FunctionReward(lambda p, responses, m: [r.count("5") + random.random() for r in responses]),
             prompts,
             config,
-            Sampling(max_tokens=6),
+            SamplingParams(max_tokens=6),
             directory=directory,
             seed=3,
             corpus=["1 2 3", "4 5 6 7"],
@@ -123,14 +123,14 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from tiny_models import build_policy, build_prompts, build_tokenizer
 from pathlib import Path
-from selfplay.config import PPO, Sampling
+from selfplay.config import PPO, SamplingParams
 from selfplay.rl import PPOTrainer
 from selfplay.rewards.sources import FunctionReward
 torch.set_num_threads(1)
 trainer = PPOTrainer(build_policy({seed}, torch.float32), build_tokenizer(),
                      FunctionReward(lambda p, responses, m: [float(r.count("5")) for r in responses]),
                      build_prompts(), PPO(steps=12, episodes=8, minibatches=2, checkpoint_every=1),
-                     Sampling(max_tokens=6), directory=Path(sys.argv[1]))
+                     SamplingParams(max_tokens=6), directory=Path(sys.argv[1]))
 trainer.train()
 torch.save(trainer.policy.state_dict(), sys.argv[2])
 """
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_another_reward_start_or_prompts_is_refused(
             WeightedSum([(1.0, FunctionReward(reward))]),
             asked,
             PPO(steps=1, episodes=4, minibatches=1),
-            Sampling(max_tokens=3),
+            SamplingParams(max_tokens=3),
             directory=tmp_path,
         ).train()
 
@@ -209,7 +209,7 @@ def test_a_trainer_with_rollouts_ahead_goes_on_after_an_exception(
         FunctionReward(by_length),
         prompts,
         PPO(steps=4, episodes=4, minibatches=1, async_rollouts=True, checkpoint_every=1),
-        Sampling(max_tokens=3),
+        SamplingParams(max_tokens=3),
         directory=tmp_path,
     )
 

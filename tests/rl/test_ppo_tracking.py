@@ -8,14 +8,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_models import PolicyMaker, count_of_fives
 from transformers import PreTrainedTokenizerFast
 
-from selfplay.config import PPO, Sampling
+from selfplay.config import PPO, SamplingParams
+from selfplay.context import RunContext
 from selfplay.loop import settle_libraries
 from selfplay.preflight import check
 from selfplay.records import Prompt
 from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
 from selfplay.rundir import RunDirectory
-from selfplay.stages import RunContext, policy
+from selfplay.stages import policy
 from selfplay.storage.files import read_json_lines
 from selfplay.tracking import Tracker
 
@@ -44,7 +45,7 @@ def test_a_trackers_method_is_what_the_trainer_calls(
         FunctionReward(count_of_fives),
         prompts,
         PPO(steps=2, episodes=12, minibatches=3),
-        Sampling(max_tokens=7),
+        SamplingParams(max_tokens=7),
         directory=tmp_path,
         on_step=tracker.log_step,
     ).train()

@@ -13,7 +13,7 @@ import torch
 from tiny_models import PolicyMaker, count_of_fives, rollout
 from transformers import PreTrainedTokenizerFast
 
-from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, Sampling
+from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, SamplingParams
 from selfplay.errors import ConfigError
 from selfplay.lora import add_adapter
 from selfplay.records import Completion, Prompt
@@ -23,7 +23,7 @@ from selfplay.rl.experience import build_experience
 from selfplay.rl.rollouts import Episodes, estimate
 
 Maker = Callable[..., PPOTrainer]
-SAMPLING = Sampling(max_tokens=7, temperature=0.8)
+SAMPLING = SamplingParams(max_tokens=7, temperature=0.8)
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_a_response_that_cannot_be_scored_is_left_out_and_counted(make_trainer: 
 
 
 def test_prompts_that_repeat_within_a_step_get_different_answers(make_trainer: Maker) -> None:
-    trainer = make_trainer(episodes=48, sampling=Sampling(max_tokens=20))
+    trainer = make_trainer(episodes=48, sampling=SamplingParams(max_tokens=20))
     answers = trainer.sampler.answers(0)
     first = [answer for number, answer in answers if number == 0]
     assert len(first) == 4 and len({answer.token_ids for answer in first}) == 4
@@ -369,7 +369,7 @@ def test_lora_trains_the_adapter_alone(make_trainer: Maker, make_policy: PolicyM
 
 
 def test_stop_strings_and_stop_tokens_end_the_response(make_trainer: Maker) -> None:
-    trainer = make_trainer(sampling=Sampling(max_tokens=20, stop=("5", "<unk>")), episodes=48)
+    trainer = make_trainer(sampling=SamplingParams(max_tokens=20, stop=("5", "<unk>")), episodes=48)
     episodes, _, experience = rollout(trainer)
     seen = {2: 0, 8: 0}  # <unk>, which text never shows, and the word 5
     for row, answer in enumerate(episodes.completions):
@@ -456,18 +456,18 @@ def test_inputs_that_cannot_work_are_refused(
     make_trainer: Maker, make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]
 ) -> None:
     with pytest.raises(ConfigError, match="temperature is 0"):
-        make_trainer(sampling=Sampling(temperature=0.0))
+        make_trainer(sampling=SamplingParams(temperature=0.0))
     with pytest.raises(ConfigError, match="top_p 0.9"):
-        make_trainer(sampling=Sampling(top_p=0.9))
+        make_trainer(sampling=SamplingParams(top_p=0.9))
     with pytest.raises(ConfigError, match="pass `corpus`"):
         make_trainer(pretraining=Pretraining())
     same_pad = deepcopy(tokenizer)
     same_pad.pad_token = same_pad.eos_token
     reward = FunctionReward(count_of_fives)
     with pytest.raises(ConfigError, match="pads with its end token"):
-        PPOTrainer(make_policy(), same_pad, reward, prompts, PPO(), Sampling())
+        PPOTrainer(make_policy(), same_pad, reward, prompts, PPO(), SamplingParams())
     with pytest.raises(ConfigError, match="at least one prompt"):
-        PPOTrainer(make_policy(), tokenizer, reward, [], PPO(), Sampling())
+        PPOTrainer(make_policy(), tokenizer, reward, [], PPO(), SamplingParams())
     for knobs, words in (
         ({"kl_in": "loss"}, "k2 or k3"),
         ({"critic_warmup": 20}, "leaves none"),
@@ -483,7 +483,7 @@ def test_an_engine_that_gives_no_logprobs_needs_no_correction(make_trainer: Make
     class Silent:
         """Answers "5" and a stop token."""
 
-        def generate(self, asked: list[Prompt], sampling: Sampling) -> list[list[Completion]]:
+        def generate(self, asked: list[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
             return [
                 [
                     Completion(

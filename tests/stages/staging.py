@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from selfplay.context import RunContext
 from selfplay.loop import settle_libraries
 from selfplay.preflight import check
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory
-from selfplay.stages import RunContext
 
 
 def completion(text: str, id: str = "p/0", tokens: tuple[int, ...] = (5, 6), reason: Any = "stop") -> Completion:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from selfplay.cli import main
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.engines.hf import TransformersEngine
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.records import Message, Prompt
@@ -36,7 +36,9 @@ def engine_of(checkpoint: Path) -> TransformersEngine:
 def greedy(engine: TransformersEngine, *texts: str, tokens: int = 24) -> str:
     """The likeliest answer to a conversation, whose turns begin with the user's."""
     messages = [Message(role="assistant" if place % 2 else "user", content=text) for place, text in enumerate(texts)]
-    [[found]] = engine.generate([Prompt(id="x", messages=tuple(messages))], Sampling(temperature=0, max_tokens=tokens))
+    [[found]] = engine.generate(
+        [Prompt(id="x", messages=tuple(messages))], SamplingParams(temperature=0, max_tokens=tokens)
+    )
     return found.text
 
 
@@ -65,7 +67,7 @@ def test_the_seed_and_the_recipe_decide(
     said = [say(monkeypatch, capsys, FIRST, f"{tiny_run}@1", "--seed", seed)[1] for seed in (0, 0, 1)]
     assert said[0] == said[1] != said[2]
     engine = engine_of(tiny_run / "iteration-001/policy")
-    [[found]] = engine.generate([Prompt.plain("turn-0", FIRST)], Sampling(max_tokens=64, seed=1))
+    [[found]] = engine.generate([Prompt.plain("turn-0", FIRST)], SamplingParams(max_tokens=64, seed=1))
     assert said[2] == found.text + "\n"
 
 
@@ -82,7 +84,7 @@ def test_without_a_chat_template_each_line_stands_alone(
 def test_the_oldest_turns_make_room(tiny_run: Path) -> None:
     """The context holds 192 tokens: of the turns before, only what leaves room for 64 more is heard."""
     engine = engine_of(tiny_run / "iteration-002/policy")
-    speaker, sampling = Speaker("one", engine), Sampling(temperature=0, max_tokens=64)
+    speaker, sampling = Speaker("one", engine), SamplingParams(temperature=0, max_tokens=64)
     said = ["".join(speaker.answer(FIRST, sampling)) for _ in range(6)]
     assert len(said) == 6 and len(speaker.turns) < 12 and speaker.turns[-1].content == said[-1]
     heard = [turn.content for turn in speaker.turns[:-1]]
@@ -92,7 +94,7 @@ def test_the_oldest_turns_make_room(tiny_run: Path) -> None:
 def test_pieces_of_a_stream_add_up(tiny_run: Path) -> None:
     engine = engine_of(tiny_run / "iteration-001/policy")
     for seed in range(8):
-        sampling = Sampling(max_tokens=48, seed=seed)
+        sampling = SamplingParams(max_tokens=48, seed=seed)
         texts = list(engine.stream_text(Prompt.plain("p", FIRST), sampling))
         [[whole]] = engine.generate([Prompt.plain("p", FIRST)], sampling)
         assert texts[-1] == whole.text and len(texts) > 3

@@ -8,7 +8,7 @@ from judging import Scripted, fenced, numbered, pair, spec
 
 from judges import JudgeStopped, build
 from judges.llm.cache import AnswerCache
-from selfplay.config import Sampling
+from selfplay.config import SamplingParams
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt
 
@@ -189,7 +189,7 @@ def test_self_consistency_averages_and_needs_more_than_half() -> None:
 
 def test_a_prompt_the_engine_refuses_costs_no_other_its_verdict() -> None:
     class Short(Scripted):
-        def generate(self, prompts: Any, sampling: Sampling) -> list[list[Completion]]:
+        def generate(self, prompts: Any, sampling: SamplingParams) -> list[list[Completion]]:
             if any(len(prompt.text) > 200 for prompt in prompts):
                 raise ConfigError("prompt is longer than the context")
             return super().generate(prompts, sampling)

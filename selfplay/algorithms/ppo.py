@@ -1,0 +1,76 @@
+"""PPO with the recipe's engine for rollouts, against the recipe's reward. The trainer itself is `selfplay.rl`.
+
+Writes the new policy as a plain `save_pretrained` directory, `metrics.jsonl` (a row per step) and `samples.jsonl`.
+"""
+
+from typing import Any
+
+from prompts.sources import load_documents
+from selfplay.algorithms.protocol import Inputs, Needs
+from selfplay.config import PPO, Recipe
+from selfplay.progress import meter
+from selfplay.rundir import iteration_name
+from selfplay.storage import durable
+
+
+class PPOAlgorithm:
+    """Proximal policy optimisation (Schulman et al. 2017); see docs/ppo.md."""
+
+    def __init__(self, config: PPO) -> None:
+        self.config = config
+
+    def needs(self, recipe: Recipe) -> Needs:
+        """Return a reward and a critic; pairs and a reward model where the recipe's reward is one."""
+        trained = recipe.reward.kind == "model"
+        return Needs(pairs=trained, reward_model=trained, reward=True, critic=True)
+
+    def settings(self) -> Any:
+        """Return all settings of the section but its name."""
+        return self.config.model_dump(exclude={"kind"})
+
+    def train(self, inputs: Inputs) -> None:
+        """Train on rollouts. The critic begins as a copy of the reward model; without one, as the policy with a new head."""
+        from selfplay.engines.hf import TransformersEngine
+        from selfplay.lora import add_adapter, merged
+        from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
+        from selfplay.rl.trainer import PPOTrainer
+
+        run, iteration, config, policy = inputs.run, inputs.iteration, self.config, inputs.run.recipe.policy
+        assert inputs.reward is not None
+        before = run.files.policy(iteration - 1)
+        reference = run.files.policy(0) if config.reference == "start" else before
+        model, tokenizer = load_policy(before), load_tokenizer(before)
+        if run.recipe.engine.kind == "transformers":  # with the very weights that learn
+            engine: Any = TransformersEngine(model, tokenizer, batch_size=run.recipe.engine.batch_size)
+        else:
+            engine = run.engine(before, iteration_name(iteration), to_train=True)
+        corpus = None
+        if config.pretraining is not None:
+            corpus = load_documents(config.pretraining.source, 20_000, run.seed("pretraining"))
+        adapted = add_adapter(model, policy.lora, run.seed("adapter", iteration)) if policy.lora else model
+        with meter("ppo", config.steps * config.episodes, "episodes") as bar:
+
+            def show(row: dict[str, Any]) -> None:
+                note = f"score {row['objective/scores']:.2f}, kl {row['objective/kl']:.2f}"
+                bar.advance(int(row["episode"]) - bar.done, note)
+                run.tracker.log_step(row, before=(iteration - 1) * config.steps)
+
+            trainer = PPOTrainer(
+                adapted,
+                tokenizer,
+                inputs.reward,
+                run.train,
+                config,
+                run.sampling(),
+                engine=engine,
+                critic=None if inputs.reward_model is None else load_scalar_model(inputs.reward_model),
+                reference=None if policy.lora and config.reference == "previous" else load_policy(reference),
+                corpus=corpus,
+                directory=inputs.work,
+                seed=run.seed("ppo", iteration),
+                on_step=show,
+            )
+            trainer.train()
+        save(merged(trainer.policy) if policy.lora else trainer.policy, tokenizer, inputs.folder)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            durable.write(inputs.folder / name, (inputs.work / name).read_bytes())

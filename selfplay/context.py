@@ -1,0 +1,76 @@
+"""What every stage and algorithm of a run gets."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfplay.config import Recipe, SamplingParams
+from selfplay.records import Prompt
+from selfplay.rundir import RunDirectory
+from selfplay.storage.files import derived_seed, hash_of
+from selfplay.tracking import Tracker
+
+if TYPE_CHECKING:
+    from selfplay.engines import Engine
+    from selfplay.engines.ledger import Ledger
+
+
+@dataclass
+class RunContext:
+    """What every stage gets: the recipe, the directory, the prompts, the trackers, and one engine kept open between stages."""
+
+    recipe: Recipe
+    files: RunDirectory
+    train: list[Prompt]
+    heldout: list[Prompt]
+    tracker: Tracker = field(default_factory=Tracker, repr=False)
+    _engine: "Engine | None" = field(default=None, repr=False)
+    _loaded: Path | None = field(default=None, repr=False)
+
+    def seed(self, *purpose: Any) -> int:
+        """A seed for one purpose of this run."""
+        return derived_seed(self.recipe.seed, *purpose)
+
+    @cached_property
+    def prompts_asked(self) -> dict[str, str]:
+        """Hashes of the training and of the held-out prompts themselves: a file may change while its name stays."""
+        return {
+            name: hash_of([prompt.model_dump(mode="json") for prompt in prompts])
+            for name, prompts in (("train", self.train), ("heldout", self.heldout))
+        }
+
+    @cached_property
+    def ledger(self) -> "Ledger":
+        """What this run has spent on endpoints, all its judges together. Raises ConfigError if the file is damaged."""
+        from selfplay.engines.ledger import Ledger
+
+        return Ledger(self.files.path / "spending.jsonl")
+
+    def sampling(self, **changes: Any) -> SamplingParams:
+        """Return the recipe's sampling as an engine takes it, with what a stage sets."""
+        return SamplingParams.of(self.recipe.sampling, **changes)
+
+    def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
+        """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""
+        return hash_of([self.recipe.seed, settings, [self.files.manifest_hash(*stage) for stage in inputs]])
+
+    def engine(self, checkpoint: Path, name: str, to_train: bool = False) -> "Engine":
+        """The recipe's engine with a checkpoint's weights; valid until the next call for another checkpoint.
+
+        `to_train` says that the caller will move other weights into it.
+        """
+        from selfplay.engines.open import open_engine, reload_engine
+
+        if self._engine is None:
+            self._engine = open_engine(self.recipe.engine, checkpoint, name, dtype=self.recipe.policy.dtype)
+        elif self._loaded != checkpoint:
+            reload_engine(self._engine, checkpoint, name, self.recipe.policy.dtype)
+        self._loaded = None if to_train else checkpoint
+        return self._engine
+
+    def close(self) -> None:
+        """Close the engine."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
