@@ -31,6 +31,7 @@ from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, RunData
 from selfplay.rundir import RunDirectory
+from selfplay.storage.checksums import read_sealed
 from selfplay.tracking import Tracker
 
 STAGES = {name: name for name in ("generate", "label", "reward", "policy", "evaluate")} | {"reward": "reward_model"}

@@ -15,6 +15,7 @@ from selfplay.records import Message, Prompt
 
 if TYPE_CHECKING:
     from selfplay.compare.targets import Contestant
+    from selfplay.config import SamplingParams
     from selfplay.engines.hf import TransformersEngine
 
 NEW = "/new"
@@ -29,7 +30,7 @@ class Speaker:
     turns: list[Message] = field(default_factory=list)
     said: int = 0
 
-    def answer(self, text: str, sampling: "Sampling") -> Iterator[str]:
+    def answer(self, text: str, sampling: "SamplingParams") -> Iterator[str]:
         """Say something and yield the answer piece by piece. Raises ConfigError for what does not fit the context."""
         told = [*self.turns, Message(role="user", content=text)]
         while len(told) > 1 and not self._fits(told, sampling.max_tokens):
@@ -102,7 +103,7 @@ def _speaker(contestant: "Contestant", dtype: str) -> Speaker:
     return Speaker(contestant.name, TransformersEngine(model, tokenizer, contestant.name))
 
 
-def _talk(speakers: list[Speaker], sampling: "Sampling", at_terminal: bool) -> None:
+def _talk(speakers: list[Speaker], sampling: "SamplingParams", at_terminal: bool) -> None:
     """Read lines and print what each speaker answers, as it comes. Raises ConfigError, but at a terminal says it and goes on."""
     for line in _lines(at_terminal):
         if line == NEW:
