@@ -22,7 +22,6 @@ ORDER = (
     "selfplay.objects",
     "selfplay.stats",
     "selfplay.formatting",
-    "selfplay.doctor",
     "selfplay.rundir",
     "prompts",
     "selfplay.models",

@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from selfplay import doctor
-from selfplay.doctor import Finding
+from selfplay.verbs.doctor import Finding
 
 GOOD = {"torch": "2.13.0+cpu", "trl": "1.16.0"}
 
@@ -105,7 +105,7 @@ def test_this_environment_has_no_problem_and_explains_what_pip_check_says() -> N
 
 def test_it_loads_no_torch_and_takes_under_two_seconds_of_cpu() -> None:
     script = (
-        "import sys; from selfplay.doctor import diagnose; diagnose(); "
+        "import sys; from selfplay.verbs.doctor import diagnose; diagnose(); "
         "sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
