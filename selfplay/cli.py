@@ -129,7 +129,7 @@ def doctor(as_json: Json = False) -> None:
     """Print versions and devices, what is missing or clashes, and the line that mends it; exit code 1 on a problem."""
     from dataclasses import asdict
 
-    from selfplay import doctor as doctoring
+    from selfplay.verbs import doctor as doctoring
 
     findings = doctoring.diagnose()
     code = int(any(finding.state == "problem" for finding in findings))

@@ -176,7 +176,7 @@ def test_a_changed_recipe_on_an_old_run_is_refused(command: Command, tiny_run: P
 
 
 def test_a_problem_that_doctor_finds_is_exit_code_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from selfplay import doctor
+    from selfplay.verbs import doctor
 
     assert command("doctor").code == 0
     problem = doctor.Finding("trl", "problem", "trl 1.0 is not ==1.16.0", "pip install trl==1.16.0")

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 from packaging.requirements import Requirement
 
-from selfplay import doctor
+from selfplay.verbs import doctor
 from selfplay.verbs.doctor import Finding
 
 GOOD = {"torch": "2.13.0+cpu", "trl": "1.16.0"}

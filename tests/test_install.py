@@ -15,7 +15,7 @@ from cpu_extra import LEFT_OUT, cpu_extra
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from selfplay import doctor
+from selfplay.verbs import doctor
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
