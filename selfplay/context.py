@@ -29,7 +29,7 @@ class RunContext:
     _loaded: Path | None = field(default=None, repr=False)
 
     def seed(self, *purpose: Any) -> int:
-        """A seed for one purpose of this run."""
+        """Return a seed for one purpose of this run."""
         return derived_seed(self.recipe.seed, *purpose)
 
     @cached_property
@@ -56,7 +56,7 @@ class RunContext:
         return hash_of([self.recipe.seed, settings, [self.files.manifest_hash(*stage) for stage in inputs]])
 
     def engine(self, checkpoint: Path, name: str, to_train: bool = False) -> "Engine":
-        """The recipe's engine with a checkpoint's weights; valid until the next call for another checkpoint.
+        """Return the recipe's engine with a checkpoint's weights; valid until the next call for another checkpoint.
 
         `to_train` says that the caller will move other weights into it.
         """

@@ -119,7 +119,7 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
 
 
 def _without_kinds(model: type[BaseModel], location: list[str]) -> list[str]:
-    """A place of the tree as the user wrote it: pydantic also names which member of a union it took."""
+    """Return a place of the tree as the user wrote it: pydantic also names which member of a union it took."""
     field = model.model_fields.get(location[0]) if location else None
     if field is None or not field.discriminator or len(location) < 2:
         return location

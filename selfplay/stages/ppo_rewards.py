@@ -35,7 +35,7 @@ def folder_of_model(run: RunContext, iteration: int) -> Path | None:
 
 
 def settings(run: RunContext) -> list[Any]:
-    """What scores follow from besides the reward model: weights, judges and the source of Python, for a fingerprint."""
+    """Return what scores follow from besides the reward model: weights, judges and the source of Python, for a fingerprint."""
     found: list[Any] = []
     for part in run.recipe.rewards:
         if part.kind == "judge":
