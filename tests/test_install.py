@@ -20,7 +20,15 @@ from selfplay.verbs import doctor
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = {"selfplay", "judges", "prompts"}
-IN_EXTRAS = {"trackio": "trackio", "vllm": "cpu", "psutil": "cpu", "peft": "lora", "resvg_py": "png"}
+IN_EXTRAS = {
+    "trackio": "trackio",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "vllm": "cpu",
+    "psutil": "cpu",
+    "peft": "lora",
+    "resvg_py": "png",
+}
 """Modules that only an extra brings; psutil is loaded inside vLLM's processes only."""
 
 
