@@ -51,7 +51,14 @@ def _section(path: str, kind: type[BaseModel], field: FieldInfo) -> list[str]:
     own, sections = _split(kind)
     level = "##" if "." not in path else "###"
     text = _prose(" ".join(part for part in (field.description, kind.__doc__) if part))
-    lines = [f"{level} `{path}` {{ #{anchor(path, kind)} }}\n", f"{text}{_absent(field)}\n", *_table(path, own), ""]
+    several = len(_held(field.annotation)) > 1
+    variant = f", kind {type_text(kind.model_fields['kind'].annotation)}" if several else ""
+    lines = [
+        f"{level} `{path}`{variant} {{ #{anchor(path, kind)} }}\n",
+        f"{text}{_absent(field)}\n",
+        *_table(path, own),
+        "",
+    ]
     for name, inner in sections:
         for held in _held(inner.annotation):
             lines += _section(f"{path}.{name}", held, inner)
@@ -90,7 +97,8 @@ def _table(path: str, rows: Sequence[tuple[str, FieldInfo]]) -> list[str]:
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
     for name, field in rows:
         dotted = f"{path}.{name}" if path else name
-        default = "*required*" if field.is_required() else f"`{scalar(field.default)}`"
+        value = field.get_default(call_default_factory=True)
+        default = "*required*" if field.is_required() else f"`{scalar(value)}`"
         kind = type_text(field.annotation, field.metadata)
         cells = (f'<span id="{dotted}">`{name}`</span>', kind, default, _prose(field.description or ""))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

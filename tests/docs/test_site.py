@@ -91,3 +91,9 @@ def test_every_page_of_the_navigation_exists() -> None:
     made = {"reference/recipe.md", "tour.md"}
     written = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert made <= pages <= written | made  # others that are written stand under More
+
+
+def test_sections_that_may_be_of_several_kinds_say_which() -> None:
+    """`algorithm` is a union on `kind`: each of its classes has a heading that names the kind."""
+    assert "## `algorithm`, kind `ppo` { #algorithm-ppo }\n" in PAGE
+    assert "## `algorithm`, kind `python` {" in PAGE and "## `engine` {" in PAGE
