@@ -63,14 +63,9 @@ def build(
         return RulesJudge(spec)
     answers = cache if isinstance(cache, AnswerCache) else AnswerCache(cache)
     if isinstance(spec, JurySpec):
-        lenient = [
-            member.spec.model_copy(
-                update={"on_error": member.spec.on_error.model_copy(update={"action": "drop", "max_failure_rate": 1.0})}
-            )
-            for member in spec.members
-        ]
+        members = [member.spec.lenient() for member in spec.members]
         return JuryJudge(
-            spec, [build(one, engine, answers, seed=seed, weights=weights, advance=advance) for one in lenient]
+            spec, [build(one, engine, answers, seed=seed, weights=weights, advance=advance) for one in members]
         )
     opened = None
     if engine is not None and spec.needs_model:

@@ -17,7 +17,6 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from scipy.stats import t as student
 
-from judges.audit.check import lenient
 from judges.audit.gold import GoldPair, prompt_of
 from judges.build import Judge, Opener, build
 from judges.llm.cache import AnswerCache
@@ -107,7 +106,7 @@ def calibrate(
 
     Raises ConfigError as `build` does, and for fewer than `LEAST_PAIRS` pairs with a verdict.
     """
-    bare = lenient(spec).model_copy(update={"verdict_temperature": None})
+    bare = spec.lenient().model_copy(update={"verdict_temperature": None})
     before, odds = probabilities(build(bare, engine, cache, seed=seed), gold)
     known = np.isfinite(before)
     if known.sum() < LEAST_PAIRS:

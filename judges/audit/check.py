@@ -59,13 +59,6 @@ class CheckReport(BaseModel):
         return not self.problems
 
 
-def lenient(spec: JudgeSpec) -> JudgeSpec:
-    """Return the judge, but measured to the end however often it fails."""
-    return spec.model_copy(
-        update={"on_error": spec.on_error.model_copy(update={"action": "drop", "max_failure_rate": 1.0})}
-    )
-
-
 def check(
     spec: JudgeSpec,
     engine: Engine | Opener | None = None,
@@ -96,7 +89,7 @@ def check(
     wins: dict[str, float] = {}
     unreadable = ""
     if not tests_only:
-        judge = build(lenient(spec), engine, answers, seed=seed)
+        judge = build(spec.lenient(), engine, answers, seed=seed)
     if rows and not tests_only:
         first = judge.judge([row.pair for row in rows[:FIRST]])
         if all(verdict.preference is None for verdict in first):
@@ -196,7 +189,7 @@ def measure_health(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdi
     rows = load_gold(file)
     planted = canaries(rows, judge.spec)
     forgiving: Any = copy(judge)
-    forgiving.spec = lenient(judge.spec)
+    forgiving.spec = judge.spec.lenient()
     return {
         **found,
         "gold": gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec).model_dump(),

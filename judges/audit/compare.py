@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from judges.audit.check import lenient
 from judges.audit.gold import prompt_of
 from judges.build import Opener, build
 from judges.llm.cache import AnswerCache
@@ -100,7 +99,7 @@ def compare_judges(
     said, figures = [], []
     for spec, engine in zip(specs, engines, strict=True):
         before, started = kept.spent(), time.monotonic()
-        verdicts = build(lenient(spec), engine, kept, seed=seed).judge(pairs)
+        verdicts = build(spec.lenient(), engine, kept, seed=seed).judge(pairs)
         spent = {name: value - before[name] for name, value in kept.spent().items()}
         winners = {name: winner(value) for name, value in aggregate_verdicts(verdicts, spec).items()}
         said.append([winners[pair.id] for pair in pairs])

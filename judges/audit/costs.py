@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from judges.audit.check import lenient
 from judges.audit.gold import canaries, gold_file, load_gold
 from judges.build import build
 from judges.spec.base import JudgeSpec
@@ -130,7 +129,7 @@ def longest_pairs(prompts: Sequence[Prompt], answers: int, max_tokens: int) -> l
 def dearest_call(part: Any, groups: Sequence[Sequence[Pair]], price: Price) -> float:
     """Dollars that the dearest call of a judge about one of these groups of pairs, each of one prompt, can cost."""
     tag = PriceTag(part, price)
-    judge = build(lenient(part), tag)
+    judge = build(part.lenient(), tag)
     for pairs in groups:
         judge.judge(pairs)
     return tag.dearest

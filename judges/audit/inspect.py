@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, TypeAdapter
 
 from judges.audit.cautions import cautions
-from judges.audit.check import lenient
 from judges.audit.file_tests import case_of
 from judges.audit.gold import gold_file, load_gold
 from judges.build import Opener, build
@@ -112,7 +111,7 @@ def try_pair(
         listener.exchanges = exchanges
         return listener
 
-    verdicts = build(lenient(spec), listen, seed=seed).judge([pair])
+    verdicts = build(spec.lenient(), listen, seed=seed).judge([pair])
     return Trial(exchanges=exchanges, verdicts=verdicts, preference=aggregate_verdicts(verdicts, spec)[pair.id])
 
 

@@ -1,6 +1,6 @@
 """What every judge file may say, and what every judge file whose judge asks a language model may say."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,11 @@ class JudgeSpec(Section):
     gold: str | None = None
     """Pairs with a known answer, a .jsonl file beside this one with `prompt`, `chosen`, `rejected` and the row's own
     columns; default the built-in set."""
+
+    def lenient(self, **changes: Any) -> Self:
+        """Return the judge, but asked to the end however often it fails; `changes` are for `on_error`."""
+        allowed = {"action": "drop", "max_failure_rate": 1.0, **changes}
+        return self.model_copy(update={"on_error": self.on_error.model_copy(update=allowed)})
 
     @property
     def needs_model(self) -> bool:

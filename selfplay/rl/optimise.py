@@ -49,6 +49,7 @@ class Optimizer:
         self.adam = torch.optim.AdamW(
             self.parameters, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True
         )
+        self.zero_grad()  # a model may come with gradients of whoever trained it before
 
     def set_factor(self, factor: float) -> float:
         """Scale the learning rate; gives the rate now in use."""
@@ -57,7 +58,7 @@ class Optimizer:
         return self.learning_rate * factor
 
     def step(self) -> float:
-        """Sum the gradients over all processes, clip and apply them, forget them; gives their norm before clipping.
+        """Sum the gradients over all processes, clip, apply and clear them; return their norm before clipping.
 
         Raises Diverged, with the weights as they were, if the gradient is not finite.
         """

@@ -15,7 +15,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import judges
-from judges.audit.check import lenient
 from judges.audit.compare import JudgeComparison, compare_judges
 from judges.audit.gold import GoldPair, prompt_of
 from judges.build import Opener
@@ -78,7 +77,7 @@ def distill(
     file = judges.load_spec(settings.file, "student")
     lessons_of = VerdictTeacher([file])
     kept = cache or AnswerCache()
-    decided = decided_by(judges.build(lenient(teacher), engine, kept, seed=settings.seed), pairs)
+    decided = decided_by(judges.build(teacher.lenient(), engine, kept, seed=settings.seed), pairs)
     train, heldout = dealt(decided, settings.seed)
     if min(len(train), len(heldout)) < LEAST:
         raise ConfigError(

@@ -8,8 +8,8 @@ from statistics import fmean
 Z95 = 1.959963984540054
 
 
-def wilson(value: float, count: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927) seen as `value` of `count`; (0, 1) for none. Half points are taken as they
+def wilson(value: float, count: float) -> tuple[float, float]:
+    """Return the 95% interval of a share (Wilson 1927) seen as `value` of `count`; (0, 1) for none. Half points are taken as they
     are."""
     if count == 0:
         return 0.0, 1.0

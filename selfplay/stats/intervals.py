@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from selfplay.records import Comparison
+from selfplay.stats.agreement import wilson
 
 Array = NDArray[np.float64]
 
@@ -93,9 +94,7 @@ def clustered_interval(hits: Sequence[float], counts: Sequence[float]) -> tuple[
     share = float(hit.sum()) / total
     variance = float(np.square(hit - share * tried).sum()) / total**2 * prompts / max(prompts - 1, 1)
     n = min(share * (1 - share) / variance, total) if variance > 0 else float(prompts)
-    z = float(norm.ppf(1 - (1 - LEVEL) / 2))
-    middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+    return wilson(share, n)
 
 
 def win_rate(

@@ -47,6 +47,14 @@ def test_adamw_with_clipping_written_out() -> None:
         torch.testing.assert_close(weight.detach(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
+def test_gradients_that_a_model_comes_with_are_not_applied() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((2,), 5.0)
+    optimiser = Optimizer([weight], 0.1, 1e-5, 0.0, 100.0)
+    (weight * torch.tensor([3.0, 4.0])).sum().backward()
+    assert optimiser.step() == pytest.approx(5.0, abs=1e-6)  # sqrt(3^2 + 4^2), without the fives of before
+
+
 def test_what_is_frozen_is_left_alone() -> None:
     frozen, free = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(1))
     optimiser = Optimizer([frozen, free], 0.1, 1e-5, 0.5, 1.0)
