@@ -1,8 +1,9 @@
 """From a judge file's spec to a judge that can be asked."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from judges.llm.cache import AnswerCache
 from judges.llm.client import Asker
@@ -12,8 +13,8 @@ from judges.modes.pairwise import PairwiseJudge
 from judges.modes.pointwise import PointwiseJudge, RubricJudge
 from judges.modes.python import PythonJudge
 from judges.modes.rules import RulesJudge
-from judges.spec.base import JudgeSpec, ModelSpec
-from judges.spec.modes import JurySpec, ListwiseSpec, PairwiseSpec, PointwiseSpec, PythonSpec, RubricSpec, RulesSpec
+from judges.spec.base import JudgeSpec
+from judges.spec.modes import JurySpec
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
 from selfplay.records import Pair, Verdict
@@ -59,32 +60,48 @@ def build(
     needs a model and has none, or if Python that it names cannot be found.
     """
     check_engine(spec, engine)
-    if isinstance(spec, RulesSpec):
-        return RulesJudge(spec)
     answers = cache if isinstance(cache, AnswerCache) else AnswerCache(cache)
-    if isinstance(spec, JurySpec):
-        members = [member.spec.lenient() for member in spec.members]
-        return JuryJudge(
-            spec, [build(one, engine, answers, seed=seed, weights=weights, advance=advance) for one in members]
-        )
-    opened = None
-    if engine is not None and spec.needs_model:
-        opened = cast(Engine, engine) if hasattr(engine, "generate") else cast(Callable[..., Engine], engine)(spec)
-    if isinstance(spec, PythonSpec):
-        return PythonJudge(spec, opened)
-    if not isinstance(spec, ModelSpec):
-        raise ConfigError(f"judge {spec.name!r} has the mode {spec.mode!r}, which cannot be built")
-    behind = weights.get(spec.model or "", "")
-    kept = AnswerCache() if spec.model == "policy" and not behind else answers
-    asker = Asker(spec, opened, kept, seed, behind, advance) if opened else None
-    if isinstance(spec, RubricSpec):
-        return RubricJudge(spec, asker, seed)
-    assert asker is not None
-    if isinstance(spec, PairwiseSpec):
-        return PairwiseJudge(spec, asker, seed)
-    if isinstance(spec, ListwiseSpec):
-        return ListwiseJudge(spec, asker, seed)
-    return PointwiseJudge(cast(PointwiseSpec, spec), asker, seed)
+    return JUDGES[spec.mode](spec, Parts(engine, answers, seed, weights, advance))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What judges are made of beside their files; see `build`."""
+
+    source: Engine | Opener | None
+    answers: AnswerCache
+    seed: int
+    weights: Mapping[str, str]
+    advance: Advance
+
+    def engine(self, spec: Any) -> Engine | None:
+        """Return the engine of a judge's model, if it has one."""
+        if self.source is None or not spec.needs_model:
+            return None
+        return cast(Engine, self.source) if hasattr(self.source, "generate") else self.source(spec)
+
+    def asker(self, spec: Any) -> Asker:
+        """Return what asks a judge's model."""
+        engine, behind = self.engine(spec), self.weights.get(spec.model or "", "")
+        assert engine is not None
+        kept = AnswerCache() if spec.model == "policy" and not behind else self.answers
+        return Asker(spec, engine, kept, self.seed, behind, self.advance)
+
+    def members(self, spec: JurySpec) -> list[Judge]:
+        """Return a jury's judges, each of which is asked to the end."""
+        return [JUDGES[one.mode](one, self) for one in (member.spec.lenient() for member in spec.members)]
+
+
+JUDGES: dict[str, Callable[[Any, Parts], Judge]] = {
+    "pairwise": lambda spec, parts: PairwiseJudge(spec, parts.asker(spec), parts.seed),
+    "pointwise": lambda spec, parts: PointwiseJudge(spec, parts.asker(spec), parts.seed),
+    "listwise": lambda spec, parts: ListwiseJudge(spec, parts.asker(spec), parts.seed),
+    "rubric": lambda spec, parts: RubricJudge(spec, parts.asker(spec) if spec.needs_model else None, parts.seed),
+    "rules": lambda spec, parts: RulesJudge(spec),
+    "jury": lambda spec, parts: JuryJudge(spec, parts.members(spec)),
+    "python": lambda spec, parts: PythonJudge(spec, parts.engine(spec)),
+}
+"""`mode` -> how a judge is built. Its settings are in `judges.spec.modes.MODES`, under the same name."""
 
 
 def check_engine(spec: JudgeSpec, engine: Engine | Opener | None) -> None:

@@ -1,4 +1,7 @@
-"""Pairwise judges: a language model is shown two responses, in one order or both, and says which is better."""
+"""Pairwise judges: a language model is shown two responses, in one order or both, and says which is better.
+
+Whether the two orders agree (swap consistency) is measured in `judges.verdicts.health`.
+"""
 
 from collections.abc import Sequence
 from typing import Literal

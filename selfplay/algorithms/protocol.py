@@ -1,4 +1,4 @@
-"""What the loop asks of an algorithm, and what an algorithm gets."""
+"""What the loop asks of an algorithm, and what an algorithm gets. How to add one: `selfplay/algorithms/__init__.py`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,6 +1,7 @@
 """What runs inside vLLM's worker processes: a cure for tied embeddings on a CPU, and an end when our process is gone.
 
-vLLM mixes `WorkerExtension` into its worker class (`worker_extension_cls`). Imports neither vLLM nor torch at the top.
+How new weights get there is `VllmEngine.update_weights` in `vllm`. vLLM mixes `WorkerExtension` into its worker class
+(`worker_extension_cls`). Imports neither vLLM nor torch at the top.
 """
 
 import os

@@ -1,6 +1,7 @@
 """How far the policy has moved from its reference: estimators of the KL, and the controller of its coefficient.
 
-Left out: the exact KL over the vocabulary, which would need both distributions of every token at once.
+The KL enters the reward in `advantages.token_rewards`, or the loss in `trainer`. Left out: the exact KL over the
+vocabulary, which would need both distributions of every token at once.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Rows of a stage that is under way: appended batch by batch, each with its checksum, read back after a kill."""
+"""Rows of a stage that is under way: appended batch by batch, each with its checksum, read back after a kill.
+
+Which stages of a run are done, and what of an unfinished one is taken up again, is `selfplay.rundir`'s part of resuming.
+"""
 
 import json
 from pathlib import Path
