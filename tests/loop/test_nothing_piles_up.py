@@ -56,7 +56,7 @@ def in_use() -> set[str]:
     return found
 
 
-def test_two_hundred_steps_of_ppo_hold_no_more_than_fifty(tmp_path: Path) -> None:
+def test_two_hundred_steps_of_ppo_hold_no_more_than_fifty(tmp_path: Path, training_seed: int) -> None:
     """Memory may not grow by one in ten of 150 steps' activations, which are 1 MB each; nothing else may grow at all."""
     shared, at = shared_memory(), {}
     config = PPO(
@@ -77,6 +77,7 @@ def test_two_hundred_steps_of_ppo_hold_no_more_than_fifty(tmp_path: Path) -> Non
         config,
         SamplingParams(max_tokens=12),
         directory=tmp_path,
+        seed=training_seed,
         on_step=look,
     ).train()
     assert {**at[200], "bytes": 0} == {**at[50], "bytes": 0}
