@@ -1,6 +1,6 @@
 """Measures a judge: its file's tests, pairs with a known answer, canaries; and says what is wrong with it.
 
-`check` is behind `selfplay judge check`; the loop calls `watch` after each labelling and `require_fit` before it trains
+`check` is behind `selfplay judge check`; the loop calls `watch` after each labelling and `enforce_thresholds` before it trains
 on what the judge said, so that a judge which canaries fool stops a run too. All return data and print nothing.
 """
 

@@ -87,7 +87,7 @@ def main() -> None:
     shape = trainer.policy.config
 
     answers = trainer.sampler.answers(0)
-    episodes, _ = score(answers, prompts, trainer.encoded, reward, trainer.where, tokenizer.pad_token_id)
+    episodes, _ = score(answers, prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id)
     estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic_network, config)
     experience = build_experience(episodes, estimates, config, 0.05, RunningMoments())
 
@@ -105,7 +105,7 @@ def main() -> None:
         ),
         ("update: policy and critic, one epoch", 3 * (whole + body), lambda: trainer._learn(episodes, experience, 0)),
     ]
-    rate = matmul_rate(trainer.where, torch.float32, 2048 if trainer.where.type == "cpu" else 8192, given.rounds)
+    rate = matmul_rate(trainer.device, torch.float32, 2048 if trainer.device.type == "cpu" else 8192, given.rounds)
     tokens, spoken = float(sum(episodes.lengths)), float(episodes.response_lengths.sum())
     rows = []
     for name, flop, function in parts:

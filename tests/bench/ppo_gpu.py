@@ -117,14 +117,14 @@ def ours(
     )
     sync = best(lambda: engine.update_weights(policy), 2)
     episodes, _ = score(
-        trainer.sampler.answers(0), prompts, trainer.encoded, reward, trainer.where, tokenizer.pad_token_id
+        trainer.sampler.answers(0), prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id
     )
     flop = (
         3
         * config.epochs
         * (flop_of_pass(policy.config, episodes, head=True) + flop_of_pass(policy.config, episodes, head=False))
     )
-    rate = matmul_rate(trainer.where, getattr(torch, dtype), 8192 if on_gpu else 2048, 5)
+    rate = matmul_rate(trainer.device, getattr(torch, dtype), 8192 if on_gpu else 2048, 5)
     engine.close()
     later = rows[1:]
     count = len(later)

@@ -13,7 +13,7 @@ sys.path.insert(0, {tests!r})
 from tiny_models import build_policy, build_prompts, build_tokenizer, count_of_fives, rollout
 from selfplay.config import PPO, Pretraining, SamplingParams
 from selfplay.rl import PPOTrainer
-from selfplay.distributed.collectives import rank, sum_over_processes, world_size
+from selfplay.distributed.collectives import rank, all_reduce, world_size
 from selfplay.rewards.sources import FunctionReward
 torch.set_num_threads(1)
 rows = []
@@ -27,7 +27,7 @@ episodes, _, experience = rollout(trainer)
 sums = trainer._gradients(episodes, experience, list(range(7)))
 networks = (trainer.policy, trainer.critic)
 gradients = [p.grad for network in networks for p in network.parameters()]
-sum_over_processes(gradients)
+all_reduce(gradients)
 gradients = [gradient.clone() for gradient in gradients]
 for network in networks:
     network.zero_grad()

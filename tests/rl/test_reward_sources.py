@@ -57,7 +57,7 @@ def stop() -> list[float]:
         (lambda: [1.0, math.inf], "returned inf for prompt 'prompt-1'"),
         (lambda: [1.0, [2.0]], "returned [2.0] for prompt 'prompt-1'"),
         (lambda: [1.0, 10**400], "returned 1000"),
-        (lambda: {}["word"], "raised KeyError: 'word' (test_ppo_rewards.py, line "),
+        (lambda: {}["word"], "raised KeyError: 'word' (test_reward_sources.py, line "),
         (lambda: (1 / n for n in (1, 0)), "raised ZeroDivisionError: division by zero"),
         (lambda: "\ud83d".encode(), "raised UnicodeEncodeError: 'utf-8' codec can't encode character '\\ud83d'"),
         (stop, "called sys.exit(0), which would end the run as if it were finished"),

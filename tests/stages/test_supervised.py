@@ -27,7 +27,7 @@ def test_a_loss_that_is_no_number_stops_the_training(rate: float, tmp_path: Path
     if rate == 1e-3:
         torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     training = Optimisation(steps=30, batch_size=4, learning_rate=rate, warmup=0.0)
-    sentence = "pretrain diverged: at step 10 of 30 the (loss|gradient's norm) is nan. Lower its learning_rate or raise"
+    sentence = "pretrain diverged: at step [12] of 30 the (loss|gradient's norm) is nan. Lower its learning_rate or raise"
     with pytest.raises(Diverged, match=sentence):
         train_supervised(model, TOKENIZER, document_rows(TEXTS, 24), training, tmp_path, training_seed, "pretrain")
     assert not list(tmp_path.glob("step-*"))
@@ -38,6 +38,6 @@ def test_it_stops_before_a_checkpoint_of_it_is_kept(tmp_path: Path, training_see
     model = LlamaForSequenceClassification(CONFIG)
     torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     rows = [{"chosen_ids": one, "rejected_ids": one[:9]} for one in TEXTS[:28]]
-    with pytest.raises(Diverged, match="train reward model diverged: at step 7 of 7 the loss is nan"):
+    with pytest.raises(Diverged, match="train reward model diverged: at step 1 of 7 the loss is nan"):
         train_reward_model(RewardModel(model, TOKENIZER), rows, Reward(batch_size=4, epochs=1), tmp_path, training_seed)
     assert not list(tmp_path.glob("step-*"))
