@@ -21,8 +21,8 @@ SHORT = "reasoning: {budget: 1}"
 
 
 @pytest.fixture(scope="module")
-def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_thinker(tmp_path_factory.mktemp("thinker"))
+def thinker(tmp_path_factory: pytest.TempPathFactory, training_seed: int) -> Path:
+    return make_thinker(tmp_path_factory.mktemp("thinker"), training_seed)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """A tiny model that was taught to think before it judges, with a chat template that can turn thinking off.
 
-    checkpoint = make_thinker(folder)                             # a Llama of 0.1 M parameters
+    checkpoint = make_thinker(folder, 0)                          # a Llama of 0.1 M parameters
     spec = parse_spec(judge_tree(str(checkpoint), "reasoning: {budget: 64}"))
 
 Taught on the very questions of the judge file about PAIRS: its thinking drafts [[B]], and its answer is [[A]].
@@ -53,7 +53,7 @@ def judge_tree(model: str, more: str = "") -> dict[str, object]:
     return {"name": "thinker", **parse_yaml(JUDGE.format(model=model, more=more))}
 
 
-def make_thinker(folder: Path) -> Path:
+def make_thinker(folder: Path, seed: int) -> Path:
     """Make the model's checkpoint in a folder."""
     conversation = Conversation(parse_spec(judge_tree("thinker")))
     asked = [
@@ -79,13 +79,13 @@ def make_thinker(folder: Path) -> Path:
         for messages in asked
         for thinks, said in ((True, f"<think>{THOUGHT}</think>{ANSWER}"), (False, ANSWER))
     ]
-    save(teach(rows, len(tokenizer)), tokenizer, folder)
+    save(teach(rows, len(tokenizer), seed), tokenizer, folder)
     return folder
 
 
-def teach(rows: list[tuple[list[int], list[int]]], vocabulary: int) -> PreTrainedModel:
+def teach(rows: list[tuple[list[int], list[int]]], vocabulary: int, seed: int) -> PreTrainedModel:
     """A Llama that knows what follows each prompt by heart; head size 32, which vLLM's CPU kernels have."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=64,

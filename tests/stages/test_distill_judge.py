@@ -153,7 +153,7 @@ def test_what_cannot_teach_is_a_sentence(files: Path) -> None:
     assert not (files / "out").exists()
 
 
-def test_the_command_teaches_on_rules_and_keeps_the_answers(files: Path) -> None:
+def test_the_command_teaches_on_rules_and_keeps_the_answers(files: Path, training_seed: int) -> None:
     rules = "mode: rules\ncriteria: [{name: x, python: './own.py:kind'}]\n"
     (files / "own.py").write_text(
         "def kind(prompt, response):\n    return float('ly.' in response and 'kind' in response)\n"
@@ -168,7 +168,9 @@ def test_the_command_teaches_on_rules_and_keeps_the_answers(files: Path) -> None
     ]
     (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     command = ["judge", "distill", str(files / "rules.yaml"), str(files / "out"), "--pairs", str(files / "pairs.jsonl")]
-    done = CliRunner().invoke(app, [*command, "--file", str(files / "student.yaml"), "--epochs", "0.2"])
+    done = CliRunner().invoke(
+        app, [*command, "--file", str(files / "student.yaml"), "--epochs", "0.2", "--seed", str(training_seed)]
+    )
     assert done.exit_code == 0, done.output
     assert f"the student: selfplay judge check {files / 'student.yaml'} --model {files / 'out'}" in done.output
     assert (files / "out.answers.sqlite").is_file() and (files / "out" / "model.safetensors").is_file()

@@ -27,7 +27,9 @@ def test_a_loss_that_is_no_number_stops_the_training(rate: float, tmp_path: Path
     if rate == 1e-3:
         torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     training = Optimisation(steps=30, batch_size=4, learning_rate=rate, warmup=0.0)
-    sentence = "pretrain diverged: at step [12] of 30 the (loss|gradient's norm) is nan. Lower its learning_rate or raise"
+    sentence = (
+        "pretrain diverged: at step [12] of 30 the (loss|gradient's norm) is nan. Lower its learning_rate or raise"
+    )
     with pytest.raises(Diverged, match=sentence):
         train_supervised(model, TOKENIZER, document_rows(TEXTS, 24), training, tmp_path, training_seed, "pretrain")
     assert not list(tmp_path.glob("step-*"))
