@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from selfplay.errors import EngineFailed
+from selfplay.errors import EngineFailed, SelfplayError
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -66,11 +66,11 @@ class Watchdog:
         if call.error is None:
             result: T = call.result
             return result
-        if type(call.error).__name__ == "EngineDeadError":
-            time.sleep(SECONDS_BETWEEN_LOOKS)  # until the dead process can be seen to be dead
-            self._fail(
-                f"{self.name}'s process {self._dead() or 'of its engine'} died during {what}; {GO_ON}", call.error
-            )
+        if not isinstance(call.error, SelfplayError):  # vLLM may tell of a death before it can be seen
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            dead = self._dead()
+            if dead or type(call.error).__name__ == "EngineDeadError":
+                self._fail(f"{self.name}'s process {dead or 'of its engine'} died during {what}; {GO_ON}", call.error)
         raise call.error
 
     def end(self, shutdown: Callable[[], object] | None) -> None:
