@@ -9,6 +9,7 @@ Where nothing may be skipped (SELFPLAY_SKIP_NOTHING=1, as in .ci/run), a skip fa
 
 import functools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def training_is_seeded(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """Watch the optimisers of this process."""
+    """Watch the optimisers of this process; hear Ctrl-C, which a shell's background ignores, for tests that send it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     register_optimizer_step_post_hook(lambda *_: OPTIMISER_STEPS.append(1))
 
 

@@ -50,6 +50,7 @@ def test_an_old_run_is_read_by_every_command_that_reads(project: Path) -> None:
     assert CliRunner().invoke(app, ["compare", "run", "--judge", "judge.yaml"]).exit_code == 0
 
 
+@pytest.mark.trains  # with the seed of its recipe
 def test_an_old_run_goes_on_and_pays_for_nothing_twice(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("selfplay.stages.label.BATCH", 4)
     monkeypatch.setattr("selfplay.stages.reward_model.above_chance", lambda run, iteration, extra: True)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,6 @@ STOPS = {
     ),
 }
 """When a signal comes, and what must then be saved under `iteration-`."""
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_is_heard() -> Iterator[None]:
-    """Hear SIGINT even where the suite itself was started in the background of a shell, which ignores it for all."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_stopped_in_every_stage_it_ends_as_if_it_never_was(tiny_run: Path, training_seed: int, tmp_path: Path) -> None:
