@@ -115,7 +115,7 @@ def test_a_served_model_says_what_it_says_here(server: str) -> None:
     told = there.generate(prompts, greedy)
     assert [row[0].text.strip() for row in told] == [row[0].text.strip() for row in here.generate(prompts, greedy)]
     assert [row[0].finish_reason for row in told] == ["length", "length"]
-    assert there.spent >= 24e-6  # 12 tokens written twice, and the prompts, at a dollar per million
+    assert there.ledger.total >= 24e-6  # 12 tokens written twice, and the prompts, at a dollar per million
     many = there.generate(prompts, SamplingParams(max_tokens=5, n=3, seed=1))
     assert [len(row) for row in many] == [3, 3]
 
