@@ -14,7 +14,7 @@ from selfplay.storage import durable
 
 
 class PPOAlgorithm:
-    """Proximal policy optimisation (Schulman et al. 2017); see docs/ppo.md."""
+    """Proximal policy optimisation (Schulman et al. 2017); see docs/algorithms.md."""
 
     def __init__(self, config: PPO) -> None:
         self.config = config

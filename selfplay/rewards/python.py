@@ -11,7 +11,7 @@ from selfplay.records import Completion, Prompt
 
 
 class PythonReward:
-    """What a user's class scores; its name is for messages, and `source` tells it from another in checkpoints."""
+    """What a user's class scores; `reference` names it in messages."""
 
     def __init__(self, scorer: Any, reference: str) -> None:
         self.scorer, self.reference = scorer, reference

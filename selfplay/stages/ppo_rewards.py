@@ -29,7 +29,7 @@ from selfplay.storage.journal import Journal
 
 
 def folder_of_model(run: RunContext, iteration: int) -> Path | None:
-    """Return the reward model of an iteration; None if the recipe trains none."""
+    """Return the newest reward model of an iteration; None if it has none."""
     rounds = run.files.rounds(iteration, "reward")
     return rounds[-1] if rounds else None
 
