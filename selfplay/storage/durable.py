@@ -78,6 +78,17 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
+def _removed_on_failure(beside: Path) -> Iterator[None]:
+    """Remove what was made beside its place if the block fails."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a new, empty file beside `path`; when the block ends without an error, it takes the place of `path`.
 
@@ -85,15 +96,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with naming(path):
         beside = _create_beside(path, lambda name: os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)))
-        try:
+        with _removed_on_failure(beside):
             yield beside
             _sync(beside)
             hook("rename", path)
             os.replace(beside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
         _sync(path.parent)
 
 
@@ -127,13 +134,9 @@ def link(path: Path, target: str) -> None:
     """Make `path` a symbolic link to a folder, in place of a link that is there. Raises NotWritten."""
     with naming(path):
         beside = _create_beside(path, lambda name: os.symlink(target, name, target_is_directory=True))
-        try:
+        with _removed_on_failure(beside):
             hook("link", path)
             os.replace(beside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
         _sync(path.parent)
 
 
