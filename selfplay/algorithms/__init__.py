@@ -1,6 +1,7 @@
 """How a policy learns: one file per algorithm behind one protocol, and one dict from `algorithm.kind` to its class.
 
-A new one is a class in a file here, its settings in `selfplay/config/algorithms.py`, and an entry in ALGORITHMS. One of
+A new one is a class in a file here, its settings in a file of `selfplay/config/`, named in the
+union of `selfplay/config/algorithms.py`, and an entry in ALGORITHMS. One of
 a user's own is `algorithm: {kind: python, python: package.module:Class, options: {...}}`.
 """
 

@@ -5,12 +5,12 @@ is refused here, in one sentence that names the value and the way out. What need
 checked by `selfplay.preflight`.
 """
 
-from selfplay.config.algorithms import PPO, AdaptiveKL, Pretraining
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
 from selfplay.config.data import Generate, Prompts, PromptSource, Sampling, SamplingParams
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
+from selfplay.config.ppo import PPO, AdaptiveKL, Pretraining
 from selfplay.config.recipe import Evaluate, Guard, Recipe
 from selfplay.config.rewards import AddedReward, Reward
 from selfplay.errors import ConfigError

@@ -17,3 +17,22 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+class AlgorithmSection(Section):
+    """What all algorithms' settings have, for those who count work."""
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Rows that an iteration adds to metrics.jsonl."""
+        return 0
+
+    @property
+    def episodes_per_step(self) -> int:
+        """Completions that a step samples."""
+        return 0
+
+    @property
+    def summary(self) -> str:
+        """One line for the model card."""
+        return type(self).__name__

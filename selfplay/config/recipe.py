@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from selfplay.config.algorithms import PPO, Algorithm
+from selfplay.config.algorithms import Algorithm
 from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
 from selfplay.config.data import Generate, Prompts, Sampling
 from selfplay.config.judging import Judge
 from selfplay.config.models import Engine, Policy
+from selfplay.config.ppo import PPO
 from selfplay.config.rewards import AddedReward, Reward
 
 ONLY_VALUES = (("n", 1), ("seed", 0), ("top_p", 1), ("top_k", 0))

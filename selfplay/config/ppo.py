@@ -1,0 +1,160 @@
+"""The settings of PPO and of what can be mixed into it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Section, Unit
+
+
+class AdaptiveKL(Section):
+    """Steers beta so that the KL meets a target (Ziegler et al. 2019): per step, beta *= 1 + error n / horizon."""
+
+    target: Positive = 6.0
+    """Wanted KL to the reference, in nats per response; the error is KL / target - 1, clipped to +-0.2."""
+    horizon: Positive = 10000.0
+    """Episodes over which beta may grow e^0.2-fold."""
+
+
+class Pretraining(Section):
+    """PPO-ptx (InstructGPT, Ouyang et al. 2022): plain language modelling mixed into every optimiser step."""
+
+    source: str = "stories"
+    """`stories` (built in), a text file, a folder of .txt files, or a dataset with a `text` column."""
+    coefficient: Positive = 27.8
+    """Gamma, weight of the mean loss per token of the pretraining batch."""
+    batch_size: Count = 16
+    """Sequences per optimiser step."""
+    length: Annotated[int, Field(ge=2)] = 128
+    """Tokens per sequence; longer documents are cut."""
+
+
+class PPO(AlgorithmSection):
+    """Proximal policy optimisation (Schulman et al. 2017) as used on language models since Ziegler et al. 2019."""
+
+    kind: Literal["ppo"] = "ppo"
+    """Which algorithm trains the policy: `ppo`, or `python` for a class of your own."""
+    steps: Count = 20
+    """Optimisation steps: each one samples `episodes` and learns from them."""
+    episodes: Count = 256
+    """Prompts sampled per step, one completion each."""
+    epochs: Count = 2
+    """Passes over the episodes of a step, each in a fresh order."""
+    minibatches: Count = 4
+    """Optimiser steps per pass."""
+    micro_batch_tokens: Count | None = None
+    """Most tokens, padding included, in one forward pass; changes speed and memory, never the gradients. Default 2,048
+    on a CPU (what its caches hold) and 32,768 on a GPU."""
+    learning_rate: Positive = 3e-4
+    """The policy's peak learning rate."""
+    critic_learning_rate: Positive = 1e-3
+    """The critic's peak learning rate."""
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    """How both learning rates fall over the steps: linear and cosine end near 0 (linear: N+ details 2024)."""
+    warmup: Unit = 0.0
+    """Share of the steps over which both learning rates rise from 0."""
+    adam_epsilon: Positive = 1e-5
+    """Adam's epsilon (Baselines' PPO, N+ details: 1e-5 rather than 1e-8)."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay, for both networks."""
+    max_grad_norm: Positive = 1.0
+    """Longest gradient, for the policy and for the critic by itself."""
+    clip: Positive = 0.2
+    """Clipping range of the ratio (Schulman 2017)."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound on -ratio * advantage, in multiples of -advantage, where the advantage is negative (Ye et al. 2020; 3)."""
+    value_clip: Positive | None = 0.2
+    """Clipping range of the value around its old estimate (Ziegler 2019); null for none."""
+    discount: Unit = 1.0
+    """Gamma."""
+    gae_lambda: Unit = 0.95
+    """Lambda of generalised advantage estimation (Schulman 2016)."""
+    truncated_value: Literal["zero", "bootstrap"] = "zero"
+    """Value after a response that was cut off: 0 (TRL, verl), or the critic's estimate there (AReaL)."""
+    whiten_advantages: bool = True
+    """Advantages to mean 0 and variance 1 over all tokens of the step (N+ details; over all ranks: OpenRLHF)."""
+    whiten_rewards: bool = False
+    """Per-token rewards to variance 1, mean kept, before the advantages (N+ details found it harmful)."""
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the entropy bonus (Schulman 2017), in units of reward per nat."""
+    target_kl: Positive | None = None
+    """Leave the rest of a step's minibatches out once the KL to the step's start passes this (Spinning Up, TRL)."""
+    critic_warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps at the start in which only the critic learns (verl); the policy's schedule and beta's steering begin after."""
+    kl_coefficient: NonNegative = 0.05
+    """Beta, weight of the KL to the reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of d = log p - log p_reference: d, d^2 / 2, or exp(-d) - 1 + d (Schulman 2020, "Approximating KL divergence")."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL enters: in each token's reward (Ziegler 2019), or as a loss (k2 or k3; GRPO, OpenRLHF)."""
+    adaptive_kl: AdaptiveKL | None = None
+    """Steer beta instead of keeping it fixed."""
+    reference: Literal["start", "previous"] = "previous"
+    """What the KL is measured against: iteration 0, or the policy this iteration began with."""
+    missing_eos: Literal["subtract", "replace"] = "subtract"
+    """A response cut off at max_tokens: penalty subtracted from its score (TRL), or score = -penalty (N+ details)."""
+    missing_eos_penalty: NonNegative = 1.0
+    """Penalty of a response that was cut off at max_tokens; with "subtract", 0 is none."""
+    normalise_scores: Literal["none", "scale", "standardise"] = "none"
+    """Divide scores by their running standard deviation (trlX), or also subtract their running mean."""
+    score_clip: Positive | None = None
+    """Bound on |score|, after normalisation and before the penalty (trlX `cliprange_reward`)."""
+    importance_cap: Positive | None = 2.0
+    """C in min(exp(log p_old - log p_engine), C), the weight that corrects for an engine whose probabilities differ
+    from the trainer's (truncated importance sampling: Yao et al. 2025, verl, OpenRLHF); null for no correction."""
+    importance_mask: Annotated[float, Field(gt=1)] | None = None
+    """Leave out tokens whose p_old / p_engine lies outside [1 / this, this] (IcePop, 2025)."""
+    async_rollouts: bool = False
+    """Sample a step's episodes during the update before, with weights one step older (Noukhovitch et al. 2024)."""
+    pretraining: Pretraining | None = None
+    """Mix a language-modelling loss into the policy's (PPO-ptx)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products in training; weights, log-probs and losses stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile the bodies of policy, reference and critic: pays on GPUs and in long runs."""
+    checkpoint_every: Count = 5
+    """Steps between checkpoints inside PPO; a killed run repeats at most so many, identically."""
+    log_samples: Annotated[int, Field(ge=0)] = 4
+    """Episodes per step written to samples.jsonl with their scores."""
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Return the steps."""
+        return self.steps
+
+    @property
+    def episodes_per_step(self) -> int:
+        """Return the episodes."""
+        return self.episodes
+
+    @property
+    def summary(self) -> str:
+        """Return steps, episodes and the coefficient of the KL."""
+        return (
+            f"PPO: {self.steps} steps of {self.episodes} episodes per iteration, KL coefficient {self.kl_coefficient:g}"
+        )
+
+    @model_validator(mode="after")
+    def _check(self) -> "PPO":
+        if self.episodes % self.minibatches:
+            raise ValueError(f"episodes {self.episodes} is not divisible by minibatches {self.minibatches}")
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "kl_in loss with kl_estimator k1 has a gradient of mean 0, so it holds nothing back: use "
+                "k2 or k3, or put k1 in the reward"
+            )
+        if self.async_rollouts and self.importance_cap is None:
+            raise ValueError(
+                "async_rollouts samples with older weights, which importance_cap corrects for: set it, "
+                "for example to 2.0"
+            )
+        if self.adaptive_kl is not None and self.adaptive_kl.horizon <= self.episodes / 5:
+            raise ValueError(
+                f"adaptive_kl.horizon {self.adaptive_kl.horizon:g} lets one step of {self.episodes} episodes turn "
+                f"beta negative: make it at least {self.episodes // 5 + 1}, better thousands"
+            )
+        if self.critic_warmup >= self.steps:
+            raise ValueError(f"critic_warmup {self.critic_warmup} leaves none of the {self.steps} steps to the policy")
+        return self
