@@ -39,6 +39,7 @@ ORDER = (
     "judges.audit",
     "judges.distill",
     "selfplay.rewards",
+    "selfplay.training",
     "selfplay.rl",
     "selfplay.context",
     "selfplay.algorithms",

@@ -26,8 +26,8 @@ from selfplay.context import RunContext
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import log
-from selfplay.stages.supervised import demonstration_rows, document_rows, train_supervised
 from selfplay.storage.files import write_json, write_json_lines
+from selfplay.training.supervised import demonstration_rows, document_rows, train_supervised
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, END, SYSTEM, USER, ASSISTANT]

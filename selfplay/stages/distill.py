@@ -29,9 +29,9 @@ from selfplay.models import load_policy, load_tokenizer, save
 from selfplay.progress import log
 from selfplay.records import Pair, Prompt
 from selfplay.stages.judge_model import check_labels, lesson_tokenizer, small_llama
-from selfplay.stages.supervised import demonstration_rows, train_supervised
 from selfplay.storage import durable
 from selfplay.storage.files import write_json
+from selfplay.training.supervised import demonstration_rows, train_supervised
 
 HELD_OUT = 5
 """One prompt of so many measures and does not teach."""

@@ -30,8 +30,8 @@ from selfplay.models import encode_prompt, save
 from selfplay.progress import log
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
-from selfplay.stages.supervised import train_supervised
 from selfplay.storage.files import write_json, write_json_lines
+from selfplay.training.supervised import train_supervised
 
 SAMPLE = 2000
 """Lessons that the tokenizer is trained on."""

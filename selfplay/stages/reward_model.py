@@ -20,9 +20,9 @@ from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.progress import log
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.generate import stage_name
-from selfplay.stages.supervised import one_device, train_or_load, trainer_options
 from selfplay.stats.intervals import clustered_interval
 from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_json_lines
+from selfplay.training.supervised import one_device, train_or_load, trainer_options
 
 Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10

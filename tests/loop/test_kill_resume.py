@@ -11,12 +11,12 @@ from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
 
 MOMENTS = [
-    Moment("selfplay.stages.supervised", "Watcher.on_step_end", 30),  # pretraining, behind a checkpoint
+    Moment("selfplay.training.supervised", "Watcher.on_step_end", 30),  # pretraining, behind a checkpoint
     Moment("selfplay.stages.bootstrap", "fine_tune", 1),  # between pretraining and fine-tuning
     Moment("selfplay.stages.evaluate", "write_rows", 1),  # the start's held-out answers are in the journal only
     Moment("selfplay.storage.journal", "Journal.append", 2),  # generation, one batch done
     Moment("selfplay.stages.label", "write_json", 1),  # verdicts written, health not
-    Moment("selfplay.stages.supervised", "Watcher.on_step_end", 5),
+    Moment("selfplay.training.supervised", "Watcher.on_step_end", 5),
     Moment("selfplay.rl.trainer", "save_checkpoint", 2),  # the second step is learned and not saved
     Moment("selfplay.rl.checkpoint", "write_sealed", 1),  # a checkpoint is half written
     Moment("selfplay.stages.evaluate", "win_rate", 1),

@@ -10,7 +10,7 @@ from killing import Moment, in_process, run_recipe
 
 from selfplay.storage.files import read_json
 
-STEP = "selfplay.stages.supervised", "Watcher.on_step_end"
+STEP = "selfplay.training.supervised", "Watcher.on_step_end"
 MOMENTS = {
     "generate": [
         Moment("selfplay.storage.journal", "Journal.append", 1),

@@ -19,7 +19,7 @@ from selfplay.storage.files import read_json
 from selfplay.storage.journal import Journal
 
 TERM, WARNING = signal.SIGTERM, signal.SIGUSR1
-STOP_OF_A_STEP = "selfplay.stages.supervised", "Watcher.on_step_end"
+STOP_OF_A_STEP = "selfplay.training.supervised", "Watcher.on_step_end"
 STOP_OF_A_BATCH = "selfplay.storage.durable", "append"
 STOPS = {
     "pretraining, in step 7": (Moment(*STOP_OF_A_STEP, 7, signal=WARNING), "000/policy.partial/work/pretrain/step-7"),

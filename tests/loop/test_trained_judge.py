@@ -227,7 +227,7 @@ def test_its_chances_are_calibrated_against_the_rules_and_no_winner_changes(home
 def test_killed_once_twice_or_three_times_it_ends_the_same(home: Path, training_seed: int) -> None:
     output, seed = home / "killed", f"seed={training_seed}"
     moments = [
-        Moment("selfplay.stages.supervised", "Watcher.on_step_end", SMALL_STEPS + 120),
+        Moment("selfplay.training.supervised", "Watcher.on_step_end", SMALL_STEPS + 120),
         Moment("selfplay.stages.judge_model", "agreement", 2),  # all is learned, and some of it measured
         Moment("selfplay.stages.judge_model", "write_json", 1),
     ]

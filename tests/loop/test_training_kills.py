@@ -13,9 +13,9 @@ from selfplay.models import save
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
 from selfplay.stages.reward_model import train_reward_model
-from selfplay.stages.supervised import document_rows, train_supervised
 from selfplay.storage.checksums import check_of_file
 from selfplay.storage.files import read_json, write_json
+from selfplay.training.supervised import document_rows, train_supervised
 
 KINDS = ("language model", "reward model")
 STEPS = 45
@@ -60,16 +60,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def step(number: int) -> Moment:
-    return Moment("selfplay.stages.supervised", "Watcher.on_step_end", number)
+    return Moment("selfplay.training.supervised", "Watcher.on_step_end", number)
 
 
 MODEL_IS_WRITTEN = "transformers.trainer", "Trainer._save_optimizer_and_scheduler"
 ALL_BUT_ITS_STATE_IS_WRITTEN = "transformers.trainer_callback", "TrainerState.save_to_json"
-ALL_IS_WRITTEN = "selfplay.stages.checkpoints", "write_sealed"
+ALL_IS_WRITTEN = "selfplay.training.checkpoints", "write_sealed"
 READY = "selfplay.storage.durable", "publish"
 OLD_ONE_STAYS = "selfplay.storage.durable", "remove_tree"
-ENDED = Moment("selfplay.stages.supervised", "logged", 1)
-LOADING = Moment("selfplay.stages.supervised", "align_special_tokens", 1)
+ENDED = Moment("selfplay.training.supervised", "logged", 1)
+LOADING = Moment("selfplay.training.supervised", "align_special_tokens", 1)
 CASES = {
     "within the steps": [step(30), step(23)],
     "in the last step": [step(45)],

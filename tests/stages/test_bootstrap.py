@@ -26,7 +26,7 @@ from selfplay.stages.bootstrap import (
     llama_config,
     train_tokenizer,
 )
-from selfplay.stages.supervised import demonstration_rows, document_rows, one_device
+from selfplay.training.supervised import demonstration_rows, document_rows, one_device
 
 SHAPE = Architecture(layers=1, hidden_size=32, heads=2, intermediate_size=48, context=24)
 TEXTS = documents(60)

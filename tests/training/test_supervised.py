@@ -12,7 +12,7 @@ from selfplay.errors import Diverged
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
 from selfplay.stages.reward_model import train_reward_model
-from selfplay.stages.supervised import document_rows, train_supervised
+from selfplay.training.supervised import document_rows, train_supervised
 
 TOKENIZER = train_tokenizer(documents(50), 300)
 CONFIG = llama_config(Architecture(layers=1, hidden_size=16, heads=1, intermediate_size=16, context=32), TOKENIZER)

@@ -18,8 +18,8 @@ from selfplay.errors import Diverged
 from selfplay.models import encode_prompt
 from selfplay.progress import Meter, meter
 from selfplay.records import Prompt
-from selfplay.stages.checkpoints import WRITING, logged, newest, publish, step_of
 from selfplay.storage import durable
+from selfplay.training.checkpoints import WRITING, logged, newest, publish, step_of
 
 SMALLEST_FOR_BFLOAT16 = 20_000_000
 
