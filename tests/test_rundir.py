@@ -105,6 +105,8 @@ def test_hashes_and_seeds_are_those_of_sha256(tmp_path: Path) -> None:
     # The first eight hex digits are 32 bits, of which the lowest 31 are the seed.
     digits = hashlib.sha256(b'[3, "prompts"]').hexdigest()[:8]
     assert derived_seed(3, "prompts") == int(digits, 16) % 2**31
+    names = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a0", 0), ("0", "a", 0)]
+    assert len({derived_seed(*name) for name in names}) == 6
     assert len({derived_seed(seed, name) for seed in range(20) for name in "abc"}) == 60
 
 

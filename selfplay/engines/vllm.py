@@ -9,7 +9,6 @@ What runs on a GPU only (weights over CUDA IPC, sleeping, tensor parallelism) is
 been run: the machines this was built on had none. The CPU path is measured in tests/engines/test_vllm.py.
 """
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from selfplay.engines.watchdog import GO_ON, Watchdog
 from selfplay.errors import ConfigError, EngineFailed
 from selfplay.models import decode, encode_prompt, load_tokenizer, special_texts, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
+from selfplay.storage.files import derived_seed
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Attention head sizes that vLLM's CPU kernels have (`CPUAttentionBackend.get_supported_head_sizes`)."""
@@ -175,7 +175,7 @@ class VllmEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             max_tokens=sampling.max_tokens,
-            seed=request_seed(sampling.seed, prompt_id, index),
+            seed=derived_seed(sampling.seed, prompt_id, index),
             logprobs=0 if sampling.temperature else None,  # a judge's greedy answer needs none, and they take time
             flat_logprobs=True,
             stop=list(sampling.stop),
@@ -197,12 +197,6 @@ class VllmEngine:
             policy=self.name,
             logprobs=tuple(output.logprobs.logprobs) if sampling.temperature else None,
         )
-
-
-def request_seed(seed: int, prompt_id: str, index: int) -> int:
-    """Seed in [0, 2^63) of one completion, from a hash of its name."""
-    digest = hashlib.sha256(f"{seed}\x00{prompt_id}\x00{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def head_size(model_config: Any) -> int:

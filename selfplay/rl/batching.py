@@ -5,13 +5,15 @@ A sequence is prompt and response without padding between them, padded on the ri
 (flash, flex) the sequences are packed into one row instead.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from selfplay.storage.files import derived_seed
+
+derive_seed = derived_seed
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -90,8 +92,3 @@ def prompt_order(step: int, episodes: int, count: int, seed: int) -> list[int]:
             shuffles[turn] = torch.randperm(count, generator=generator).tolist()
         order.append(shuffles[turn][offset])
     return order
-
-
-def derive_seed(*parts: object) -> int:
-    """Return a seed in [0, 2^62) that belongs to these parts; the same on every machine."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 2

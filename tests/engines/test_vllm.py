@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from selfplay.config import SamplingParams
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import TransformersEngine
-from selfplay.engines.vllm import CPU_HEAD_SIZES, VllmEngine, check_head_size, head_size, request_seed
+from selfplay.engines.vllm import CPU_HEAD_SIZES, VllmEngine, check_head_size, head_size
 from selfplay.errors import ConfigError
 from selfplay.models import decode, encode_prompt, load_tokenizer, save
 from selfplay.records import Completion, Prompt
@@ -280,11 +280,6 @@ def test_a_head_size_without_kernel_is_refused_before_vllm_starts(tmp_path: Path
     with pytest.raises(ConfigError, match="heads of size 16, but vLLM on a CPU knows 32, 64"):
         VllmEngine(tmp_path)
     check_head_size(64, "a model")
-
-
-def test_request_seeds_differ_in_every_part_of_the_name() -> None:
-    seeds = {request_seed(*name) for name in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a0", 0)]}
-    assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_the_tokenizer_is_the_checkpoints(tied: VllmEngine, tmp_path: Path) -> None:
