@@ -21,6 +21,7 @@ from selfplay import stopping
 from selfplay.algorithms import Needs, algorithm_of
 from selfplay.config import Recipe
 from selfplay.context import RunContext
+from selfplay.distributed.cluster import connected
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
 from selfplay.preflight import check, refuse_pruned
@@ -63,6 +64,7 @@ def open_run(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], l
     settle_libraries(recipe.threads)
     settings = recipe.model_dump(mode="json")
     with (
+        connected(recipe.launch),
         closing(Tracker(recipe.report_to, files.path, recipe.name, settings)) as tracker,
         closing(RunContext(recipe, files, *prompts, tracker=tracker)) as current,
     ):

@@ -111,6 +111,7 @@ def check_packages(recipe: Recipe) -> None:
     for wanted, package, way_out in (
         (recipe.engine.kind == "vllm", "vllm", "see `selfplay doctor`, or set engine.kind to transformers"),
         (recipe.policy.lora is not None, "peft", "pip install 'selfplay-loop[lora]', or leave policy.lora out"),
+        (recipe.launch is not None, "ray", "pip install 'selfplay-loop[ray]', or leave launch out"),
     ):
         if wanted and importlib.util.find_spec(package) is None:
             raise ConfigError(f"the recipe needs the package {package}, which is not installed: {way_out}")

@@ -35,7 +35,7 @@ from selfplay.storage.files import hash_of, json_lines, read_json_lines
 from selfplay.storage.provenance import changes, provenance
 from selfplay.storage.upgrade import upgrade_settings, upgrade_unfinished
 
-FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations")
+FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations", "launch")
 """Settings that may change on a run that has begun: none of them changes what its finished stages made."""
 WORK = "work"
 """Folder in an unfinished stage's for all that it needs to go on; the last thing to be removed."""

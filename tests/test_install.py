@@ -27,6 +27,7 @@ IN_EXTRAS = {
     "vllm": "cpu",
     "psutil": "cpu",
     "peft": "lora",
+    "ray": "ray",
     "resvg_py": "png",
 }
 """Modules that only an extra brings; psutil is loaded inside vLLM's processes only."""

@@ -143,6 +143,7 @@ def test_a_function_as_the_reward_needs_no_prompts_for_pairs(tmp_path: Path) -> 
     [
         ("vllm", ["engine.kind=vllm"]),
         ("peft", ["policy.lora={rank: 4}"]),
+        ("ray", ["launch={workers: 2}"]),
     ],
 )
 def test_packages_that_a_recipe_needs(

@@ -333,7 +333,9 @@ def test_the_same_recipe_goes_on_and_keeps_its_provenance(tmp_path: Path) -> Non
 def test_settings_that_change_nothing_that_is_finished_may_change(tmp_path: Path) -> None:
     files = RunDirectory(tmp_path)
     files.begin(recipe())
-    changed = recipe(description="new", output=str(tmp_path), threads=3, report_to=["wandb"], iterations=9)
+    changed = recipe(
+        description="new", output=str(tmp_path), threads=3, report_to=["wandb"], iterations=9, launch={"workers": 2}
+    )
     assert all(getattr(changed, key) != getattr(recipe(), key) for key in FREE_SETTINGS)
     files.begin(changed)
     assert files.recipe() == changed

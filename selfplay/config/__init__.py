@@ -8,6 +8,7 @@ checked by `selfplay.preflight`.
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
 from selfplay.config.data import Generate, Prompts, PromptSource, Sampling, SamplingParams
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
+from selfplay.config.launch import Launch
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
 from selfplay.config.ppo import PPO, AdaptiveKL, Pretraining
@@ -31,6 +32,7 @@ __all__ = [
     "Guard",
     "Judge",
     "JudgeBootstrap",
+    "Launch",
     "Lora",
     "NonNegative",
     "Optimisation",

@@ -9,6 +9,7 @@ from selfplay.config.algorithms import Algorithm
 from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
 from selfplay.config.data import Generate, Prompts, Sampling
 from selfplay.config.judging import Judge
+from selfplay.config.launch import Launch
 from selfplay.config.models import Engine, Policy
 from selfplay.config.ppo import PPO
 from selfplay.config.rewards import AddedReward, Reward
@@ -64,6 +65,8 @@ class Recipe(Section):
     """Rounds of generate, label, reward, policy, evaluate."""
     threads: Count | None = None
     """CPU threads for torch; default OMP_NUM_THREADS, or else all cores."""
+    launch: Launch | None = None
+    """Workers of Ray on one machine or many, such as `{workers: 8}`; null runs everything in this process."""
     prompts: Prompts = Prompts()
     policy: Policy
     engine: Engine = Engine()

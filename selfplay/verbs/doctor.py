@@ -244,6 +244,9 @@ def vllm(installed: Mapping[str, str], has_gpu: bool) -> list[Finding]:
 
 def extras(installed: Mapping[str, str]) -> list[Finding]:
     """Return optional packages that a recipe may ask for."""
-    if "peft" in installed:
-        return [Finding("peft", "fine", installed["peft"])]
-    return [Finding("peft", "note", "absent: policy.lora will be refused", install_line("lora"))]
+    return [
+        Finding(package, "fine", installed[package])
+        if package in installed
+        else Finding(package, "note", f"absent: {setting} will be refused", install_line(extra))
+        for package, setting, extra in (("peft", "policy.lora", "lora"), ("ray", "launch", "ray"))
+    ]

@@ -134,6 +134,11 @@ def test_wrong_types_and_ranges(tmp_path: Path, setting: str, sentence: str) -> 
             "on; name another file or split",
         ),
         ("iterations: 2", "setting 'policy' is missing"),
+        (
+            MINIMAL + "launch: {nodes: 2, workers: 8}",
+            "launch: nodes is 2, and address names no cluster: run `ray start --head` on one machine and `ray "
+            "start --address=HOST:6379` on the others, and set address to auto",
+        ),
     ],
 )
 def test_contradictions(tmp_path: Path, settings: str, sentence: str) -> None:
