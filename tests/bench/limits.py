@@ -88,7 +88,13 @@ def main() -> None:
 
     answers = trainer.sampler.answers(0)
     episodes, _ = score(answers, prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id)
-    estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic_network, config)
+    estimates = estimate(
+        episodes,
+        trainer.learner.policy_network,
+        trainer.learner.reference_network,
+        trainer.learner.critic_network,
+        config,
+    )
     experience = build_experience(episodes, estimates, config, 0.05, RunningMoments())
 
     body, whole = flop_of_pass(shape, episodes, head=False), flop_of_pass(shape, episodes, head=True)
@@ -100,10 +106,18 @@ def main() -> None:
             "estimate: policy, reference, critic",
             2 * whole + body,
             lambda: estimate(
-                episodes, trainer.policy_network, trainer.reference_network, trainer.critic_network, config
+                episodes,
+                trainer.learner.policy_network,
+                trainer.learner.reference_network,
+                trainer.learner.critic_network,
+                config,
             ),
         ),
-        ("update: policy and critic, one epoch", 3 * (whole + body), lambda: trainer._learn(episodes, experience, 0)),
+        (
+            "update: policy and critic, one epoch",
+            3 * (whole + body),
+            lambda: trainer.learner.learn(episodes, experience, 0),
+        ),
     ]
     rate = matmul_rate(trainer.device, torch.float32, 2048 if trainer.device.type == "cpu" else 8192, given.rounds)
     tokens, spoken = float(sum(episodes.lengths)), float(episodes.response_lengths.sum())

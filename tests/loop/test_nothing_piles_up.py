@@ -104,7 +104,7 @@ def test_twenty_killed_runs_leave_nothing_behind(tiny_run: Path, tmp_path: Path)
     shutil.rmtree(directory / stage)
     moments = [
         Moment("selfplay.rl.trainer", "PPOTrainer.train", 1),
-        Moment("selfplay.rl.trainer", "PPOTrainer._learn", 1),
+        Moment("selfplay.rl.learner", "Learner.learn", 1),
         Moment("selfplay.rl.checkpoint", "write_sealed", 1),
         Moment("selfplay.storage.durable", "_sync", 2),
     ]

@@ -24,8 +24,8 @@ trainer = PPOTrainer(policy, build_tokenizer(), FunctionReward(count_of_fives), 
                      SamplingParams(max_tokens=7), corpus=["1 2 3 4", "5 6", "7 8 9"], on_step=rows.append)
 assert world_size() == {processes}
 episodes, _, experience = rollout(trainer)
-sums = trainer._gradients(episodes, experience, list(range(7)))
-networks = (trainer.policy, trainer.critic)
+sums = trainer.learner.gradients(episodes, experience, list(range(7)))
+networks = (trainer.policy, trainer.learner.critic)
 gradients = [p.grad for network in networks for p in network.parameters()]
 all_reduce(gradients)
 gradients = [gradient.clone() for gradient in gradients]

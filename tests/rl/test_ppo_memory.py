@@ -81,8 +81,8 @@ def test_an_update_of_the_whole_trainer_needs_as_little(
             SamplingParams(max_tokens=length),
         )
         episodes, _, experience = rollout(trainer)
-        held = most_held(lambda: trainer._gradients(episodes, experience, list(range(12))))
-        return held - 4 * sum(p.numel() for network in (policy, trainer.critic) for p in network.parameters())
+        held = most_held(lambda: trainer.learner.gradients(episodes, experience, list(range(12))))
+        return held - 4 * sum(p.numel() for network in (policy, trainer.learner.critic) for p in network.parameters())
 
     small, large = peak(512, 64), peak(151_936, 64)
     # 12 x 64 tokens: all logits at once would be 4 * 768 * 151,936 = 467 MB. The head's products hold two gradients of

@@ -38,7 +38,7 @@ def by_length(prompts: list[str], responses: list[str], meta: list[dict[str, Any
 def all_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     return {
         **{"policy." + name: p.detach() for name, p in trainer.policy.named_parameters()},
-        **{"critic." + name: p.detach() for name, p in trainer.critic.named_parameters()},
+        **{"critic." + name: p.detach() for name, p in trainer.learner.critic.named_parameters()},
     }
 
 
@@ -96,8 +96,9 @@ def test_killed_and_resumed_is_bitwise_the_same(
             raise Killed
         return kept(*arguments, **named)
 
-    kept = cut._step if where == "between" else cut._gradients
-    setattr(cut, "_step" if where == "between" else "_gradients", kill)
+    target, name = (cut, "_step") if where == "between" else (cut.learner, "gradients")
+    kept = getattr(target, name)
+    setattr(target, name, kill)
     with pytest.raises(Killed):
         cut.train()
     (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 4, "objec')

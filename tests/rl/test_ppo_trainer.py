@@ -48,7 +48,7 @@ def make_trainer(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, p
 def gradients(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
     """The gradients of policy and critic, taken away from them."""
     named = [("policy." + name, p) for name, p in trainer.policy.named_parameters()]
-    named += [("critic." + name, p) for name, p in trainer.critic.named_parameters()]
+    named += [("critic." + name, p) for name, p in trainer.learner.critic.named_parameters()]
     found = {name: p.grad.clone() for name, p in named if p.grad is not None}
     for _, p in named:
         p.grad = None
@@ -118,7 +118,7 @@ def naive_loss(
     for row in rows:
         new, entropy = logprobs_of(trainer.policy, row)
         old, ref = logprobs_of(trainer.start, row)[0].detach(), logprobs_of(trainer.base, row)[0].detach()
-        values, old_values = values_of(trainer.critic, row), values_of(trainer.start_critic, row).detach()
+        values, old_values = values_of(trainer.learner.critic, row), values_of(trainer.start_critic, row).detach()
         for t in range(len(new)):
             advantage = (advantages[row][t] - mean) / deviation
             ratio = (new[t] - old[t]).exp()
@@ -167,13 +167,19 @@ def test_gradients_are_those_of_naive_ppo(make_trainer: Maker, make_policy: Poli
         [torch.tensor(answer.logprobs, dtype=torch.float64) for answer in said], batch_first=True
     )
     episodes = Episodes(**{**vars(episodes), "completions": said, "engine_logprobs": padded})
-    estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
+    estimates = estimate(
+        episodes,
+        trainer.learner.policy_network,
+        trainer.learner.reference_network,
+        trainer.learner.critic,
+        trainer.config,
+    )
     experience = build_experience(episodes, estimates, trainer.config, 0.3, trainer.moments)
-    trainer.start, trainer.start_critic = deepcopy(trainer.policy), deepcopy(trainer.critic)
+    trainer.start, trainer.start_critic = deepcopy(trainer.policy), deepcopy(trainer.learner.critic)
     shift(trainer.policy, 1)
-    shift(trainer.critic, 2, 0.1)
+    shift(trainer.learner.critic, 2, 0.1)
     rows = [1, 4, 5, 9]
-    metrics = trainer._gradients(episodes, experience, rows)
+    metrics = trainer.learner.gradients(episodes, experience, rows)
     actual = gradients(trainer)
     policy, value = naive_loss(trainer, episodes, rows, 0.0 if knobs.get("kl_in") == "loss" else 0.3)
     (policy + value).backward()
@@ -188,8 +194,8 @@ def test_gradients_do_not_depend_on_the_split_into_micro_batches(make_trainer: M
         trainer = make_trainer(micro_batch_tokens=budget)
         episodes, _, experience = rollout(trainer)
         shift(trainer.policy, 1)
-        shift(trainer.critic, 2)
-        metrics = trainer._gradients(episodes, experience, list(range(12)))
+        shift(trainer.learner.critic, 2)
+        metrics = trainer.learner.gradients(episodes, experience, list(range(12)))
         found.append((gradients(trainer), metrics))
     for gradient, metrics in found[1:]:
         same(gradient, found[0][0], 1e-9)
@@ -259,18 +265,18 @@ def test_early_stop_leaves_out_the_minibatch_that_went_too_far(make_trainer: Mak
     trainer.train()
     # The first minibatch is on policy (KL 0) and is learnt from; the second is past the target and is not.
     assert rows[0]["policy/minibatches"] == 1 and rows[0]["policy/approxkl_avg"] > 1e-9
-    state = trainer.policy_optimiser.state_dict()["state"]
+    state = trainer.learner.policy_optimiser.state_dict()["state"]
     assert {int(entry["step"]) for entry in state.values()} == {1}
 
 
 def test_only_the_critic_learns_during_its_warm_up(make_trainer: Maker, make_policy: PolicyMaker) -> None:
     start = dict(make_policy().named_parameters())
     trainer = make_trainer(steps=3, critic_warmup=2)
-    critic = deepcopy(trainer.critic.state_dict())
+    critic = deepcopy(trainer.learner.critic.state_dict())
     for step, moved in ((0, False), (1, False), (2, True)):
         trainer._step(step)
         assert any(not torch.equal(p, start[name]) for name, p in trainer.policy.named_parameters()) == moved
-    assert any(not torch.equal(tensor, critic[name]) for name, tensor in trainer.critic.state_dict().items())
+    assert any(not torch.equal(tensor, critic[name]) for name, tensor in trainer.learner.critic.state_dict().items())
 
 
 def test_the_policys_schedule_and_beta_wait_for_the_critic(make_trainer: Maker) -> None:
@@ -332,8 +338,8 @@ def test_pretraining_adds_the_gradient_of_the_language_model_loss(
     trainer = make_trainer(
         corpus=corpus, pretraining=Pretraining(coefficient=27.8, batch_size=5, length=4), micro_batch_tokens=6
     )
-    assert trainer.pretraining is not None
-    loss = trainer.pretraining.add_gradients(trainer.policy_network, trainer.config, seed=11)
+    assert trainer.learner.pretraining is not None
+    loss = trainer.learner.pretraining.add_gradients(trainer.learner.policy_network, trainer.config, seed=11)
     actual = gradients(trainer)
     drawn = torch.randint(3, (5,), generator=torch.Generator().manual_seed(11)).tolist()
     model, parts = make_policy(), []
@@ -410,7 +416,7 @@ def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypa
         episodes, _, experience = rollout(trainer)
         assert (graphs > 0) == compiled
         shift(trainer.policy, 1)
-        trainer._gradients(episodes, experience, list(range(12)))
+        trainer.learner.gradients(episodes, experience, list(range(12)))
         found.append(gradients(trainer))
     same(found[1], found[0], 1e-9)
 

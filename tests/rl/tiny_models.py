@@ -62,5 +62,11 @@ def count_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str
 def rollout(trainer: PPOTrainer, coefficient: float = 0.05) -> tuple[Episodes, Estimates, Experience]:
     """The first step's episodes and what is made of them, without learning."""
     episodes, _ = score(trainer.sampler.answers(0), trainer.prompts, trainer.encoded, trainer.reward, trainer.device, 0)
-    estimates = estimate(episodes, trainer.policy_network, trainer.reference_network, trainer.critic, trainer.config)
+    estimates = estimate(
+        episodes,
+        trainer.learner.policy_network,
+        trainer.learner.reference_network,
+        trainer.learner.critic,
+        trainer.config,
+    )
     return episodes, estimates, build_experience(episodes, estimates, trainer.config, coefficient, trainer.moments)
