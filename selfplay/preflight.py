@@ -21,7 +21,7 @@ from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.progress import log
 from selfplay.records import Prompt
-from selfplay.rewards.python import build_python_reward
+from selfplay.rewards.python import build_python_loss, build_python_reward
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
 from selfplay.tracking import check_trackers
@@ -77,7 +77,9 @@ def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
 
 
 def check_rewards(recipe: Recipe) -> None:
-    """Raise ConfigError for a reward function that is not there, or a judge that cannot be asked about single responses."""
+    """Raise ConfigError for a reward function or loss that is not there, or a judge that cannot be asked about one response."""
+    if recipe.reward.loss == "python":
+        build_python_loss(recipe.reward)
     for part in recipe.rewards:
         if part.function is not None:
             check_function(part.function)

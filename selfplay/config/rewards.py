@@ -15,15 +15,16 @@ class PythonParts(Section):
     the prompts' columns, to one number each; NaN leaves an episode out."""
     python: str | None = None
     """kind python: `package.module:Class` or `./file.py:Class`, with `score(prompts, completions)` that returns one number
-    each, like a function's; the records are those of `selfplay.records`."""
+    each, like a function's; the records are those of `selfplay.records`. With loss python, the loss."""
     options: dict[str, Any] = Field(default_factory=dict)
     """kind python: passed to the class as keywords."""
 
     @model_validator(mode="after")
     def _check_python(self) -> Self:
-        for kind, name in (("function", self.function), ("python", self.python)):
-            if (getattr(self, "kind", None) == kind) != (name is not None):
-                raise ValueError(f"`{kind}` names the Python of kind {kind}, and only of that: set both or neither")
+        for name, reference in (("function", self.function), ("python", self.python)):
+            wanted = name in (getattr(self, "kind", None), getattr(self, "loss", None))
+            if wanted != (reference is not None):
+                raise ValueError(f"`{name}` names the Python of kind {name}, and only of that: set both or neither")
         if self.options and self.python is None:
             raise ValueError("`options` belong to kind python: remove them")
         return self
@@ -47,7 +48,7 @@ class AddedReward(PythonParts):
 
 
 class Reward(PythonParts):
-    """What PPO follows: by default a reward model, trained on the verdicts with TRL's RewardTrainer."""
+    """What PPO follows: by default a reward model, trained on the verdicts."""
 
     kind: Literal["model", "judge", "function", "python"] = "model"
     """`model`: a reward model, trained on the preferences. `judge`: the recipe's judge asked about every response (one
@@ -60,10 +61,15 @@ class Reward(PythonParts):
     backbone: str = "previous"
     """Weights to start from: `previous` (the reward model of the iteration before; in the first, the policy), `policy`
     (the current one), `start`, or a checkpoint or hub id."""
+    loss: Literal["pairwise", "ranking", "best", "soft", "python"] = "pairwise"
+    """What a reward model minimises. `pairwise`: each pair by itself, with TRL's RewardTrainer. The others take all K
+    completions of a prompt at once and forward each of them once. `ranking`: the mean over the prompt's pairs (InstructGPT,
+    Ouyang et al. 2022). `best`: cross-entropy on the judge's best of K (Ziegler et al. 2019). `soft`: cross-entropy on
+    the judge's probability. `python`: a class or function that `python` names, from (scores, verdicts) to a scalar."""
     epochs: Count = 2
     """Passes over the preferences."""
     batch_size: Count = 64
-    """Pairs per optimiser step."""
+    """Pairs per optimiser step; with another loss than pairwise, prompts with all their completions."""
     learning_rate: Positive = 1e-4
     """Peak learning rate; falls linearly to 0."""
     warmup: Unit = 0.05
@@ -73,6 +79,14 @@ class Reward(PythonParts):
     replay: Unit = 0.0
     """Share of each earlier iteration's preferences that is mixed in."""
     margin: bool = False
-    """Use the verdict's margin in the loss (Touvron et al. 2023, Llama 2)."""
+    """Use the verdict's margin in the loss (Touvron et al. 2023, Llama 2): pairwise, ranking, or one of your own."""
     extra_rounds: Annotated[int, Field(ge=0)] = 2
     """How often to fetch as many pairs again if the held-out accuracy is not above chance (lower bound <= 0.5)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Reward":
+        if self.loss != "pairwise" and self.kind != "model":
+            raise ValueError(f"`loss` is a reward model's, and kind is {self.kind}: remove it, or set kind to model")
+        if self.margin and self.loss in ("best", "soft"):
+            raise ValueError(f"loss {self.loss} has no margin: remove `margin`, or take pairwise or ranking")
+        return self

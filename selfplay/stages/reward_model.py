@@ -1,33 +1,34 @@
-"""The reward model: TRL's RewardTrainer on the preferences, measured on prompts that it did not see.
+"""The reward model: trained on the preferences, measured on prompts that it did not see.
 
 Writes a checkpoint (`AutoModelForSequenceClassification`, with shift and scale in its config) and `metrics.json`:
-held-out accuracy with a 95% interval, Brier score, calibration error. Left out: soft labels and ensembles.
+held-out accuracy with a 95% interval, Brier score, calibration error. Left out: ties, which no loss learns from.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import set_seed
-from trl import RewardConfig, RewardTrainer
 
-from selfplay.config import Optimisation, Reward
+from selfplay.config import Reward
 from selfplay.context import RunContext
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
+from selfplay.objects import source_of
 from selfplay.progress import log
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.generate import stage_name
 from selfplay.stats.intervals import clustered_interval
 from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_json_lines
-from selfplay.training.supervised import one_device, train_or_load, trainer_options
+from selfplay.training.reward_model import Rows, train_reward_model
 
-Rows = list[dict[str, Any]]
 CALIBRATION_BINS = 10
 OF_PYTHON: Any = {"python": True, "options": True, "added": {"__all__": {"python", "options"}}}
 """Settings of rewards of the user's own, of which a reward model knows nothing."""
+ADDED = ("loss",)
+"""Settings that came later than the first runs: at their defaults they are left out of a fingerprint, as they were then."""
 
 
 def sources(run: RunContext, iteration: int, extra: int) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
@@ -41,13 +42,25 @@ def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     own, replayed = sources(run, iteration, extra)
     before = [(iteration - 1, folder.name) for folder in run.files.rounds(iteration - 1, "reward")[-1:]]
     return run.fingerprint(
-        run.recipe.reward.model_dump(exclude=OF_PYTHON),
+        settings(run.recipe.reward),
         (iteration - 1, "policy"),
         (1, "generate"),
         *before,
         *own,
         *replayed,
     )
+
+
+def settings(config: Reward) -> Any:
+    """Return the settings that a reward model follows from, with the source of a loss of the user's own."""
+    found = config.model_dump(exclude=OF_PYTHON)
+    for name in ADDED:
+        if found[name] == type(config).model_fields[name].default:
+            del found[name]
+    if config.loss != "python":
+        return found
+    source = hashlib.sha256(source_of(str(config.python))).hexdigest()
+    return [found, config.python, source, config.options]
 
 
 def backbone(run: RunContext, iteration: int) -> str | Path:
@@ -104,8 +117,9 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
 
 
 def preferences(run: RunContext, iteration: int, stage: str) -> Rows:
-    """Return the rows of a stage's preferences."""
-    return read_rows(run.files.stage(iteration, stage) / "preferences.parquet")
+    """Return the rows of a stage's preferences, each with the `round` of pairs that it is from."""
+    rows = read_rows(run.files.stage(iteration, stage) / "preferences.parquet")
+    return [row | {"round": f"{iteration}/{stage}"} for row in rows]
 
 
 def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
@@ -120,28 +134,6 @@ def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
 def draw(rows: Rows, share: float, seed: int) -> Rows:
     """Return a share of the rows, each by a hash of its pair's id."""
     return [row for row in rows if derived_seed(seed, row["pair_id"]) % 10_000 < share * 10_000]
-
-
-def train_reward_model(model: RewardModel, rows: Rows, config: Reward, work: Path, seed: int) -> list[dict[str, float]]:
-    """Train in place with TRL's RewardTrainer; see `supervised.train_or_load`."""
-    steps = max(1, math.ceil(len(rows) / config.batch_size) * config.epochs)
-    training = Optimisation(
-        steps=steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        weight_decay=0.0,
-        schedule="linear",
-    )
-    options = trainer_options(model.model, training, work, seed, checkpoint_every=max(20, steps // 2))
-    columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
-    trainer = RewardTrainer(
-        model=model.model,
-        processing_class=model.tokenizer,
-        args=one_device(RewardConfig(**options, max_length=None, dataset_num_proc=None)),
-        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
-    )
-    return train_or_load(trainer, work, "train reward model")
 
 
 def start_samples(run: RunContext, tokenizer: Any) -> list[list[int]]:

@@ -86,6 +86,21 @@ class Brief:
         return [-self.factor * len(one.text.split()) for one in completions]
 
 
+class Hinge:
+    """At least so far apart."""
+
+    def __init__(self, gap):
+        self.gap = gap
+
+    def __call__(self, scores, verdicts):
+        return (self.gap - scores[verdicts.chosen] + scores[verdicts.rejected]).clamp_min(0).mean()
+
+
+def squared(scores, verdicts):
+    """The same as a function, softer."""
+    return ((9 - scores[verdicts.chosen] + scores[verdicts.rejected]) ** 2).mean()
+
+
 class Silent:
     """No reward at all."""
 '''
@@ -138,6 +153,20 @@ def test_a_reward_from_outside(folder: Path, tiny_run: Path) -> None:
         assert row["score"] == -0.5 * len(row["response"].split())
 
 
+@pytest.mark.parametrize("loss", ["Hinge, options: {gap: 90.0}", "squared"])
+def test_a_reward_models_loss_from_outside(folder: Path, tiny_run: Path, loss: str) -> None:
+    """Untrained scores lie close together, so the first loss is about the gap asked for, or its square."""
+    name, _, options = loss.partition(",")
+    made = f"loss: python, python: '{folder}/own.py:{name}',{options or ' options: {}'}"
+    more = f"reward={{{made}, heldout_share: 0.3, batch_size: 64}}"
+    start = tiny_run / "iteration-000" / "policy"
+    settings = [*overrides(folder, start, more), "generate.prompts=64", "algorithm.steps=1", "reward.extra_rounds=0"]
+    directory = run(load_recipe(folder / "tiny.yaml", settings)) / "iteration-001"
+    rows = read_json_lines(directory / "reward" / "metrics.jsonl")
+    assert len(rows) == 2, "64 prompts are one batch, of two epochs"
+    assert rows[0]["reward/loss"] == pytest.approx(90 if options else 9 * 9, abs=9)
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
@@ -145,6 +174,12 @@ def test_a_reward_from_outside(folder: Path, tiny_run: Path) -> None:
         ("reward={{kind: python, python: '{own}:Brief', options: {{f: 1}}}}", "Brief .*unexpected keyword argument"),
         ("reward={{kind: python}}", "`python` names the Python of kind python, and only of that"),
         ("reward={{kind: python, python: '{own}:Brieg'}}", "has no 'Brieg', did you mean 'Brief'"),
+        ("reward={{loss: python, python: '{own}:Hinge'}}", "the loss .*missing 1 required"),
+        ("reward={{loss: python, python: '{own}:squared', options: {{a: 1}}}}", "is a function, which takes no `options`"),
+        ("reward={{loss: python, python: '{own}:Silent'}}", "is a Silent without `__call__`"),
+        ("reward={{loss: python}}", "`python` names the Python of kind python"),
+        ("reward={{loss: soft, kind: judge}}", "`loss` is a reward model's, and kind is judge"),
+        ("reward={{loss: best, margin: true}}", "loss best has no margin"),
         ("algorithm={{kind: python, python: '{own}:Imitate'}}", "the algorithm .*missing 1 required"),
         ("algorithm={{kind: dpo2}}", "algorithm"),
         ("engine={{kind: vllm, python: 'a:b'}}", "`python` names the class of kind python, and only of that"),

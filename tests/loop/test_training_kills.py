@@ -12,12 +12,12 @@ from selfplay.config import Architecture, Optimisation, Reward
 from selfplay.models import save
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
-from selfplay.stages.reward_model import train_reward_model
 from selfplay.storage.checksums import check_of_file
 from selfplay.storage.files import read_json, write_json
+from selfplay.training.reward_model import train_reward_model
 from selfplay.training.supervised import document_rows, train_supervised
 
-KINDS = ("language model", "reward model")
+KINDS = ("language model", "reward model", "ranking reward model")
 STEPS = 45
 """Of a language model, 25 to an epoch, with checkpoints behind 20, 40 and 45; a reward model has 46, two epochs."""
 
@@ -38,8 +38,13 @@ def train(kind: str, work: Path, result: Path) -> None:
     else:
         config.num_labels = 1
         model = LlamaForSequenceClassification(config)
-        rows = [{"chosen_ids": one, "rejected_ids": one[:9]} for one in texts[:90]]
-        settings = Reward(batch_size=4, learning_rate=1e-2, epochs=2)  # 23 steps an epoch
+        rows = [
+            {"prompt_id": str(place), "chosen_ids": one, "rejected_ids": one[:cut], "confidence": 1.0, "margin": 1.0}
+            for place, one in enumerate(texts[:90])
+            for cut in ((9, 5) if kind == "ranking reward model" else (9,))
+        ]
+        loss = "ranking" if kind == "ranking reward model" else "pairwise"
+        settings = Reward(batch_size=4, learning_rate=1e-2, epochs=2, loss=loss)  # 23 steps an epoch
         logged = train_reward_model(RewardModel(model, tokenizer), rows, settings, work, 3)
     save(model, tokenizer, result)
     write_json(result / "rows.json", logged)
@@ -92,6 +97,7 @@ CASES = {
     [
         *(("language model", case) for case in CASES),
         *(("reward model", case) for case in ("within the steps", "around the rename", "at the end, three times")),
+        *(("ranking reward model", case) for case in ("within the steps", "at the end, three times")),
     ],
 )
 def test_whatever_ends_it_nothing_changes(whole: Path, kind: str, case: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from selfplay.config import Architecture, Optimisation, Reward
 from selfplay.errors import Diverged
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
-from selfplay.stages.reward_model import train_reward_model
+from selfplay.training.reward_model import train_reward_model
 from selfplay.training.supervised import document_rows, train_supervised
 
 TOKENIZER = train_tokenizer(documents(50), 300)
