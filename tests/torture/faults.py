@@ -28,6 +28,8 @@ class Known:
     once: dict[str, Any]
     twice: dict[str, Any]
     """The same for two iterations."""
+    served: dict[str, Any]
+    """The same where a server answers for the judge that labels."""
     calls: list[str]
     seconds: float
     stopped: list[Path] = field(default_factory=list)
@@ -246,23 +248,3 @@ def handled(folder: Path, known: Known, number: int, draw: random.Random) -> Out
     (run / "best" / "notes.txt").unlink()
     different = differences(result(project), known.twice)
     return Outcome("copies and own files", "", OTHER if different else EXACT, ", ".join(different))
-
-
-KINDS: dict[str, tuple[Case, int]] = {
-    "death at a call": (death, 0),
-    "power cut": (power_cut, 100),
-    "full disk": (full_disk, 60),
-    "disk refuses a call": (refused_call, 60),
-    "failing rename": (failing_rename, 40),
-    "disk refuses large files": (file_size_limit, 12),
-    "SIGKILL": (signalled("SIGKILL"), 60),
-    "SIGTERM": (signalled("SIGTERM"), 40),
-    "SIGINT": (signalled("SIGINT"), 20),
-    "three kills": (three_kills, 20),
-    "changed byte": (damaged("changed byte", flip), 120),
-    "cut file": (damaged("cut file", cut), 60),
-    "deleted file": (damaged("deleted file", delete), 40),
-    "project moved": (moved, 8),
-    "copies and own files": (handled, 4),
-}
-"""Kind -> its case, and how many of it a full torture tries; 0 means one for each call of the file layer."""

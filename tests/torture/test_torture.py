@@ -28,7 +28,7 @@ def test_twenty_faults_are_resumed_exactly_or_refused_with_a_sentence(tmp_path: 
             "--log",
             str(log),
         ],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/engines")))},
         capture_output=True,
         text=True,
         check=False,

@@ -45,6 +45,18 @@ output: {kind: logprob, labels: {A: 1, B: 0}}
 on_error: {max_failure_rate: 1.0}
 """
 
+SERVED = """\
+mode: pairwise
+model: served
+messages:
+  - {role: user, content: "{{ responses[0] }}|||{{ responses[1] }}"}
+output: {kind: regex, pattern: '\\[\\[([AB])\\]\\]', labels: {A: 1, B: 0}}
+on_error: {retries: 0, action: abort}
+thresholds: {length_bias: 1.0, canary_wins: 1.0, swap_consistency: 0.0}
+endpoint: {url: ADDRESS, key_variable: null, timeout: 1.0, retries: 1, longest_wait: 0.05, concurrency: 4}
+"""
+"""A judge behind a server: whatever goes wrong with a call stops the run, and is asked again when it goes on."""
+
 LONGEST = '''\
 """A judge that prefers the longer text, and writes down each pair that it is asked about."""
 
@@ -77,10 +89,11 @@ class Longest:
 '''
 
 
-def write_project(folder: Path) -> Path:
-    """Write the recipe and its judges into a new folder; returns the recipe's path."""
+def write_project(folder: Path, server: str | None = None) -> Path:
+    """Write the recipe and its judges into a new folder; returns the recipe's path. `server`: the address of the judge."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("judge.yaml", JUDGE), ("measuring.yaml", MEASURING), ("longest.py", LONGEST)):
+    judge = JUDGE if server is None else SERVED.replace("ADDRESS", server)
+    for name, text in (("judge.yaml", judge), ("measuring.yaml", MEASURING), ("longest.py", LONGEST)):
         (folder / name).write_text(text)
     (folder / "tiny.yaml").write_text(RECIPE)
     return folder / "tiny.yaml"

