@@ -14,6 +14,7 @@ from selfplay.verbs.chat import chat
 from selfplay.verbs.compare import compare
 from selfplay.verbs.demo import demo
 from selfplay.verbs.judge import judge_app
+from selfplay.verbs.prompts import prompts
 from selfplay.verbs.run import EXIT_CODES, RunArgument, bootstrap, print_table, run, stage
 from selfplay.verbs.runs import diff, note, prune, runs
 
@@ -169,6 +170,7 @@ def report(
 
 app.command()(compare)
 app.command()(chat)
+app.command()(prompts)
 for _verb in (runs, diff, note, prune):
     app.command()(_verb)
 

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(stderr=True, highlight=False)
 LINE_EVERY_SECONDS = 15.0
+SAID: set[str] = set()
+"""Lines of `log_once` that this process has written."""
 
 
 class Meter:
@@ -58,3 +60,10 @@ def log(text: str) -> None:
     """Write one line to the user, on standard error: standard output is for results."""
     console.print(text, markup=False, soft_wrap=True)
     sys.stderr.flush()
+
+
+def log_once(text: str) -> None:
+    """Write a line to the user unless this process has written the very same before."""
+    if text not in SAID:
+        SAID.add(text)
+        log(text)

@@ -20,7 +20,7 @@ class Record(BaseModel):
 class Message(Record):
     """One turn of a conversation, as chat templates expect it."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 

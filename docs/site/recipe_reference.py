@@ -87,7 +87,8 @@ def _held(annotation: Any) -> list[type[BaseModel]]:
     """Return the sections that a setting of this type may hold, in a list or by themselves."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [kind for inner in get_args(annotation) if get_origin(annotation) is not Literal for kind in _held(inner)]
+    held = [kind for inner in get_args(annotation) if get_origin(annotation) is not Literal for kind in _held(inner)]
+    return list(dict.fromkeys(held))
 
 
 def _table(path: str, rows: Sequence[tuple[str, FieldInfo]]) -> list[str]:

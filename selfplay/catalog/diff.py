@@ -1,5 +1,6 @@
 """`selfplay diff A B`: what differs between two runs in recipe, code, data and outcome."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prompts.sources import load_prompts
@@ -38,7 +39,7 @@ def _data(a: Recipe, b: Recipe) -> list[str]:
     return found
 
 
-def _texts(source: PromptSource, seed: int) -> list[str]:
+def _texts(source: PromptSource | Sequence[PromptSource], seed: int) -> list[str]:
     return [hash_of([message.model_dump() for message in prompt.messages]) for prompt in load_prompts(source, seed)]
 
 

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from selfplay.config.base import Count, NonNegative, Section, Texts
+from selfplay.config.base import Count, NonNegative, Positive, Section, Texts
 
 
 class Sampling(Section):
@@ -41,20 +41,59 @@ class PromptSource(Section):
     """Where prompts come from."""
 
     source: str = "stories"
-    """`stories` or `instructions` (built in), a .jsonl / .parquet / .txt file, or the name of a dataset on the hub."""
+    """`stories` or `instructions` (built in), a file (.jsonl, .json, .csv, .tsv, .parquet, .txt; also .gz), a folder of them,
+    or the name of a dataset on the hub. docs/data.md has a table of the shapes of rows that are known."""
     split: str = "train"
-    """Split of a hub dataset, or of a built-in set (`train` and `heldout` never share a prompt)."""
+    """Split of a hub dataset, of a folder, or of a built-in set (`train` and `heldout` never share a prompt)."""
     column: str = "prompt"
-    """Column with the prompt: a string or a list of {role, content}. All other columns become `meta`."""
+    """Column with the prompt: a string or a list of messages. Rows without a column `prompt` are known by the columns they
+    have (`messages`, `conversations`, `instruction`, ...). All columns but those of the request become `meta`, and an answer
+    that the row holds becomes `meta.reference`."""
     limit: Count | None = None
     """Use the first so many prompts; a built-in set makes exactly so many (default 1,024)."""
+    min_characters: Annotated[int, Field(ge=0)] = 0
+    """Leave out prompts whose turns together have fewer characters."""
+    max_characters: Count | None = None
+    """Leave out prompts whose turns together have more characters."""
+    weight: Positive | None = None
+    """In a list of sources: this one's part of the mixture, relative to the other weights. The mixture is the largest that
+    has these proportions and repeats no prompt. Without weights, all prompts of all sources are taken."""
+
+
+def _one_or_several(value: Any) -> str:
+    """Tell a list of sources from one source."""
+    return "(several)" if isinstance(value, list | tuple) else "(one)"
+
+
+PromptSources = Annotated[
+    Annotated[PromptSource, Tag("(one)")]
+    | Annotated[tuple[PromptSource, ...], Field(strict=False, min_length=1), Tag("(several)")],
+    Discriminator(_one_or_several),
+]
+"""One source, or a list of sources that are mixed."""
 
 
 class Prompts(Section):
     """Prompts to learn from, and prompts to measure on. The two may not overlap."""
 
-    train: PromptSource = PromptSource()
+    train: PromptSources = PromptSource()
+    """One source, or a list of them: [{source, weight}, ...]."""
     heldout: PromptSource = PromptSource(split="heldout", limit=256)
+    """Prompts that nothing is trained on."""
+
+    @property
+    def train_sources(self) -> tuple[PromptSource, ...]:
+        """The sources of the training prompts."""
+        return (self.train,) if isinstance(self.train, PromptSource) else self.train
+
+    @model_validator(mode="after")
+    def _check(self) -> "Prompts":
+        weighted = [source.weight is not None for source in self.train_sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError(
+                "some sources of `train` have a `weight` and some have none: set it for all of them, or none"
+            )
+        return self
 
 
 class Generate(Section):

@@ -2,10 +2,12 @@
 
 import codecs
 import difflib
+import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -46,12 +48,21 @@ _Loader.add_implicit_resolver(
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a user's file in UTF-8, or in UTF-16 as editors on Windows save it. Raises ConfigError for others."""
-    start = path.read_bytes()[:200]
+    """Return the text of a user's file in UTF-8, or in UTF-16 as editors on Windows save it; it may be gzipped.
+
+    Raises ConfigError for others.
+    """
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigError(f"{path} is a damaged gzip file: {error}") from None
+    start = data[:200]
     without_mark = "utf-16-be" if start[:1] == b"\0" else "utf-16-le" if b"\0" in start else "utf-8-sig"
     encoding = "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else without_mark
     try:
-        return path.read_text(encoding=encoding)
+        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeError:
         raise ConfigError(f"{path} is not text in UTF-8 or UTF-16; save it as such") from None
 
@@ -120,6 +131,7 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
 
 def _without_kinds(model: type[BaseModel], location: list[str]) -> list[str]:
     """Return a place of the tree as the user wrote it: pydantic also names which member of a union it took."""
+    location = [part for part in location if not part.startswith("(")]
     field = model.model_fields.get(location[0]) if location else None
     if field is None or not field.discriminator or len(location) < 2:
         return location
@@ -134,12 +146,15 @@ def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
         field = model.model_fields.get(part)
         if field is None:
             return []
-        inner = [
-            kind
-            for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
-            if isinstance(kind, type) and issubclass(kind, BaseModel)
-        ]
+        inner = _sections(field.annotation)
         if not inner:
             return []
         model = inner[0]
     return list(model.model_fields)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a setting of this type may hold, in a list or by themselves."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for inner in get_args(annotation) for kind in _sections(inner)]

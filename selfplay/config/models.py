@@ -48,12 +48,17 @@ class Optimisation(Section):
 
 
 class Demonstrations(Section):
-    """Supervised fine-tuning on prompt-response pairs, with TRL's SFTTrainer; the loss is on the response only."""
+    """Supervised fine-tuning on prompts with responses, conversations or plain texts, with TRL's SFTTrainer."""
 
     source: str = "stories"
-    """`stories` (built in, of mixed quality), a .jsonl / .parquet file or a dataset with `prompt` and `completion`."""
+    """`stories` (built in, of mixed quality), or a file, folder or dataset of conversations, prompts with answers, or texts
+    (docs/data.md). In a conversation each of the assistant's turns is a demonstration."""
     count: Count = 6000
     """Use so many demonstrations at most."""
+    completion_only: bool = True
+    """Take the loss on the response alone; false takes it on the prompt too. A plain text is learned whole."""
+    packing: bool = False
+    """Put several demonstrations into one sequence of the model's context, which does not let one see the other."""
     training: Optimisation = Optimisation(steps=200, learning_rate=2e-3)
 
 

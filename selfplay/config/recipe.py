@@ -120,15 +120,16 @@ class Recipe(Section):
                 "sampling.temperature is 0: greedy completions of one prompt are all the same, so there "
                 "is nothing to compare; use a temperature above 0"
             )
-        if self.prompts.train.source != "stories" and "heldout" not in self.prompts.model_fields_set:
+        heldout, sources = self.prompts.heldout, self.prompts.train_sources
+        other = next((one.source for one in sources if one.source != "stories"), None)
+        if other is not None and "heldout" not in self.prompts.model_fields_set:
             raise ValueError(
-                f"prompts.train is {self.prompts.train.source!r}, and prompts.heldout is not set: name the "
+                f"prompts.train is {other!r}, and prompts.heldout is not set: name the "
                 "prompts to measure on, which must not be among those"
             )
-        train, heldout = self.prompts.train, self.prompts.heldout
-        if train.source == heldout.source and train.split == heldout.split:
+        if any((one.source, one.split) == (heldout.source, heldout.split) for one in sources):
             raise ValueError(
-                f"prompts.train and prompts.heldout are the same ({train.source!r}, split "
-                f"{train.split!r}): held-out prompts must not be trained on; name another file or split"
+                f"prompts.train and prompts.heldout are the same ({heldout.source!r}, split "
+                f"{heldout.split!r}): held-out prompts must not be trained on; name another file or split"
             )
         return self

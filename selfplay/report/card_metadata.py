@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from prompts.sources import BUILT_IN_PROMPTS, READABLE
+from prompts.files import names_file
+from prompts.sources import BUILT_IN_PROMPTS
 from selfplay.config import Recipe
 from selfplay.results.run import RATES, Iteration, RunData
 
@@ -45,13 +46,14 @@ def _datasets(recipe: Recipe) -> list[str]:
     """Return the hub's datasets among the sources: neither built in nor files."""
     made = recipe.policy.bootstrap
     taught = made.sft if made else recipe.policy.sft
-    sources = [recipe.prompts.train.source, taught.source if taught else "", made.corpus if made else ""]
+    asked = [source.source for source in recipe.prompts.train_sources]
+    sources = [*asked, taught.source if taught else "", made.corpus if made else ""]
     return [
         source
         for source in dict.fromkeys(sources)
         if source
         and source not in BUILT_IN_PROMPTS
-        and Path(source).suffix not in READABLE
+        and not names_file(source)
         and not Path(source).exists()
         and not source.startswith((".", "/", "~"))
     ]

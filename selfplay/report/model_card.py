@@ -100,13 +100,13 @@ def _training(recipe: Recipe, number: int) -> list[str]:
     """Return data and judges, each judge with the hash of its file; of the start only what made it."""
     if number == 0:
         return ["## Training", "", f"- {_start(recipe)}"]
-    train, heldout = recipe.prompts.train, recipe.prompts.heldout
+    heldout = recipe.prompts.heldout
+    asked = " and ".join(f"{source.source} ({source.split})" for source in recipe.prompts.train_sources)
     lines = [
         "## Training",
         "",
         f"- start: {_start(recipe)}",
-        f"- prompts: {train.source} ({train.split}); measured on "
-        f"{heldout.source} ({heldout.split}), which share none with them",
+        f"- prompts: {asked}; measured on {heldout.source} ({heldout.split}), which share none with them",
         f"- labels: {_judge(recipe.judge.file, recipe.judge.model)}",
     ]
     if recipe.evaluate.judge not in (None, recipe.judge.file):

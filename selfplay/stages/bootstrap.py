@@ -27,7 +27,7 @@ from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import log
 from selfplay.storage.files import write_json, write_json_lines
-from selfplay.training.supervised import demonstration_rows, document_rows, train_supervised
+from selfplay.training.supervised import demonstration_rows, document_rows, packed_rows, train_supervised
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, END, SYSTEM, USER, ASSISTANT]
@@ -163,9 +163,11 @@ def fine_tune(
     """Fine-tune in place on demonstrations. Raises ConfigError if none fits the context."""
     pairs = load_demonstrations(config.source, config.count, seed)
     context = getattr(model.config, "max_position_embeddings", 1 << 30)
-    rows = demonstration_rows(tokenizer, pairs, context)
+    rows = demonstration_rows(tokenizer, pairs, context, config.completion_only)
     if not rows:
         raise ConfigError(f"no demonstration of {config.source!r} fits the model's context of {context} tokens")
     if len(rows) < len(pairs):
         log(f"  {len(pairs) - len(rows)} of {len(pairs)} demonstrations are longer than the context and were left out")
+    if config.packing:
+        rows = packed_rows(rows, context)
     train_supervised(model, tokenizer, rows, config.training, work, seed, "fine-tune")

@@ -1,7 +1,7 @@
 """Supervised training on token ids with TRL's SFTTrainer: pretraining on text, fine-tuning on demonstrations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +135,25 @@ def train_supervised(
     seed: int,
     label: str,
 ) -> list[dict[str, float]]:
-    """Train `model` in place on rows of `input_ids` and `labels` (-100 where there is no loss); see `train_or_load`."""
+    """Train `model` in place on rows of `input_ids` and `labels` (-100 where there is no loss); see `train_or_load`.
+
+    Rows with `position_ids` hold several texts each, which do not see one another (`packed_rows`).
+    """
     set_seed(seed)
     options = trainer_options(model, training, directory, seed, checkpoint_every=max(20, training.steps // 4))
-    config = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True}, max_length=None, packing=False)
+    config = SFTConfig(
+        **options,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+    )
     trainer = SFTTrainer(
-        model=model, args=one_device(config), train_dataset=Dataset.from_list(list(rows)), processing_class=tokenizer
+        model=model,
+        args=one_device(config),
+        train_dataset=Dataset.from_list(list(rows)),
+        processing_class=tokenizer,
+        data_collator=packed_collator(model, tokenizer) if "position_ids" in rows[0] else None,
     )
     return train_or_load(trainer, directory, label)
 
@@ -156,13 +169,75 @@ def document_rows(documents: Sequence[list[int]], longest: int) -> list[dict[str
 
 
 def demonstration_rows(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Prompt, str]], longest: int
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[Prompt | None, str]],
+    longest: int,
+    completion_only: bool = True,
 ) -> list[dict[str, list[int]]]:
-    """Prompt, response and end token as ids; the loss is on the response and its end. Rows over `longest` are dropped."""
+    """Return prompt, response and end token as ids, with labels on the response and its end, or on all of it.
+
+    Without a prompt, the text and its end are learned whole. Rows over `longest` tokens are dropped.
+    """
     rows = []
     for prompt, response in pairs:
-        ids = encode_prompt(tokenizer, prompt)
-        answer = [*tokenizer(response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = [] if prompt is None else encode_prompt(tokenizer, prompt)
+        answer = list(tokenizer(response, add_special_tokens=prompt is None)["input_ids"])
+        if not answer or answer[-1] != tokenizer.eos_token_id:
+            answer.append(tokenizer.eos_token_id)
         if len(ids) + len(answer) <= longest:
-            rows.append({"input_ids": ids + answer, "labels": [-100] * len(ids) + answer})
+            unlearned = [-100] * len(ids) if completion_only else ids
+            rows.append({"input_ids": ids + answer, "labels": unlearned + answer})
     return rows
+
+
+def packed_rows(rows: Sequence[dict[str, list[int]]], longest: int) -> list[dict[str, list[int]]]:
+    """Return fewer rows of at most `longest` tokens that hold the given ones: longest first, each where it first fits.
+
+    `position_ids` count from 0 in each text anew, which keeps attention within it; its first token has no label, since
+    nothing before it belongs to it.
+    """
+    bins: list[list[dict[str, list[int]]]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
+        size = len(row["input_ids"])
+        place = next((place for place, left in enumerate(room) if left >= size), None)
+        if place is None:
+            bins.append([row])
+            room.append(longest - size)
+        else:
+            bins[place].append(row)
+            room[place] -= size
+    return [
+        {
+            "input_ids": [token for row in held for token in row["input_ids"]],
+            "labels": [label for row in held for label in (-100, *row["labels"][1:])],
+            "position_ids": [place for row in held for place in range(len(row["input_ids"]))],
+        }
+        for held in bins
+    ]
+
+
+def packed_collator(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[list[dict[str, list[int]]]], dict[str, torch.Tensor]]:
+    """Return what makes a batch of packed rows: no attention mask, for `position_ids` say where a text begins.
+
+    Attention that is given its masks gets padded rows (B, T), whose padding is a text of its own; flash attention, which
+    reads positions only from a single row, gets all of them in one (1, B T).
+    """
+    single = str(model.config._attn_implementation).startswith("flash")
+    padding = {"input_ids": tokenizer.pad_token_id, "labels": -100}
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        keys = ("input_ids", "labels", "position_ids")
+        if single:
+            return {key: torch.tensor([[value for row in rows for value in row[key]]]) for key in keys}
+        width = max(len(row["input_ids"]) for row in rows)
+        behind = [width - len(row["input_ids"]) for row in rows]
+        filled = {
+            key: [row[key] + [value] * n for row, n in zip(rows, behind, strict=True)] for key, value in padding.items()
+        }
+        places = [row["position_ids"] + list(range(n)) for row, n in zip(rows, behind, strict=True)]
+        return {key: torch.tensor(values) for key, values in (filled | {"position_ids": places}).items()}
+
+    return collate

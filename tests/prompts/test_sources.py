@@ -97,7 +97,9 @@ def test_a_folder_of_the_users_own_loads_as_a_dataset(tmp_path: Path) -> None:
     write(tmp_path / "mine" / "test.parquet", [{"prompt": "b", "n": 2}])
     [found] = read(tmp_path / "mine", split="test")
     assert (found.text, found.meta) == ("b", {"n": 2})
-    assert "could be loaded with split 'dev'" in refusal(tmp_path / "mine", split="dev")
+    assert (
+        refusal(tmp_path / "mine", split="dev") == "the folder 'mine' has no split 'dev'; its files are of: test, train"
+    )
 
 
 def test_built_in_sets_and_their_splits() -> None:
@@ -143,10 +145,10 @@ def test_real_prompt_files(name: str, column: str, count: int | None) -> None:
         ("p.jsonl", '{"prompt": " "}\n', "p.jsonl, row 1: the prompt is empty"),
         (
             "p.jsonl",
-            '{"prompt": [{"role": "human", "content": "a"}]}\n',
-            "p.jsonl, row 1: a message needs a `role` (system, user, assistant) and a `content`",
+            '{"prompt": [{"role": "robot", "content": "a"}]}\n',
+            "p.jsonl, row 1: a message needs a `role` (system, user, assistant, tool or developer, not 'robot') and a `content`",
         ),
-        ("p.jsonl", '{"prompt": [{"role": "user"}]}\n', "p.jsonl, row 1: a message needs a `role`"),
+        ("p.jsonl", '{"prompt": [{"role": "user"}]}\n', "p.jsonl, row 1: the message of role 'user' has no `content`"),
         ("p.jsonl", '{"prompt": ["a"]}\n', "p.jsonl, row 1: a message needs a `role`"),
         (
             "p.jsonl",
@@ -173,7 +175,8 @@ def test_a_name_that_is_nothing_names_what_it_could_be(tmp_path: Path, monkeypat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = refusal(tmp_path / "nothing")
     assert (
-        "is neither built in (stories, instructions), nor a file (.jsonl, .json, .parquet, .txt), nor a dataset" in said
+        "is neither built in (stories, instructions), nor a file (.jsonl, .json, .ndjson, .csv, .tsv, .parquet, .txt), nor a "
+        "folder, nor a dataset that could be loaded" in said
     )
 
 
@@ -189,7 +192,7 @@ def test_demonstrations_plain_and_as_conversations(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ('{"prompt": "a"}\n', "row 1: demonstrations need columns `prompt` and `completion`"),
+        ('{"prompt": "a"}\n', "row 1: demonstrations need an answer: `messages` that end"),
         ('{"prompt": "a", "completion": "A"}\n{"completion": "A"}\n', "row 2: column 'prompt' holds no prompt"),
         ("\n", "holds no demonstrations"),
     ],

@@ -9,10 +9,17 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from prompts.stories import documents
 from selfplay.config import Architecture, Optimisation, Reward
 from selfplay.errors import Diverged
+from selfplay.records import Prompt
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages.bootstrap import llama_config, train_tokenizer
 from selfplay.training.reward_model import train_reward_model
-from selfplay.training.supervised import document_rows, train_supervised
+from selfplay.training.supervised import (
+    demonstration_rows,
+    document_rows,
+    packed_collator,
+    packed_rows,
+    train_supervised,
+)
 
 TOKENIZER = train_tokenizer(documents(50), 300)
 CONFIG = llama_config(Architecture(layers=1, hidden_size=16, heads=1, intermediate_size=16, context=32), TOKENIZER)
@@ -43,3 +50,52 @@ def test_it_stops_before_a_checkpoint_of_it_is_kept(tmp_path: Path, training_see
     with pytest.raises(Diverged, match="train reward model diverged: at step 1 of 7 the loss is nan"):
         train_reward_model(RewardModel(model, TOKENIZER), rows, Reward(batch_size=4, epochs=1), tmp_path, training_seed)
     assert not list(tmp_path.glob("step-*"))
+
+
+def test_packed_texts_do_not_see_one_another() -> None:
+    """The loss and the gradient of packed rows are those of the same texts in rows of their own, in float64."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG).double().eval()
+    texts = [text[:size] for text, size in zip(TEXTS, (9, 14, 5, 12, 3), strict=False)]
+    rows = [{"input_ids": text, "labels": [-100, *text[1:]]} for text in texts]
+    packed = packed_rows(rows, 24)
+    assert [len(row["input_ids"]) for row in packed] == [23, 20], "14 and 9, then 12, 5 and 3"
+    assert packed[0]["position_ids"] == [*range(14), *range(9)]
+    lengths = sum(len(row["labels"]) - 1 for row in rows)
+
+    def loss_of(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in batches:
+            labels = batch.pop("labels")
+            logits = model(**batch).logits[:, :-1]
+            total = total + torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+            )
+        return total / lengths
+
+    alone = loss_of([{key: torch.tensor([row[key]]) for key in ("input_ids", "labels")} for row in rows])
+    together = loss_of([packed_collator(model, TOKENIZER)(packed)])
+    assert float(together.detach()) == pytest.approx(float(alone.detach()), abs=1e-9)
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (alone, together)]
+    assert max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True)) < 1e-9
+
+
+def test_packed_demonstrations_are_trained_on(tmp_path: Path, training_seed: int) -> None:
+    torch.manual_seed(training_seed)
+    model = LlamaForCausalLM(CONFIG)
+    rows = packed_rows([{"input_ids": text, "labels": text} for text in TEXTS], 32)
+    training = Optimisation(steps=12, batch_size=4, learning_rate=1e-2)
+    logged = train_supervised(model, TOKENIZER, rows, training, tmp_path, training_seed, "fine-tune")
+    losses = [row["loss"] for row in logged if "loss" in row]
+    assert len(losses) == 12 and losses[-1] < losses[0]
+
+
+def test_the_loss_is_on_the_completion_or_on_all_of_it() -> None:
+    prompt = Prompt.plain("p", "Why?")
+    (only,) = demonstration_rows(TOKENIZER, [(prompt, "So.")], 64)
+    (whole,) = demonstration_rows(TOKENIZER, [(prompt, "So.")], 64, completion_only=False)
+    answer = [*TOKENIZER("So.")["input_ids"], TOKENIZER.eos_token_id]
+    assert only["labels"] == [-100] * (len(only["input_ids"]) - len(answer)) + answer
+    assert whole["labels"] == whole["input_ids"] == only["input_ids"]
+    (text,) = demonstration_rows(TOKENIZER, [(None, "So.")], 64)
+    assert text == {"input_ids": answer, "labels": answer}
