@@ -34,7 +34,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     check_packages(recipe)
     needs = algorithm_of(recipe).needs(recipe)
     train = load_prompts(recipe.prompts.train, recipe.seed)
-    heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
+    heldout = heldout_prompts(recipe)
     texts = {tuple(prompt.messages) for prompt in train}
     shared = [prompt for prompt in heldout if tuple(prompt.messages) in texts]
     if shared:
@@ -46,11 +46,6 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         raise ConfigError(
             f"generate.prompts is {recipe.generate.prompts}, but there are {len(train)} training prompts: "
             f"lower it, or give more prompts"
-        )
-    if recipe.algorithm.episodes_per_step > len(train):
-        raise ConfigError(
-            f"algorithm.episodes is {recipe.algorithm.episodes_per_step}, but there are {len(train)} training prompts: "
-            "lower it, or give more prompts"
         )
     labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
     check_judge(recipe, labelling)
@@ -66,6 +61,11 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     check_models(recipe)
     check_trackers(recipe.report_to)
     return train, heldout
+
+
+def heldout_prompts(recipe: Recipe) -> list[Prompt]:
+    """Return the prompts to measure on; none where the recipe measures nothing."""
+    return [] if recipe.prompts.heldout is None else load_prompts(recipe.prompts.heldout, recipe.seed)
 
 
 def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
@@ -182,7 +182,7 @@ def work(recipe: Recipe) -> dict[str, Any]:
     alone = each * (each - 1) // 2
     later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
     pairs = asked * (alone + (iterations - 1) * later)
-    heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
+    heldout = heldout_prompts(recipe)
     matches = len(heldout) * (2 * iterations - 1)
     sampled, answers = iterations * asked * each, len(heldout) * (iterations + 1)
     episodes = iterations * recipe.algorithm.steps_per_iteration * recipe.algorithm.episodes_per_step

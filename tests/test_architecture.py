@@ -51,6 +51,7 @@ ORDER = (
     "selfplay.preflight",
     "selfplay.stages",
     "selfplay.loop",
+    "selfplay.notebook",
     "selfplay.verbs",
     "selfplay.cli",
     "selfplay.__main__",
