@@ -49,6 +49,7 @@ ORDER = (
     "selfplay.compare",
     "selfplay.catalog",
     "selfplay.preflight",
+    "selfplay.sizing",
     "selfplay.stages",
     "selfplay.loop",
     "selfplay.notebook",
