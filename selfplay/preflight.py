@@ -228,7 +228,7 @@ def disk(recipe: Recipe, completions: int) -> int | None:
         if not files:
             return None
         weights = sum(file.stat().st_size for file in files)
-    return weights * (2 * recipe.iterations + 1) + text
+    return weights * ((1 + recipe.reward.ensemble) * recipe.iterations + 1) + text
 
 
 def refuse_pruned(files: RunDirectory) -> None:

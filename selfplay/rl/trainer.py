@@ -24,7 +24,7 @@ from selfplay.errors import ConfigError
 from selfplay.lora import unwrap_peft
 from selfplay.models import encode_prompt, weights_digest
 from selfplay.records import Prompt
-from selfplay.rewards.sources import Reward, identity
+from selfplay.rewards.sources import Reward, disagreement, identity
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.batching import derive_seed
 from selfplay.rl.checkpoint import load_checkpoint, restore_logs, save_checkpoint
@@ -161,6 +161,7 @@ class PPOTrainer:
             "time": time(),
             "episode": self.episodes_done,
             "objective/unscored": unscored,
+            **disagreement(self.reward),
             **metrics,
             **learned,
             "lr": rates[0],
