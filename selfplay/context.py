@@ -1,14 +1,17 @@
 """What every stage and algorithm of a run gets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.config import Recipe, SamplingParams
-from selfplay.records import Prompt
-from selfplay.rundir import RunDirectory
+from selfplay.progress import Meter
+from selfplay.records import Completion, Prompt
+from selfplay.rundir import RunDirectory, iteration_name
 from selfplay.storage.files import derived_seed, hash_of
+from selfplay.storage.journal import Journal
 from selfplay.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -74,3 +77,43 @@ class RunContext:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+
+
+def sample(
+    run: RunContext,
+    policy: int | Path,
+    prompts: Sequence[Prompt],
+    count: int,
+    label: str,
+    journal: Journal,
+    bar: Meter,
+    temperature: float | None = None,
+) -> list[list[Completion]]:
+    """Return `count` completions per prompt by the policy of an iteration, or by a checkpoint made on the way to one.
+
+    They go batch by batch through the journal, so that a kill costs the batch in flight.
+
+    `label` says what for: it names the seed and ends the completions' ids. `temperature` is the recipe's unless given.
+    """
+    checkpoint, name = (
+        (run.files.policy(policy), iteration_name(policy)) if isinstance(policy, int) else (policy, policy.name)
+    )
+    changes = {"n": count, "seed": run.seed("generate", label)} | (
+        {} if temperature is None else {"temperature": temperature}
+    )
+    sampling = run.sampling(**changes)
+    batch = max(1, run.recipe.engine.batch_size // count)
+    results: list[list[Completion]] = []
+    for start in range(0, len(prompts), batch):
+        key = f"{label}/{start}"
+        if key not in journal.batches:
+            engine = run.engine(checkpoint, name)
+            found = engine.generate(prompts[start : start + batch], sampling)
+            named = [
+                [one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group]
+                for group in found
+            ]
+            journal.append(key, [[one.model_dump(mode="json") for one in group] for group in named])
+        results += [[Completion.model_validate(one) for one in group] for group in journal.batches[key]]
+        bar.advance(len(journal.batches[key]) * count)
+    return results

@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)
-        if not files.finished(recipe.iterations, "evaluate" if prompts[1] else "policy"):
+        if not files.finished(recipe.iterations, "evaluate"):
             refuse_pruned(files)
         with open_run(recipe, files, prompts) as current:
             make_start(current)
@@ -86,8 +87,7 @@ def iterate(run: RunContext) -> None:
     """All stages of all iterations, and `outcome.json` at the end."""
     from selfplay.stages import evaluate, policy
 
-    if run.heldout:
-        ensure_stage(run, 0, "evaluate", evaluate)
+    ensure_stage(run, 0, "evaluate", evaluate)
     write_cards(read_run(run.files.path))
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
@@ -100,8 +100,7 @@ def iterate(run: RunContext) -> None:
             )
             break
         ensure_stage(run, iteration, "policy", policy)
-        if run.heldout:
-            ensure_stage(run, iteration, "evaluate", evaluate)
+        ensure_stage(run, iteration, "evaluate", evaluate)
         found = read_run(run.files.path)
         write_cards(found)
         if selection.assess_run(found).stop:
@@ -158,9 +157,11 @@ def tell_trackers(run: RunContext) -> None:
     if not run.tracker.open:
         return
     found = read_run(run.files.path)
-    learned = [row for row in found.metrics if row["stage"] == "policy"]
+    learned = [row for row in found.metrics if row["stage"] == "policy" and row["iteration"]]
+    rows = Counter(row["iteration"] for row in learned)
     for row in sorted(learned, key=lambda row: (row["iteration"], row["step"])):
-        run.tracker.log_step(row, before=(row["iteration"] - 1) * run.recipe.algorithm.steps_per_iteration)
+        before = sum(count for iteration, count in rows.items() if iteration < row["iteration"])
+        run.tracker.log_step(row, before)
     for one in found.iterations:
         if one.evaluation is not None:
             run.tracker.log_iteration(
@@ -197,8 +198,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     """Run one stage of a run alone, on what the stages before it left; gives its folder."""
     files = RunDirectory(directory)
     recipe = files.recipe().model_copy(update={"output": str(directory)})
-    stages = [*stages_before_policy(algorithm_of(recipe).needs(recipe)), "policy"]
-    stages += ["evaluate"] if recipe.prompts.heldout is not None else []
+    stages = [*stages_before_policy(algorithm_of(recipe).needs(recipe)), "policy", "evaluate"]
     if name not in stages:
         raise ConfigError(
             f"this run has no stage {name!r}: with algorithm.kind {recipe.algorithm.kind} and reward.kind "

@@ -15,15 +15,22 @@ def unwrap_peft(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
-def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
-    """Return a PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
+def adapter_config(lora: Lora) -> Any:
+    """Return the adapters as peft describes them. Raises ConfigError without `peft`."""
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
     except ImportError:
         raise ConfigError("policy.lora needs the package peft: pip install 'selfplay-loop[lora]'") from None
-    config: Any = LoraConfig(
+    return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0, task_type="CAUSAL_LM"
     )
+
+
+def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
+    """Return a PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
+    config = adapter_config(lora)
+    from peft import get_peft_model
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(policy, config)

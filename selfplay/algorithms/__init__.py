@@ -8,6 +8,7 @@ a user's own is `algorithm: {kind: python, python: package.module:Class, options
 from collections.abc import Callable
 from typing import Any
 
+from selfplay.algorithms.dpo import DPOAlgorithm
 from selfplay.algorithms.ppo import PPOAlgorithm
 from selfplay.algorithms.protocol import Algorithm, Inputs, Needs
 from selfplay.config import Recipe
@@ -22,7 +23,11 @@ def python_algorithm(config: Any) -> Algorithm:
     return made
 
 
-ALGORITHMS: dict[str, Callable[[Any], Algorithm]] = {"ppo": PPOAlgorithm, "python": python_algorithm}
+ALGORITHMS: dict[str, Callable[[Any], Algorithm]] = {
+    "ppo": PPOAlgorithm,
+    "dpo": DPOAlgorithm,
+    "python": python_algorithm,
+}
 
 
 def algorithm_of(recipe: Recipe) -> Algorithm:

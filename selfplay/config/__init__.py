@@ -7,6 +7,7 @@ checked by `selfplay.preflight`.
 
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
 from selfplay.config.data import Generate, Prompts, PromptSource, Sampling, SamplingParams
+from selfplay.config.dpo import DPO, DemonstratedPairs
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
 from selfplay.config.launch import Launch
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
@@ -17,6 +18,7 @@ from selfplay.config.rewards import AddedReward, Reward
 from selfplay.errors import ConfigError
 
 __all__ = [
+    "DPO",
     "PPO",
     "AdaptiveKL",
     "AddedReward",
@@ -24,6 +26,7 @@ __all__ = [
     "Bootstrap",
     "ConfigError",
     "Count",
+    "DemonstratedPairs",
     "Demonstrations",
     "Endpoint",
     "Engine",

@@ -3,6 +3,7 @@
 import json
 
 import judges
+from selfplay.algorithms import algorithm_of
 from selfplay.config import Recipe, validate
 from selfplay.errors import ConfigError
 from selfplay.formatting import DASH, display_name, hundredths, level_text, rate_text
@@ -31,10 +32,7 @@ def card(run: RunData, number: int, *, where: str = ".", license: str | None = N
         raise ConfigError(f"run {run.name!r} has no iteration {number}")
     recipe = validate(Recipe, run.config, "config.yaml")
     made = (
-        (
-            f"iteration {number} of {recipe.iterations}: completions are sampled, a judge compares them, a reward model learns "
-            "its verdicts, and PPO follows the reward."
-        )
+        f"iteration {number} of {recipe.iterations}{_way(recipe)}."
         if number
         else "the start of the run, before any self-play."
     )
@@ -53,6 +51,18 @@ def card(run: RunData, number: int, *, where: str = ".", license: str | None = N
         _origin(run),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
+
+
+def _way(recipe: Recipe) -> str:
+    """Return what happens in an iteration; nothing for an algorithm of the user's own, which may not be here."""
+    if recipe.algorithm.kind == "python":
+        return ""
+    needs = algorithm_of(recipe).needs(recipe)
+    steps = ["completions are sampled", "a judge compares them"] if needs.pairs else []
+    steps += ["a reward model learns its verdicts"] if needs.reward_model else []
+    what = "follows the reward" if needs.reward else "learns from them" if needs.pairs else "learns from demonstrations"
+    steps.append(f"{'and ' if steps else ''}{recipe.algorithm.summary.partition(':')[0]} {what}")
+    return f": {', '.join(steps)}"
 
 
 def _results(run: RunData, one: Iteration) -> list[str]:
@@ -106,10 +116,7 @@ def _training(recipe: Recipe, number: int) -> list[str]:
         "## Training",
         "",
         f"- start: {_start(recipe)}",
-        f"- prompts: {asked}; "
-        + (
-            f"measured on {heldout.source} ({heldout.split}), which share none with them" if heldout else "not measured"
-        ),
+        f"- prompts: {asked}; measured on {heldout.source} ({heldout.split}), which share none with them",
         f"- labels: {_judge(recipe.judge.file, recipe.judge.model)}",
     ]
     if recipe.evaluate.judge not in (None, recipe.judge.file):

@@ -20,8 +20,12 @@ MAIN_METRICS = {
     "loss/policy_avg": "Policy loss",
     "loss/value_avg": "Value loss",
     "policy/clipfrac_avg": "Share of clipped tokens",
+    "loss/preference": "Loss per pair",
+    "rewards/margin": "Implicit reward, chosen minus rejected",
+    "rewards/accuracy": "Share of pairs told apart",
+    "logprobs/chosen": "Log-probability of chosen answers, nats",
 }
-"""PPO's metrics that are always looked at, under TRL's names."""
+"""The algorithms' metrics that are always looked at."""
 BINS = 200
 """Most points drawn per line; more are averaged in groups."""
 AXIS = "\N{SQUARE ROOT}KL to the start (iteration)"
@@ -160,7 +164,7 @@ def _marks(place: dict[int, float]) -> list[tuple[float, str]]:
 
 
 def step_figures(run: RunData, main: bool) -> list[Figure]:
-    """Curves over training steps, iterations joined end to end: PPO's main ones, or all others of any stage."""
+    """Curves over training steps, iterations joined end to end: the algorithm's main ones, or all others of any stage."""
     lines: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for row in run.metrics:
         stage = str(row.get("stage"))

@@ -13,17 +13,15 @@ from typing import Any
 import torch
 
 import judges
-from selfplay.context import RunContext
+from selfplay.context import RunContext, sample
 from selfplay.formatting import hundredths
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
 from selfplay.progress import log, meter
 from selfplay.records import Comparison, Completion, Pair, Verdict
-from selfplay.rewards.ensemble import RewardEnsemble, load_reward_model
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import WORK, iteration_name
-from selfplay.stages.generate import sample
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.ppo_rewards import folder_of_model
 from selfplay.stats.diversity import distinct_n, unique_share
@@ -67,7 +65,6 @@ def run(run: RunContext, iteration: int) -> None:
         judge = open_judge(run, spec, iteration, engines)
         reward = reward_of(run, iteration)
         rewards = reward.score(run.heldout, answers) if reward else None
-        apart = {"reward_disagreement": reward.disagreement} if isinstance(reward, RewardEnsemble) else {}
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
@@ -106,7 +103,6 @@ def run(run: RunContext, iteration: int) -> None:
                 "win_rate_vs_start": results[0].model_dump() if iteration else None,
                 "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
                 **measures(run, iteration, answers, rewards, judge),
-                **apart,
                 "seconds": round(time.time() - started, 3),
             },
         )
@@ -174,10 +170,10 @@ def match_rows(
     return rows
 
 
-def reward_of(run: RunContext, iteration: int) -> RewardModel | RewardEnsemble | None:
+def reward_of(run: RunContext, iteration: int) -> RewardModel | None:
     """Return the reward model that an iteration's policy was trained on; the start had none, nor has a run without one."""
     folder = folder_of_model(run, iteration) if iteration else None
-    return None if folder is None else load_reward_model(folder)
+    return None if folder is None else RewardModel.load(folder)
 
 
 def with_rewards(

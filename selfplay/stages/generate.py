@@ -8,10 +8,10 @@ import random
 from collections.abc import Sequence
 from itertools import combinations, product
 
-from selfplay.context import RunContext
-from selfplay.progress import Meter, meter
+from selfplay.context import RunContext, sample
+from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt
-from selfplay.rundir import WORK, iteration_name
+from selfplay.rundir import WORK
 from selfplay.stages.rows import pair_row
 from selfplay.storage.files import derived_seed, read_json, write_json, write_rows
 from selfplay.storage.journal import Journal
@@ -120,41 +120,6 @@ def opponent(run: RunContext, iteration: int, prompt: Prompt) -> int:
 def split_completions(total: int, has_rival: bool) -> tuple[int, int]:
     """Completions per prompt of the policy and of its opponent: all its own in self-play, else half each."""
     return (total - total // 2, total // 2) if has_rival else (total, 0)
-
-
-def sample(
-    run: RunContext,
-    iteration: int,
-    prompts: Sequence[Prompt],
-    count: int,
-    label: str,
-    journal: Journal,
-    bar: Meter,
-    temperature: float | None = None,
-) -> list[list[Completion]]:
-    """`count` completions per prompt by the policy of `iteration`, batch by batch through the journal.
-
-    `label` says what for: it names the seed and ends the completions' ids. `temperature` is the recipe's unless given.
-    """
-    changes = {"n": count, "seed": run.seed("generate", label)} | (
-        {} if temperature is None else {"temperature": temperature}
-    )
-    sampling = run.sampling(**changes)
-    batch = max(1, run.recipe.engine.batch_size // count)
-    results: list[list[Completion]] = []
-    for start in range(0, len(prompts), batch):
-        key = f"{label}/{start}"
-        if key not in journal.batches:
-            engine = run.engine(run.files.policy(iteration), iteration_name(iteration))
-            found = engine.generate(prompts[start : start + batch], sampling)
-            named = [
-                [one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group]
-                for group in found
-            ]
-            journal.append(key, [[one.model_dump(mode="json") for one in group] for group in named])
-        results += [[Completion.model_validate(one) for one in group] for group in journal.batches[key]]
-        bar.advance(len(journal.batches[key]) * count)
-    return results
 
 
 def make_pairs(prompt: Prompt, own: Sequence[Completion], rivals: Sequence[Completion], seed: int) -> list[Pair]:

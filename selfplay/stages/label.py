@@ -5,7 +5,7 @@ no paid call is made twice.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -55,11 +55,25 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
         health = measure_health(judge, pairs, verdicts)
         enforce_thresholds(spec, health)
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
-        rows = [preference_row(preference, tokenizer) for preference in preferences]
+        wins = shares_won(pairs, judges.aggregate_verdicts(verdicts, spec))
+        rows = [preference_row(preference, tokenizer, wins) for preference in preferences]
         write_rows(folder / "verdicts.parquet", verdicts)
         write_rows(folder / "preferences.parquet", rows)
         seconds = round(time.time() - started, 3)
         write_json(folder / "judge_health.json", {"judge": spec.name, **health, "seconds": seconds})
+
+
+def shares_won(pairs: Sequence[Pair], settled: Mapping[str, float | None]) -> dict[str, float]:
+    """Completion id -> its mean preference over the pairs that hold it: the chance to beat another answer to its prompt.
+
+    `settled` is each pair's preference for its first response. A tie counts one half, an unscored pair not at all.
+    """
+    found: dict[str, list[float]] = {}
+    for pair in pairs:
+        if (preference := settled.get(pair.id)) is not None:
+            found.setdefault(pair.first.id, []).append(preference)
+            found.setdefault(pair.second.id, []).append(1 - preference)
+    return {completion: sum(values) / len(values) for completion, values in found.items()}
 
 
 def labelling_judge(run: RunContext) -> judges.JudgeSpec:

@@ -14,15 +14,14 @@ from typing import Any
 import judges
 from judges.audit.check import enforce_thresholds, measure_health
 from judges.spec.load import reward_judge
-from selfplay.context import RunContext
+from selfplay.context import RunContext, sample
 from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
-from selfplay.rewards.ensemble import load_reward_model
 from selfplay.rewards.python import build_python_reward
+from selfplay.rewards.reward_model import RewardModel
 from selfplay.rewards.sources import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
 from selfplay.rundir import WORK
-from selfplay.stages.generate import sample
 from selfplay.stages.label import known_judge, open_judge
 from selfplay.storage.files import write_json
 from selfplay.storage.journal import Journal
@@ -65,7 +64,7 @@ class Asked:
 def _model_reward(asked: Asked, part: Any) -> Reward:
     model = folder_of_model(asked.run, asked.iteration)
     assert model is not None
-    return load_reward_model(model)
+    return RewardModel.load(model)
 
 
 def _judge_reward(asked: Asked, part: Any) -> Reward:

@@ -1,6 +1,7 @@
 """Pairs and preferences as rows of Parquet files, and back."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from selfplay.models import encode_prompt
@@ -39,8 +40,11 @@ def pair_of(row: dict[str, Any]) -> Pair:
     return Pair(id=row["id"], prompt=prompt, first=sides[0], second=sides[1])
 
 
-def preference_row(preference: Preference, tokenizer: Any) -> dict[str, Any]:
-    """TRL's columns for conversations (`prompt`, `chosen`, `rejected`, and token ids of both), and our own."""
+def preference_row(preference: Preference, tokenizer: Any, wins: Mapping[str, float]) -> dict[str, Any]:
+    """TRL's columns for conversations (`prompt`, `chosen`, `rejected`, and token ids of both), and our own.
+
+    `wins` is each completion's share of its pairs that it won, by the completion's id.
+    """
     prompt_ids = encode_prompt(tokenizer, preference.prompt)
     return {
         "pair_id": preference.pair_id,
@@ -52,4 +56,6 @@ def preference_row(preference: Preference, tokenizer: Any) -> dict[str, Any]:
         "rejected_ids": [*prompt_ids, *preference.rejected.token_ids],
         "margin": preference.margin,
         "confidence": preference.confidence,
+        "chosen_wins": wins[preference.chosen.id],
+        "rejected_wins": wins[preference.rejected.id],
     }

@@ -83,7 +83,8 @@ def test_two_hundred_steps_of_ppo_hold_no_more_than_fifty(tmp_path: Path, traini
     assert {**at[200], "bytes": 0} == {**at[50], "bytes": 0}
     assert at[200]["bytes"] - at[50]["bytes"] < 15 * MEGABYTE
     assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint-200",
+        "checkpoint.json",
+        "checkpoint.pt",
         "metrics.jsonl",
         "samples.jsonl",
     }
