@@ -50,7 +50,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)
-        if not files.finished(recipe.iterations, "evaluate"):
+        if not files.finished(recipe.iterations, "evaluate" if prompts[1] else "policy"):
             refuse_pruned(files)
         with open_run(recipe, files, prompts) as current:
             make_start(current)
@@ -87,7 +87,8 @@ def iterate(run: RunContext) -> None:
     """All stages of all iterations, and `outcome.json` at the end."""
     from selfplay.stages import evaluate, policy
 
-    ensure_stage(run, 0, "evaluate", evaluate)
+    if run.heldout:
+        ensure_stage(run, 0, "evaluate", evaluate)
     write_cards(read_run(run.files.path))
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
@@ -100,7 +101,8 @@ def iterate(run: RunContext) -> None:
             )
             break
         ensure_stage(run, iteration, "policy", policy)
-        ensure_stage(run, iteration, "evaluate", evaluate)
+        if run.heldout:
+            ensure_stage(run, iteration, "evaluate", evaluate)
         found = read_run(run.files.path)
         write_cards(found)
         if selection.assess_run(found).stop:
@@ -198,7 +200,8 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     """Run one stage of a run alone, on what the stages before it left; gives its folder."""
     files = RunDirectory(directory)
     recipe = files.recipe().model_copy(update={"output": str(directory)})
-    stages = [*stages_before_policy(algorithm_of(recipe).needs(recipe)), "policy", "evaluate"]
+    stages = [*stages_before_policy(algorithm_of(recipe).needs(recipe)), "policy"]
+    stages += ["evaluate"] if recipe.prompts.heldout is not None else []
     if name not in stages:
         raise ConfigError(
             f"this run has no stage {name!r}: with algorithm.kind {recipe.algorithm.kind} and reward.kind "

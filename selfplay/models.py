@@ -91,29 +91,42 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     return tokenizer
 
 
-def load_policy(path: str | Path, revision: str | None = None, dtype: str = "float32") -> PreTrainedModel:
-    """Return a causal language model in `dtype`, on `device()`, with dropout off. Raises ConfigError if there is none."""
-    return _load(AutoModelForCausalLM, path, revision=revision, dtype=dtype)
+def load_policy(
+    path: str | Path, revision: str | None = None, dtype: str = "float32", where: str | None = None
+) -> PreTrainedModel:
+    """Return a causal language model in `dtype`, on `device()`, with dropout off. Raises ConfigError if there is none.
+
+    For a network that is going to be spread over processes, `where` is "cpu" (in the checkpoint's own precision), or "meta"
+    (without weights).
+    """
+    return _load(AutoModelForCausalLM, path, where, revision=revision, dtype=dtype)
 
 
-def load_scalar_model(path: str | Path, revision: str | None = None) -> PreTrainedModel:
+def load_scalar_model(path: str | Path, revision: str | None = None, where: str | None = None) -> PreTrainedModel:
     """Return a model with one output per sequence (`AutoModelForSequenceClassification`, one label), in float32.
+
+    `where` is as in `load_policy`.
 
     A checkpoint without such a head gets a new one, normal with deviation 1 / sqrt(d + 1) for hidden size d ("The N+
     implementation details of RLHF with PPO", 2024), drawn from torch's global generator.
     """
     with _quiet_transformers():
-        model = _load(AutoModelForSequenceClassification, path, revision=revision, dtype="float32", num_labels=1)
+        model = _load(AutoModelForSequenceClassification, path, where, revision=revision, dtype="float32", num_labels=1)
     architectures = getattr(AutoConfig.from_pretrained(path, revision=revision), "architectures", None) or [""]
     if "SequenceClassification" not in architectures[0]:
         torch.nn.init.normal_(model.score.weight, std=1 / (model.config.hidden_size + 1) ** 0.5)
     return model
 
 
-def _load(kind: Any, path: str | Path, **options: Any) -> PreTrainedModel:
+def _load(kind: Any, path: str | Path, where: str | None, **options: Any) -> PreTrainedModel:
     check_folder(path)
     try:
-        model = kind.from_pretrained(path, **options)
+        if where == "meta":
+            dtype = options.pop("dtype")
+            with torch.device("meta"):
+                model = kind.from_config(AutoConfig.from_pretrained(path, **options), dtype=dtype)
+        else:
+            model = kind.from_pretrained(path, **({**options, "dtype": "auto"} if where == "cpu" else options))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"no model could be loaded from {str(path)!r}: {_first_line(error)}; name a directory "
@@ -122,7 +135,7 @@ def _load(kind: Any, path: str | Path, **options: Any) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return model.to(device()).eval()
+    return model.to(where or device()).eval()
 
 
 def _first_line(error: Exception) -> str:
@@ -140,10 +153,18 @@ class _quiet_transformers:
         transformers_logging.set_verbosity(self.level)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> None:
-    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them. Raises NotWritten."""
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them. Raises NotWritten.
+
+    `weights`, by name, are written instead of the model's own.
+    """
     with durable.naming(Path(directory)):
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=weights)
         tokenizer.save_pretrained(directory)
 
 

@@ -9,7 +9,9 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import math
+import re
 import sys
 import sysconfig
 import traceback
@@ -20,7 +22,10 @@ from typing import Any
 
 from selfplay.errors import ConfigError, SelfplayError
 from selfplay.records import Completion, Prompt
+from selfplay.storage.files import hash_of
 
+NAMELESS = ModuleType("selfplay_nameless")
+"""Holds what has no name of its own, such as a lambda, so that a reference can lead to it; see `reference_to`."""
 LONGEST_SHOWN = 200
 """Characters of a value or an error that a sentence shows."""
 
@@ -156,6 +161,33 @@ def load_object(reference: str) -> Any:
     return found
 
 
+def reference_to(function: Callable[..., Any]) -> str:
+    """Return a reference that leads `load_object` to a live function, in this process and in one that defines it again.
+
+    That of a lambda, a closure or an object that can be called is made from its source and from what it holds.
+    """
+    place, name = getattr(function, "__module__", None) or "", getattr(function, "__qualname__", "")
+    if place in sys.modules and getattr(sys.modules[place], name, None) is function:
+        return f"{place}:{name}"
+    kind = getattr(function, "__name__", type(function).__name__)
+    name = f"{''.join(one if one.isalnum() else '_' for one in kind)}_{hash_of(_source(function))[:12]}"
+    setattr(NAMELESS, name, function)
+    sys.modules[NAMELESS.__name__] = NAMELESS
+    return f"{NAMELESS.__name__}:{name}"
+
+
+def _source(value: Any) -> str:
+    """Return the source of a live object as far as it is known, with its defaults and what it holds."""
+    cells, owner = getattr(value, "__closure__", None) or (), getattr(value, "__self__", None)
+    held = [getattr(value, "__defaults__", None), [cell.cell_contents for cell in cells], owner]
+    held += [vars(one) for one in (value, owner) if hasattr(one, "__dict__") and not inspect.isroutine(one)]
+    try:
+        text = inspect.getsource(value if inspect.isroutine(value) or inspect.isclass(value) else type(value))
+    except (OSError, TypeError):  # typed into an interpreter
+        text = repr(getattr(getattr(value, "__code__", None), "co_code", b""))
+    return text + re.sub(r" at 0x[0-9a-f]+", "", repr(held))  # an address is another in each process
+
+
 def _load_module(place: str, reference: str) -> ModuleType:
     """Import a module by name, or a file by path (once per content of the file)."""
     if not place.endswith(".py"):
@@ -185,10 +217,15 @@ def _load_module(place: str, reference: str) -> ModuleType:
 
 
 def source_of(reference: str) -> bytes:
-    """Return the bytes of the file that a reference to Python is in; empty for a module that is not there or not in a file."""
-    place = reference.rpartition(":")[0]
+    """Return the bytes of the file that a reference to Python is in; of what lives in a notebook alone, its own source.
+
+    Empty for a module that is not there.
+    """
+    place, _, name = reference.rpartition(":")
     if place.endswith(".py"):
         return Path(place).read_bytes()
+    if place in sys.modules and sys.modules[place].__spec__ is None:  # a notebook, a script, or NAMELESS
+        return _source(getattr(sys.modules[place], name, None)).encode()
     try:
         location = importlib.util.find_spec(place)
     except ImportError:

@@ -34,7 +34,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     check_packages(recipe)
     needs = algorithm_of(recipe).needs(recipe)
     train = load_prompts(recipe.prompts.train, recipe.seed)
-    heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
+    heldout = heldout_prompts(recipe)
     texts = {tuple(prompt.messages) for prompt in train}
     shared = [prompt for prompt in heldout if tuple(prompt.messages) in texts]
     if shared:
@@ -42,8 +42,10 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
             f"{len(shared)} of {len(heldout)} held-out prompts are training prompts too, such as "
             f"{shared[0].text[:60]!r}: take them out of one of prompts.train and prompts.heldout"
         )
-    asked = {f"algorithm.{name}": getattr(recipe.algorithm, name, 0) for name in ("episodes", "prompts")}
-    asked["generate.prompts"] = recipe.generate.prompts if needs.pairs else 0
+    asked = {
+        "algorithm.prompts": getattr(recipe.algorithm, "prompts", 0),
+        "generate.prompts": recipe.generate.prompts if needs.pairs else 0,
+    }
     for name, count in asked.items():
         if count > len(train):
             raise ConfigError(
@@ -63,6 +65,11 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     check_models(recipe)
     check_trackers(recipe.report_to)
     return train, heldout
+
+
+def heldout_prompts(recipe: Recipe) -> list[Prompt]:
+    """Return the prompts to measure on; none where the recipe measures nothing."""
+    return [] if recipe.prompts.heldout is None else load_prompts(recipe.prompts.heldout, recipe.seed)
 
 
 def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
@@ -179,7 +186,7 @@ def work(recipe: Recipe) -> dict[str, Any]:
     alone = each * (each - 1) // 2
     later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
     pairs = asked * (alone + (iterations - 1) * later)
-    heldout = load_prompts(recipe.prompts.heldout, recipe.seed)
+    heldout = heldout_prompts(recipe)
     matches = len(heldout) * (2 * iterations - 1)
     sampled, answers = iterations * asked * each, len(heldout) * (iterations + 1)
     episodes = iterations * recipe.algorithm.steps_per_iteration * recipe.algorithm.episodes_per_step
@@ -225,7 +232,7 @@ def disk(recipe: Recipe, completions: int) -> int | None:
         if not files:
             return None
         weights = sum(file.stat().st_size for file in files)
-    return weights * (2 * recipe.iterations + 1) + text
+    return weights * ((1 + recipe.reward.ensemble) * recipe.iterations + 1) + text
 
 
 def refuse_pruned(files: RunDirectory) -> None:

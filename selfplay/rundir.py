@@ -37,6 +37,8 @@ from selfplay.storage.upgrade import upgrade_settings, upgrade_unfinished
 
 FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations", "launch")
 """Settings that may change on a run that has begun: none of them changes what its finished stages made."""
+INPUTS = "inputs"
+"""Folder of a run that `selfplay.train` was given prompts, samples or a model for: where it wrote them."""
 WORK = "work"
 """Folder in an unfinished stage's for all that it needs to go on; the last thing to be removed."""
 ORDER = ("bootstrap", "judge", "generate", "label", "reward", "policy", "evaluate")
@@ -291,7 +293,7 @@ class RunDirectory:
                     f"on with it, `output=...` to begin another run, or delete it to begin anew"
                 )
         elif not told:
-            foreign = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", "log.txt")]
+            foreign = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", "log.txt", INPUTS)]
             if foreign:
                 raise ConfigError(
                     f"{str(self.path)!r} holds files that are no run ({', '.join(sorted(foreign)[:3])}); "

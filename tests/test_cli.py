@@ -112,7 +112,9 @@ def test_what_init_writes_dry_runs(command: Command, tmp_path: Path) -> None:
     assert yaml.safe_load(recipe) == load_recipe(tmp_path / "mine.yaml").model_dump(mode="json")
     # Of the defaults: 2 iterations x 512 prompts x 2 completions, and 256 held-out prompts x 3.
     assert "completions: 2,816" in work.splitlines()
-    assert {line.partition(":")[0] for line in work.splitlines()} == {
+    amounts, _, memory = work.partition("memory on ")
+    assert ", in GB per process of " in memory and "policy: update" in memory
+    assert {line.partition(":")[0] for line in amounts.splitlines()} == {
         "iterations",
         "completions",
         "pairs",
@@ -130,7 +132,7 @@ def test_a_dry_run_as_json_with_overrides(command: Command) -> None:
     command("init", "mine.yaml")
     code, out, _ = command("run", "mine.yaml", "iterations=3", "algorithm.learning_rate=1e-4", "--dry-run", "--json")
     found = json.loads(out)
-    assert code == 0 and found.keys() == {"recipe", "work"}
+    assert code == 0 and found.keys() == {"recipe", "work", "machine"}
     assert found["recipe"]["iterations"] == 3 and found["recipe"]["algorithm"]["learning_rate"] == 1e-4
     assert found["work"]["completions"] == 3 * 512 * 2 + 256 * 4
 

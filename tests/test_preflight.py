@@ -97,10 +97,6 @@ def test_overlap_is_of_text_and_not_of_names(tmp_path: Path) -> None:
             "generate.prompts is 6, but there are 5 training prompts: lower it, or give more prompts",
         ),
         (
-            "algorithm.episodes=6",
-            "algorithm.episodes is 6, but there are 5 training prompts: lower it, or give more prompts",
-        ),
-        (
             "policy.bootstrap.architecture.context=128",
             "sampling.max_tokens is 128, which leaves no room for a prompt in "
             "policy.bootstrap.architecture.context 128: shorten the answers, or take a longer context",

@@ -20,6 +20,8 @@ from selfplay.config import AddedReward, Recipe, Reward, parse_yaml, read_text, 
 from selfplay.errors import ConfigError
 from selfplay.objects import source_of
 
+HIGHER_REWARD = "judges.modes.reward:HigherReward"
+"""The judge that a reward function makes."""
 SHIPPED = Path(__file__).parents[2] / "prompts" / "judges"
 RUBRICS = Path(__file__).parents[2] / "prompts" / "rubrics"
 WITHOUT_EFFECT: Any = {
@@ -74,7 +76,8 @@ def find(name_or_path: str | Path, beside: Path | None = None, folder: Path = SH
 
 
 def load_spec(name_or_path: str | Path, model: str | None = None) -> JudgeSpec:
-    """Read a judge: a shipped name, a YAML file, or `python: package.module:Class`. `model` overrides the file's own.
+    """Read a judge: a shipped name, a YAML file, `python: package.module:Class`, or `reward: package.module:function`,
+    which prefers the response that a reward function gives more. `model` overrides the file's own.
 
     Raises ConfigError with a sentence for whatever is wrong with it.
     """
@@ -82,6 +85,11 @@ def load_spec(name_or_path: str | Path, model: str | None = None) -> JudgeSpec:
     if text.startswith("python:"):
         reference = text.removeprefix("python:").strip()
         tree: Any = {"name": reference.partition(":")[2] or "python", "mode": "python", "python": reference}
+        return parse_spec(tree, text, Path(), model)
+    if text.startswith("reward:"):
+        reference = text.removeprefix("reward:").strip()
+        name = f"reward-{reference.rpartition(':')[2]}"
+        tree = {"name": name, "mode": "python", "python": HIGHER_REWARD, "options": {"reward": reference}}
         return parse_spec(tree, text, Path(), model)
     path = find(text)
     tree = parse_yaml(read_text(path), str(path))
@@ -206,6 +214,8 @@ def _without_places(tree: dict[str, Any]) -> dict[str, Any]:
 def _references(spec: JudgeSpec) -> Iterator[str]:
     if isinstance(spec, PythonSpec):
         yield spec.python
+        if spec.python == HIGHER_REWARD:
+            yield str(spec.options["reward"])
     for criterion in getattr(spec, "criteria", ()):
         if criterion.python is not None:
             yield criterion.python

@@ -39,7 +39,9 @@ def _data(a: Recipe, b: Recipe) -> list[str]:
     return found
 
 
-def _texts(source: PromptSource | Sequence[PromptSource], seed: int) -> list[str]:
+def _texts(source: PromptSource | Sequence[PromptSource] | None, seed: int) -> list[str]:
+    if source is None:
+        return []
     return [hash_of([message.model_dump() for message in prompt.messages]) for prompt in load_prompts(source, seed)]
 
 

@@ -64,18 +64,20 @@ def _listing(path: Path) -> Listing:
     age = time.time() - min(born, default=time.time())
     try:
         recipe = files.recipe()
-        done = [number for number in files.iterations() if number and files.finished(number, "evaluate")]
+        measured = recipe.prompts.heldout is not None
+        last = "evaluate" if measured else "policy"
+        done = [number for number in files.iterations() if number and files.finished(number, last)]
         tags = tuple(read_notes(path)["tags"])
         state, detail, left = _state(files, recipe, len(done))
         found = assess(path)
         best = found.best_iteration if done else None
-        rate = start_rate(files, best) if best else None
+        rate = start_rate(files, best) if best and measured else None
     except ConfigError as error:
         return Listing(str(path), path.name, "damaged", str(error), None, None, None, None, "", age, None, size, ())
-    measured = recipe.evaluate.judge or recipe.judge.file
+    judge = (recipe.evaluate.judge or recipe.judge.file) if measured else ""
     said = rate.model_dump() if rate else None
     return Listing(
-        str(path), recipe.name, state, detail, len(done), recipe.iterations, best, said, measured, age, left, size, tags
+        str(path), recipe.name, state, detail, len(done), recipe.iterations, best, said, judge, age, left, size, tags
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import judges
+from judges.audit.cautions import cautions
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.difficulty import known_difficulty
@@ -22,7 +23,7 @@ from selfplay.compare.targets import Contestant, check_unseen, contestants, reci
 from selfplay.engines import Engine
 from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
-from selfplay.progress import meter
+from selfplay.progress import log, meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.report.html import as_run
 from selfplay.results.load import read_run
@@ -108,6 +109,8 @@ def compare(
     spec = judging(settings)
     asked_of = load_prompts(settings.prompts, settings.seed)
     check_unseen(asked_of, trained)
+    for caution in cautions(spec, asked_of):
+        log(f"caution: {caution}")
     values = {} if by is None else categories_of(asked_of, by)
     home = next((one.run for one in found if one.run is not None), None)
     folder = folder or (home / "compare" if home else Path("runs/compare"))

@@ -87,8 +87,14 @@ def _settings_of(recipe: Recipe, given: Given) -> Settings:
     seed = derived_seed(recipe.seed, "generate", "heldout")
     own = SamplingParams.of(recipe.sampling, temperature=recipe.evaluate.temperature, seed=seed)
     file = given.judge or recipe.evaluate.judge or recipe.judge.file
+    prompts = given.prompts or recipe.prompts.heldout
+    if prompts is None:
+        raise ConfigError(
+            f"the recipe of {str(recipe.directory)!r} has no prompts to measure on (prompts.heldout is null): say what to "
+            "ask with --prompts FILE"
+        )
     return Settings(
-        given.prompts or recipe.prompts.heldout,
+        prompts,
         file,
         recipe.judge_model,
         file == recipe.judge.file,

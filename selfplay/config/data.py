@@ -78,8 +78,8 @@ class Prompts(Section):
 
     train: PromptSources = PromptSource()
     """One source, or a list of them: [{source, weight}, ...]."""
-    heldout: PromptSource = PromptSource(split="heldout", limit=256)
-    """Prompts that nothing is trained on."""
+    heldout: PromptSource | None = PromptSource(split="heldout", limit=256)
+    """Prompts that nothing is trained on; null measures nothing: iterations have no evaluation, and the last counts as best."""
 
     @property
     def train_sources(self) -> tuple[PromptSource, ...]:

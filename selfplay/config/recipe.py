@@ -124,10 +124,10 @@ class Recipe(Section):
         other = next((one.source for one in sources if one.source != "stories"), None)
         if other is not None and "heldout" not in self.prompts.model_fields_set:
             raise ValueError(
-                f"prompts.train is {other!r}, and prompts.heldout is not set: name the "
-                "prompts to measure on, which must not be among those"
+                f"prompts.train is {other!r}, and prompts.heldout is not set: name the prompts to measure on, which must not "
+                "be among those, or say null to measure nothing"
             )
-        if any((one.source, one.split) == (heldout.source, heldout.split) for one in sources):
+        if heldout is not None and any((one.source, one.split) == (heldout.source, heldout.split) for one in sources):
             raise ValueError(
                 f"prompts.train and prompts.heldout are the same ({heldout.source!r}, split "
                 f"{heldout.split!r}): held-out prompts must not be trained on; name another file or split"

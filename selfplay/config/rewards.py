@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from selfplay.config.base import Count, Positive, Section, Unit
+from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
 
 
 class PythonParts(Section):
@@ -66,6 +66,15 @@ class Reward(PythonParts):
     completions of a prompt at once and forward each of them once. `ranking`: the mean over the prompt's pairs (InstructGPT,
     Ouyang et al. 2022). `best`: cross-entropy on the judge's best of K (Ziegler et al. 2019). `soft`: cross-entropy on
     the judge's probability. `python`: a class or function that `python` names, from (scores, verdicts) to a scalar."""
+    ensemble: Count = 1
+    """Reward models, trained on the same preferences from seeds and heads of their own (Coste et al. 2023)."""
+    conservative: Literal["worst", "uncertainty", "mean"] = "worst"
+    """An ensemble's score: its members' smallest, their mean less `uncertainty` times their variance, or their mean."""
+    uncertainty: NonNegative = 0.5
+    """Weight of the members' variance in a conservative score; theirs are in deviations of the start's scores."""
+    normalise: Literal["after", "both"] = "after"
+    """When scores get deviation 1 on the start's samples: after training, or also before it, by dividing the head
+    (Ziegler et al. 2019). After training their mean there becomes 0 too."""
     epochs: Count = 2
     """Passes over the preferences."""
     batch_size: Count = 64
@@ -85,8 +94,15 @@ class Reward(PythonParts):
 
     @model_validator(mode="after")
     def _check(self) -> "Reward":
-        if self.loss != "pairwise" and self.kind != "model":
-            raise ValueError(f"`loss` is a reward model's, and kind is {self.kind}: remove it, or set kind to model")
+        for name in ("loss", "ensemble", "normalise"):
+            if self.kind != "model" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"`{name}` is a reward model's, and kind is {self.kind}: remove it, or set kind to model"
+                )
+        if self.ensemble == 1 and self.conservative != "worst":
+            raise ValueError(
+                f"conservative {self.conservative} is about several reward models: set `ensemble`, such as 3"
+            )
         if self.margin and self.loss in ("best", "soft"):
             raise ValueError(f"loss {self.loss} has no margin: remove `margin`, or take pairwise or ranking")
         return self

@@ -1,12 +1,14 @@
-"""Data parallelism in a few lines, under torchrun with gloo (CPU) or nccl (GPU); a single process needs none of it.
+"""What processes say to each other, under torchrun or Ray Train, with gloo (CPU) and nccl (GPU); one alone needs none of it.
 
-Every process holds all weights and, once sampled, all episodes; only the forward and backward passes are divided. So
-all maths on episodes is the same everywhere, and results do not depend on the number of processes (up to rounding).
-Left out: sharded weights.
+Every process holds, once sampled, all episodes; only the forward and backward passes are divided. So all maths on
+episodes is the same everywhere, and results do not depend on the number of processes (up to rounding). Left out: weights
+that are spread over the processes (`selfplay.distributed.sharding`).
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +19,10 @@ from selfplay.models import device
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 2**25
+BACKEND = "cpu:gloo,cuda:nccl"
+"""Tensors on GPUs go over nccl, those on the CPU and Python objects over gloo."""
+PATIENCE = timedelta(hours=2)
+"""After which a process that waits for another gives up: one may be asking a judge while the others wait."""
 
 
 def init_process_group() -> None:
@@ -24,7 +30,7 @@ def init_process_group() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(device())
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group(BACKEND if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
 
 def rank() -> int:
@@ -35,6 +41,32 @@ def rank() -> int:
 def world_size() -> int:
     """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if world_size() > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Return on every process what the first one makes; the others do not call `make`."""
+    if world_size() == 1:
+        return make()
+    items: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(items, 0)
+    found: T = items[0]
+    return found
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the others into the block once the first process has left it: they find what it wrote or cached."""
+    if rank() > 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

@@ -77,6 +77,11 @@ def _best(run: RunData, alarms: tuple[Alarm, ...], settings: Guard) -> tuple[int
     """Return the iteration to keep, and why. A severe alarm is forgiven where an audit finds the iteration clearly better."""
     evaluated = run.evaluated
     if not evaluated:
+        trained = [one.number for one in run.iterations if "policy" in one.seconds]
+        if (run.config.get("prompts") or {}).get("heldout", "") is None and trained:
+            return trained[
+                -1
+            ], f"iteration {trained[-1]} is the last one, and prompts.heldout is null: none is measured"
         return 0, "no iteration has been evaluated yet"
     if settings.action == "warn":
         return evaluated[-1].number, f"iteration {evaluated[-1].number} is the last one, and guard.action is warn"

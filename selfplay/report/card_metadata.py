@@ -63,6 +63,8 @@ def _results(run: RunData, recipe: Recipe, one: Iteration) -> list[dict[str, Any
     """Win rates as the hub shows results: shares in [0, 1], by which judge, on which prompts."""
     judge = recipe.evaluate.judge or recipe.judge.file
     heldout = recipe.prompts.heldout
+    if heldout is None:
+        return []
     names = ("Win rate against the start", "Win rate against the iteration before")
     metrics = [
         {"type": "win_rate", "name": f"{name}, judge {Path(judge).stem}", "value": round(rate.win_rate, 4)}

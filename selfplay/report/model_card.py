@@ -116,7 +116,10 @@ def _training(recipe: Recipe, number: int) -> list[str]:
         "## Training",
         "",
         f"- start: {_start(recipe)}",
-        f"- prompts: {asked}; measured on {heldout.source} ({heldout.split}), which share none with them",
+        f"- prompts: {asked}; "
+        + (
+            f"measured on {heldout.source} ({heldout.split}), which share none with them" if heldout else "not measured"
+        ),
         f"- labels: {_judge(recipe.judge.file, recipe.judge.model)}",
     ]
     if recipe.evaluate.judge not in (None, recipe.judge.file):

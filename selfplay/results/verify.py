@@ -217,8 +217,7 @@ def _verify_unfinished(files: RunDirectory, folder: Path, found: Verification) -
     for path in [*work.glob("journal*.jsonl"), *work.glob("opponents.jsonl")]:
         known.add(path)
         _verify_journal(path, found)
-    if (work / "checkpoint.json").is_file():
-        _verify_checkpoint(work, known, found)
+    _verify_logs(work, known, found)
     for checks in sorted(work.rglob(CHECKS)):
         parts = [path for path in checks.parent.rglob("*") if path.is_file()]
         known.update(parts)
@@ -250,21 +249,17 @@ def _only_its_end_changed(line: bytes) -> bool:
     return entry_of(line[:-1] + b"\n") is not None
 
 
-def _verify_checkpoint(work: Path, known: set[Path], found: Verification) -> None:
-    """Verify the checkpoint of an unfinished PPO, and the logs up to it."""
-    from selfplay.rl.checkpoint import LOGS, NAME, SUMS, check_checkpoint
+def _verify_logs(work: Path, known: set[Path], found: Verification) -> None:
+    """Verify the logs of an unfinished PPO up to its checkpoint, whose own files are verified as every checkpoint's are."""
+    from selfplay.rl.checkpoint import LOGS, check_checkpoint, checkpoints
 
-    parts = [work / name for name in (NAME, SUMS, *LOGS)]
-    known.update(parts)
-    found.files += sum(path.is_file() for path in parts)
-    found.bytes += sum(path.stat().st_size for path in parts if path.is_file())
-
-    def begin_anew() -> None:
-        for path in reversed(parts):
-            durable.remove(path)
-
-    if problem := _problem(partial(check_checkpoint, work)):
-        found.damage.append(Damage(work / NAME, problem, "removed; this PPO begins anew", begin_anew))
+    for folder in checkpoints(work)[-1:]:
+        logs = [work / name for name in LOGS if (work / name).is_file()]
+        known.update(logs)
+        found.files, found.bytes = found.files + len(logs), found.bytes + sum(path.stat().st_size for path in logs)
+        if is_complete(folder) and (problem := _problem(partial(check_checkpoint, folder))):
+            remedy = "the checkpoint was removed; this training begins anew"
+            found.damage.append(Damage(folder, problem, remedy, partial(durable.remove_tree, folder)))
 
 
 def _verify_comparisons(files: RunDirectory, folder: Path, found: Verification) -> None:

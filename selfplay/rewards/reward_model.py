@@ -58,13 +58,27 @@ class RewardModel:
         values = torch.tensor(raw_scores, dtype=torch.float64)
         self.model.config.selfplay_reward = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
 
+    @torch.no_grad()
+    def rescale(self, raw_scores: Sequence[float]) -> float:
+        """Divide the head by the deviation of its raw scores on the start's samples, and return that.
+
+        Ziegler et al. 2019 set a gain and a bias; a bias cancels in every loss over differences of scores.
+        """
+        deviation = max(float(torch.tensor(raw_scores, dtype=torch.float64).std()), 1e-6)
+        self.model.score.weight /= deviation
+        return deviation
+
+    def standardise(self, raw_scores: Sequence[float]) -> list[float]:
+        """Return raw scores in deviations from the start's mean."""
+        return [(value - self.mean) / self.deviation for value in raw_scores]
+
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
         """Return one score per response, higher is better, in deviations from the start's mean."""
         encoded = [
             [*encode_prompt(self.tokenizer, prompt), *response.token_ids]
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        return [(value - self.mean) / self.deviation for value in self.raw(encoded)]
+        return self.standardise(self.raw(encoded))
 
     @torch.inference_mode()
     def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:

@@ -13,6 +13,7 @@ from selfplay.errors import ConfigError
 from selfplay.models import weights_digest
 from selfplay.objects import call, scores_of
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
+from selfplay.rewards.ensemble import RewardEnsemble
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.storage.files import hash_of
 
@@ -40,7 +41,16 @@ def identity(reward: Reward) -> str:
         return f"{getattr(reward.function, '__qualname__', type(reward.function).__qualname__)} {hash_of(source)}"
     if isinstance(reward, RewardModel):
         return f"model {weights_digest(reward.model)}"
+    if isinstance(reward, RewardEnsemble):
+        return f"{reward.how} {reward.uncertainty} of " + ", ".join(map(identity, reward.members))
     return type(reward).__qualname__
+
+
+def disagreement(reward: Reward) -> dict[str, float]:
+    """Return `objective/disagreement`, of the responses scored last, where a reward is or holds an ensemble; else nothing."""
+    if isinstance(reward, WeightedSum):
+        return {key: value for _, part in reward.parts for key, value in disagreement(part).items()}
+    return {"objective/disagreement": reward.disagreement} if isinstance(reward, RewardEnsemble) else {}
 
 
 class PairJudge(Protocol):

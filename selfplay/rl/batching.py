@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfplay.distributed.collectives import rank, world_size
+from selfplay.models import split_by_tokens
 from selfplay.storage.files import derived_seed
 
 derive_seed = derived_seed
@@ -37,8 +39,14 @@ class MicroBatch:
 def collate(
     tokens: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, rows: Sequence[int], packed: bool = False
 ) -> MicroBatch:
-    """Return the micro-batch of some `rows` of right-padded `tokens` (B, L) with lengths (B,), on the tokens' device."""
+    """Return the micro-batch of some `rows` of right-padded `tokens` (B, L) with lengths (B,), on the tokens' device.
+
+    Without rows, it is one token of which nothing is asked: a forward pass whose gradients are 0.
+    """
     where = tokens.device
+    if not rows:
+        none = torch.empty(0, dtype=torch.long, device=where)
+        return MicroBatch(none, tokens[:1, :1], none.new_zeros(1, 1) if packed else None, none, none, none)
     chosen = torch.as_tensor(rows, device=where)
     prompts, responses = prompt_lengths[chosen], response_lengths[chosen]
     lengths = prompts + responses
@@ -73,6 +81,17 @@ def shard_by_tokens(rows: Sequence[int], lengths: Sequence[int], count: int) -> 
         shards[least].append(row)
         loads[least] += lengths[row]
     return shards
+
+
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Return this process's rows, in batches of at most `budget` tokens as `split_by_tokens` makes them.
+
+    Every process gets as many batches, the last ones of some empty: a network that is spread over processes must be called
+    equally often on all.
+    """
+    parts = [split_by_tokens(shard, lengths, budget) for shard in shard_by_tokens(rows, lengths, world_size())]
+    mine = parts[rank()]
+    return mine + [[] for _ in range(max(map(len, parts)) - len(mine))]
 
 
 def minibatches(count: int, parts: int, seed: int) -> list[list[int]]:

@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from selfplay.config import PPO
-from selfplay.distributed.collectives import all_reduce, broadcast, rank, world_size
+from selfplay.distributed.collectives import all_reduce
+from selfplay.distributed.sharding import home, shard
 from selfplay.lora import unwrap_peft
-from selfplay.models import default_batch_tokens, split_by_tokens
-from selfplay.rl.batching import derive_seed, minibatches, shard_by_tokens
+from selfplay.models import default_batch_tokens
+from selfplay.rl.batching import derive_seed, micro_batches, minibatches
 from selfplay.rl.experience import Experience
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import policy_loss, value_loss
@@ -41,8 +42,7 @@ class Learner:
         seed: int,
     ) -> None:
         self.policy, self.critic, self.config, self.pretraining, self.seed = policy, critic, config, pretraining, seed
-        self.device = unwrap_peft(policy).device
-        broadcast(critic.parameters())
+        self.device = home(policy)
         critic.requires_grad_(True)
         if unwrap_peft(policy) is policy:
             policy.requires_grad_(True)
@@ -50,12 +50,21 @@ class Learner:
             prepare(network, config.gradient_checkpointing)
         if reference is not None:
             prepare(reference.requires_grad_(False))
-        self.policy_network = PolicyNetwork(policy, temperature, config.compile)
-        self.reference_network = None if reference is None else PolicyNetwork(reference, temperature, config.compile)
+        half, precise = (
+            (torch.bfloat16 if config.precision == "bfloat16" else None),
+            torch.promote_types(unwrap_peft(policy).dtype, torch.float32),
+        )
+        network = PolicyNetwork(policy, temperature, config.compile)
+        self.policy_network = shard(network, PolicyNetwork.METHODS, precise, half)
+        self.reference_network = None
+        if reference is not None:
+            network = PolicyNetwork(reference, temperature, config.compile)
+            self.reference_network = shard(network, PolicyNetwork.METHODS, half or precise, half)
+        shard(critic, (), precise, half, apart=[critic.head])
         self.critic_network = torch.compile(critic, dynamic=True) if config.compile else critic
         common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm)
-        self.policy_optimiser = Optimizer(policy.parameters(), config.learning_rate, *common)
-        self.critic_optimiser = Optimizer(critic.parameters(), config.critic_learning_rate, *common)
+        self.policy_optimiser = Optimizer(policy, config.learning_rate, *common)
+        self.critic_optimiser = Optimizer(critic, config.critic_learning_rate, *common)
         self.controller = _controller(config)
 
     def set_learning_rates(self, step: int) -> tuple[float, float]:
@@ -93,7 +102,7 @@ class Learner:
     def gradients(
         self, episodes: Episodes, experience: Experience, rows: Sequence[int], learn_policy: bool = True
     ) -> dict[str, float]:
-        """Leave in both networks this process's part of a minibatch's gradients; gives the metrics of all parts.
+        """Leave a minibatch's gradients in both networks; return the metrics of all processes' parts.
 
         Each token's loss is divided by the tokens of the whole minibatch: the sum over micro-batches and processes is
         the same for every split.
@@ -102,9 +111,7 @@ class Learner:
         total = experience.mask[torch.as_tensor(rows, device=self.device)].sum()
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         budget = config.micro_batch_tokens or default_batch_tokens(self.device)
-        for part in split_by_tokens(
-            shard_by_tokens(rows, episodes.lengths, world_size())[rank()], episodes.lengths, budget
-        ):
+        for part in micro_batches(rows, episodes.lengths, budget):
             batch = episodes.batch(part, packs(self.policy))
             tokens = experience.tokens(batch.rows)
             with torch.set_grad_enabled(learn_policy), precision(config.precision, self.device):
@@ -126,26 +133,14 @@ class Learner:
         all_reduce([sums])
         return {name: float(value) for name, value in zip(SUMS[1:], sums[1:] / sums[0], strict=True)}
 
-    def state(self) -> dict[str, Any]:
-        """Return what the next update depends on: weights that learn, both optimisers, beta."""
+    def tensors(self) -> dict[str, Any]:
+        """Return the tensors that the next update depends on, no copies: weights that learn, moments of both optimisers."""
         return {
-            "policy": {name: tensor for name, tensor in self.policy.named_parameters() if tensor.requires_grad},
+            "policy": {name: one.detach() for name, one in self.policy_optimiser.parameters.items()},
             "critic": self.critic.state_dict(),
-            "policy_optimiser": self.policy_optimiser.state_dict(),
-            "critic_optimiser": self.critic_optimiser.state_dict(),
-            "kl_coefficient": self.controller.coefficient,
+            "policy_optimiser": self.policy_optimiser.tensors(),
+            "critic_optimiser": self.critic_optimiser.tensors(),
         }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
-        with torch.no_grad():
-            trained = dict(self.policy.named_parameters())
-            for name, tensor in state["policy"].items():
-                trained[name].copy_(tensor)
-        self.critic.load_state_dict(state["critic"])
-        self.policy_optimiser.load_state_dict(state["policy_optimiser"])
-        self.critic_optimiser.load_state_dict(state["critic_optimiser"])
-        self.controller.coefficient = state["kl_coefficient"]
 
 
 def _controller(config: PPO) -> KLController:

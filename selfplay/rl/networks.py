@@ -7,6 +7,7 @@ whose head is more than one linear layer and a scale; `check_head` refuses them.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,16 +37,20 @@ def logit_scale(config: Any) -> float:
     return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
-class PolicyNetwork:
+class PolicyNetwork(nn.Module):
     """Token log-probs and entropies of a causal language model (or a PEFT model around one) at one temperature."""
 
+    METHODS = ("logprobs", "sequence_loss")
+    """What is called besides `forward`."""
+
     def __init__(self, model: Any, temperature: float, compiled: bool = False) -> None:
+        super().__init__()
         self.model, self.temperature = model, temperature
         inner = unwrap_peft(model)
-        self.body = torch.compile(inner.base_model, dynamic=True) if compiled else inner.base_model
+        self.body = partial(torch.compile(inner.base_model, dynamic=True) if compiled else inner.base_model)
         self.scale = logit_scale(inner.config)
 
-    def __call__(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probs (N,) and entropies (N,) of the response tokens, in nats."""
         return self._tokens(batch, self.temperature)
 
@@ -79,7 +84,7 @@ class Critic(nn.Module):
         inner = merged(policy) if policy is not unwrap_peft(policy) else policy
         body = deepcopy(inner.base_model)
         width = inner.config.hidden_size
-        head = nn.Linear(width, 1, bias=False, dtype=inner.dtype)
+        head = nn.Linear(width, 1, bias=False, dtype=torch.promote_types(inner.dtype, torch.float32))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             head.weight.copy_(torch.randn(1, width, generator=generator, dtype=torch.float64) / (width + 1) ** 0.5)
@@ -99,10 +104,11 @@ class Critic(nn.Module):
                 "sequence classifier with num_labels=1, such as a reward model"
             )
         mean, deviation = score_shift_and_scale(model.config)
-        scaled = nn.Linear(head.in_features, 1, dtype=head.weight.dtype, device=head.weight.device)
+        precise = torch.promote_types(head.weight.dtype, torch.float32)
+        scaled = nn.Linear(head.in_features, 1, dtype=precise, device=head.weight.device)
         with torch.no_grad():
-            scaled.weight.copy_(head.weight / deviation)
-            scaled.bias.copy_(((0.0 if head.bias is None else head.bias) - mean) / deviation)
+            scaled.weight.copy_(head.weight.to(precise) / deviation)
+            scaled.bias.copy_(((0.0 if head.bias is None else head.bias.to(precise)) - mean) / deviation)
         return cls(deepcopy(model.base_model), scaled)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -110,7 +116,7 @@ class Critic(nn.Module):
         hidden = hidden_states(self.body, batch)
         with torch.autocast(hidden.device.type, enabled=False):
             values = self.head(hidden[torch.cat([batch.states, batch.ends])].to(self.head.weight.dtype)).squeeze(-1)
-        return values[: len(batch.states)], values[len(batch.states) :]
+        return values[: len(batch.states)].clone(), values[len(batch.states) :].clone()  # FSDP2 bears no views
 
 
 def prepare(model: nn.Module, gradient_checkpointing: bool = False) -> None:
@@ -135,7 +141,7 @@ def precision(name: str, where: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(where.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_head(model: Any) -> None:
     """Raise ConfigError if the model's logits are not its output embedding times the last hidden state, scaled."""
     inner = unwrap_peft(model)

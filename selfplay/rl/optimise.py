@@ -1,16 +1,14 @@
-"""One network's optimiser: AdamW, the learning rate of each step, clipping, gradients summed over processes.
+"""One network's optimiser: AdamW, the learning rate of each step, clipping.
 
 The learning rate is a function of the step, so there is no scheduler whose state could be lost.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from selfplay.distributed.collectives import all_reduce, world_size
+from selfplay.distributed.sharding import whole
 from selfplay.errors import Diverged
 
 
@@ -34,21 +32,22 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) ->
 
 
 class Optimizer:
-    """AdamW over the trainable parameters of a module."""
+    """AdamW over the trainable parameters of a network, which may be spread over processes: so are its moments."""
 
     def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        learning_rate: float,
-        epsilon: float,
-        weight_decay: float,
-        max_grad_norm: float,
+        self, network: nn.Module, learning_rate: float, epsilon: float, weight_decay: float, max_grad_norm: float
     ) -> None:
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.parameters = {name: one for name, one in network.named_parameters() if one.requires_grad}
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
         self.adam = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True
+            self.parameters.values(), lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True
         )
+        for parameter in self.parameters.values():  # as the first step would, so that a checkpoint finds its places
+            self.adam.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
         self.zero_grad()  # a model may come with gradients of whoever trained it before
 
     def set_factor(self, factor: float) -> float:
@@ -58,16 +57,11 @@ class Optimizer:
         return self.learning_rate * factor
 
     def step(self) -> float:
-        """Sum the gradients over all processes, clip, apply and clear them; return their norm before clipping.
+        """Clip the gradients, apply and clear them; return their norm before clipping.
 
         Raises Diverged, with the weights as they were, if the gradient is not finite.
         """
-        if world_size() > 1:
-            for parameter in self.parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            all_reduce(parameter.grad for parameter in self.parameters if parameter.grad is not None)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)))
         if not math.isfinite(norm):
             raise Diverged(
                 f"PPO diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning rates "
@@ -81,10 +75,6 @@ class Optimizer:
         """Drop the gradients."""
         self.adam.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Adam's moments and counts."""
-        return self.adam.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
-        self.adam.load_state_dict(state)
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return Adam's moments and counts of each parameter, by name: the tensors themselves, no copies."""
+        return {name: dict(self.adam.state[parameter]) for name, parameter in self.parameters.items()}

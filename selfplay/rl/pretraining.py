@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from selfplay.config import PPO, Pretraining
-from selfplay.distributed.collectives import all_reduce, rank, world_size
+from selfplay.distributed.collectives import all_reduce
 from selfplay.errors import ConfigError
-from selfplay.models import default_batch_tokens, split_by_tokens
-from selfplay.rl.batching import collate, shard_by_tokens
+from selfplay.models import default_batch_tokens
+from selfplay.rl.batching import collate, micro_batches
 from selfplay.rl.networks import PolicyNetwork, packs, precision
 
 
@@ -44,7 +44,7 @@ class PretrainingMix:
         total = sum(lengths) - len(rows)
         summed = torch.zeros((), dtype=torch.float64, device=self.tokens.device)
         budget = config.micro_batch_tokens or default_batch_tokens(self.tokens.device)
-        for part in split_by_tokens(shard_by_tokens(names, lengths, world_size())[rank()], lengths, budget):
+        for part in micro_batches(names, lengths, budget):
             batch = collate(
                 self.tokens,
                 torch.ones_like(self.predicted),

@@ -18,15 +18,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay.config import PPO, SamplingParams
 from selfplay.distributed.collectives import all_gather, all_reduce, rank, world_size
+from selfplay.distributed.sharding import copy_whole, home, skeleton
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
 from selfplay.lora import merged, unwrap_peft
-from selfplay.models import default_batch_tokens, split_by_tokens
+from selfplay.models import default_batch_tokens
 from selfplay.objects import scores_of, shown
 from selfplay.records import Completion, Prompt
 from selfplay.rewards.sources import Reward
-from selfplay.rl.batching import MicroBatch, collate, derive_seed, prompt_order, shard_by_tokens
+from selfplay.rl.batching import MicroBatch, collate, derive_seed, micro_batches, prompt_order
 from selfplay.rl.networks import PolicyNetwork, packs, precision
 
 
@@ -104,11 +105,16 @@ class Sampler:
         sampling: SamplingParams,
         seed: int,
     ) -> None:
-        self.engine = engine or TransformersEngine(unwrap_peft(policy), tokenizer)
+        self.snapshot: PreTrainedModel | None = None
+        if world_size() > 1:  # the policy is spread over the processes, and an engine needs whole weights
+            inner, given = unwrap_peft(policy), getattr(engine, "model", None)
+            own = given if isinstance(engine, TransformersEngine) and given is not inner else None
+            dtype = torch.promote_types(inner.dtype, torch.float32)
+            self.snapshot = own or skeleton(policy, dtype, home(policy))
+        self.engine = engine or TransformersEngine(self.snapshot or unwrap_peft(policy), tokenizer)
         self.shares_weights = isinstance(self.engine, TransformersEngine)
         self.policy, self.prompts, self.config, self.sampling, self.seed = policy, prompts, config, sampling, seed
         self.thread: ThreadPoolExecutor | None = None
-        self.snapshot: PreTrainedModel | None = None
         self.ahead: Future[Answers] | None = None
 
     def answers(self, step: int) -> Answers:
@@ -124,8 +130,12 @@ class Sampler:
         return answers
 
     def _send_weights(self) -> None:
-        """Bring the engine up to date: with the policy itself, or with a copy if the policy will change meanwhile."""
-        if not self.config.async_rollouts:
+        """Bring the engine up to date: with the policy itself, or with a copy if it will change meanwhile or is spread out."""
+        if world_size() > 1:
+            assert self.snapshot is not None
+            copy_whole(self.policy, self.snapshot)
+            self.engine.update_weights(self.snapshot)
+        elif not self.config.async_rollouts:
             self.engine.update_weights(unwrap_peft(self.policy) if self.shares_weights else merged(self.policy))
         elif unwrap_peft(self.policy) is self.policy and self.snapshot is not None:
             self.snapshot.load_state_dict(self.policy.state_dict())
@@ -244,11 +254,9 @@ def estimate(
     dtype = torch.promote_types(unwrap_peft(policy.model).dtype, torch.float32)
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3))
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
-    mine = shard_by_tokens(range(len(mask)), episodes.lengths, world_size())[rank()]
-    with torch.inference_mode(), precision(config.precision, mask.device):
-        for rows in split_by_tokens(
-            mine, episodes.lengths, config.micro_batch_tokens or default_batch_tokens(mask.device)
-        ):
+    budget = config.micro_batch_tokens or default_batch_tokens(mask.device)
+    with torch.no_grad(), precision(config.precision, mask.device):
+        for rows in micro_batches(range(len(mask)), episodes.lengths, budget):
             batch = episodes.batch(rows, packs(policy.model))
             into = token_places(batch.rows, mask)
             logprobs[into] = policy.logprobs(batch)

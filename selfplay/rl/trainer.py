@@ -18,16 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from selfplay import stopping
 from selfplay.config import PPO, SamplingParams
-from selfplay.distributed.collectives import all_gather, broadcast, init_process_group, rank
+from selfplay.distributed.collectives import all_gather, barrier, from_first, init_process_group, rank
+from selfplay.distributed.sharding import home
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
 from selfplay.lora import unwrap_peft
 from selfplay.models import encode_prompt, weights_digest
 from selfplay.records import Prompt
-from selfplay.rewards.sources import Reward, identity
+from selfplay.rewards.sources import Reward, disagreement, identity
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.batching import derive_seed
-from selfplay.rl.checkpoint import load_checkpoint, restore_logs, save_checkpoint
+from selfplay.rl.checkpoint import find_checkpoint, load_tensors, restore_logs, save_checkpoint
 from selfplay.rl.experience import build_experience
 from selfplay.rl.learner import Learner
 from selfplay.rl.metrics import append_rows, rollout_metrics, samples
@@ -45,7 +46,7 @@ class PPOTrainer:
     `engine` samples, by default transformers with the policy's own weights. `critic` is a model with a scalar head
     that is copied, by default the policy's body with a new head. `reference` is what the KL is measured against, by
     default a frozen copy of the policy as it comes (or, for a PEFT model, its adapters switched off). `corpus` is the
-    text of `config.pretraining`. `directory` gets checkpoint.pt, metrics.jsonl and samples.jsonl. `on_step` is called
+    text of `config.pretraining`. `directory` gets checkpoint-N, metrics.jsonl and samples.jsonl. `on_step` is called
     with the metrics of each step. Raises ConfigError for what cannot be trained.
     """
 
@@ -67,16 +68,17 @@ class PPOTrainer:
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         _check(tokenizer, prompts, sampling, config, corpus)
-        check_head(policy)
         init_process_group()
-        broadcast(policy.parameters())  # new adapters may have been drawn differently
+        from_first(lambda: check_head(policy))
         self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
         self.directory = None if directory is None else Path(directory)
         self.seed, self.on_step = seed, on_step
-        self.device = unwrap_peft(policy).device
+        self.device = home(policy)
         self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         if reference is None and unwrap_peft(policy) is policy:
             reference = deepcopy(policy)
+        self.fingerprint = from_first(lambda: self._fingerprint(sampling, corpus, critic, reference))
+        self.sampler = Sampler(engine, policy, tokenizer, prompts, config, sampling, seed)
         self.learner = Learner(
             policy,
             Critic.from_policy(policy, derive_seed(seed, "critic"))
@@ -91,17 +93,14 @@ class PPOTrainer:
             seed,
         )
         self.moments = RunningMoments()
-        self.sampler = Sampler(engine, policy, tokenizer, prompts, config, sampling, seed)
-        self.fingerprint = self._fingerprint(sampling, corpus, None if critic is None else weights_digest(critic))
         self.steps_done, self.episodes_done = 0, 0
 
     def _fingerprint(
-        self, sampling: SamplingParams, corpus: Sequence[str] | None, critic: str | None
+        self, sampling: SamplingParams, corpus: Sequence[str] | None, critic: Any, reference: Any
     ) -> dict[str, Any]:
         """Return what a checkpoint must agree on to be resumed: settings, reward, prompts, corpus and the weights at
         the start.
         """
-        reference = self.learner.reference_network
         return {
             **self.config.model_dump(mode="json", exclude=SAFE_TO_CHANGE),
             "seed": self.seed,
@@ -110,8 +109,8 @@ class PPOTrainer:
             "prompts": hash_of([prompt.model_dump(mode="json") for prompt in self.prompts]),
             "corpus": hash_of(corpus),
             "policy weights": weights_digest(self.policy),
-            "reference weights": None if reference is None else weights_digest(reference.model),
-            "critic weights": critic,
+            "reference weights": None if reference is None else weights_digest(reference),
+            "critic weights": None if critic is None else weights_digest(critic),
         }
 
     def train(self) -> None:
@@ -161,6 +160,7 @@ class PPOTrainer:
             "time": time(),
             "episode": self.episodes_done,
             "objective/unscored": unscored,
+            **disagreement(self.reward),
             **metrics,
             **learned,
             "lr": rates[0],
@@ -178,41 +178,35 @@ class PPOTrainer:
             append_rows(self.directory / "metrics.jsonl", [row])
         return row
 
-    def _state(self) -> dict[str, Any]:
-        """Return all that the next step depends on."""
-        return {
+    def _save(self) -> None:
+        """Write the checkpoint, all processes together: all that the next step depends on."""
+        state = {
             "fingerprint": self.fingerprint,
             "steps_done": self.steps_done,
             "episodes_done": self.episodes_done,
-            **self.learner.state(),
+            "kl_coefficient": self.learner.controller.coefficient,
             "moments": vars(self.moments),
             "ahead": self.sampler.state(),
         }
-
-    def _save(self) -> None:
-        """Write the checkpoint; the first process does, and all agree on what was sampled ahead."""
-        state = self._state()
-        if self.directory is not None and rank() == 0:
-            save_checkpoint(self.directory, state)
+        if self.directory is not None:
+            save_checkpoint(self.directory, state, self.learner.tensors())
 
     def _resume(self) -> None:
         """Go back to the checkpoint, if there is one, and forget what was logged behind it."""
         if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        state = load_checkpoint(self.directory, self.fingerprint)
-        if state is not None:
-            self.learner.load_state(state)
+        found = find_checkpoint(self.directory, self.fingerprint)
+        if found is not None:
+            folder, state = found
+            load_tensors(folder, self.learner.tensors())
+            self.learner.controller.coefficient = state["kl_coefficient"]
             self.moments = RunningMoments(**state["moments"])
             self.sampler.restore(state["ahead"])
             self.steps_done, self.episodes_done = state["steps_done"], state["episodes_done"]
-        if len(set(all_gather(self.steps_done))) > 1:
-            raise ConfigError(
-                f"the processes found different checkpoints in {self.directory}: put it on a disk that all "
-                "of them share"
-            )
         if rank() == 0:
-            restore_logs(self.directory, self.steps_done)
+            restore_logs(self.directory, None if found is None else found[0])
+        barrier()
 
 
 def _check(

@@ -18,6 +18,7 @@ from selfplay.formatting import hundredths
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
 from selfplay.progress import log, meter
 from selfplay.records import Comparison, Completion, Pair, Verdict
+from selfplay.rewards.ensemble import RewardEnsemble, load_reward_model
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
@@ -65,6 +66,7 @@ def run(run: RunContext, iteration: int) -> None:
         judge = open_judge(run, spec, iteration, engines)
         reward = reward_of(run, iteration)
         rewards = reward.score(run.heldout, answers) if reward else None
+        apart = {"reward_disagreement": reward.disagreement} if isinstance(reward, RewardEnsemble) else {}
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
@@ -103,6 +105,7 @@ def run(run: RunContext, iteration: int) -> None:
                 "win_rate_vs_start": results[0].model_dump() if iteration else None,
                 "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
                 **measures(run, iteration, answers, rewards, judge),
+                **apart,
                 "seconds": round(time.time() - started, 3),
             },
         )
@@ -170,10 +173,10 @@ def match_rows(
     return rows
 
 
-def reward_of(run: RunContext, iteration: int) -> RewardModel | None:
+def reward_of(run: RunContext, iteration: int) -> RewardModel | RewardEnsemble | None:
     """Return the reward model that an iteration's policy was trained on; the start had none, nor has a run without one."""
     folder = folder_of_model(run, iteration) if iteration else None
-    return None if folder is None else RewardModel.load(folder)
+    return None if folder is None else load_reward_model(folder)
 
 
 def with_rewards(

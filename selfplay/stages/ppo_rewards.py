@@ -18,8 +18,8 @@ from selfplay.context import RunContext, sample
 from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
+from selfplay.rewards.ensemble import load_reward_model
 from selfplay.rewards.python import build_python_reward
-from selfplay.rewards.reward_model import RewardModel
 from selfplay.rewards.sources import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
 from selfplay.rundir import WORK
 from selfplay.stages.label import known_judge, open_judge
@@ -64,7 +64,7 @@ class Asked:
 def _model_reward(asked: Asked, part: Any) -> Reward:
     model = folder_of_model(asked.run, asked.iteration)
     assert model is not None
-    return RewardModel.load(model)
+    return load_reward_model(model)
 
 
 def _judge_reward(asked: Asked, part: Any) -> Reward:

@@ -18,7 +18,9 @@ from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.objects import source_of
 from selfplay.progress import log
+from selfplay.rewards.ensemble import RewardEnsemble, member_folder
 from selfplay.rewards.reward_model import RewardModel
+from selfplay.rundir import WORK
 from selfplay.stages.generate import stage_name
 from selfplay.stats.intervals import clustered_interval
 from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_json_lines
@@ -27,7 +29,7 @@ from selfplay.training.reward_model import Rows, train_reward_model
 CALIBRATION_BINS = 10
 OF_PYTHON: Any = {"python": True, "options": True, "added": {"__all__": {"python", "options"}}}
 """Settings of rewards of the user's own, of which a reward model knows nothing."""
-ADDED = ("loss",)
+ADDED = ("loss", "ensemble", "conservative", "uncertainty", "normalise")
 """Settings that came later than the first runs: at their defaults they are left out of a fingerprint, as they were then."""
 
 
@@ -63,11 +65,12 @@ def settings(config: Reward) -> Any:
     return [found, config.python, source, config.options]
 
 
-def backbone(run: RunContext, iteration: int) -> str | Path:
-    """Return the checkpoint that training starts from."""
+def backbone(run: RunContext, iteration: int, member: int = 0) -> str | Path:
+    """Return the checkpoint that training of a member of the ensemble starts from."""
     kind, policy = run.recipe.reward.backbone, run.files.policy(iteration - 1)
     if kind == "previous":
-        return [policy, *run.files.rounds(iteration - 1, "reward")][-1]
+        before = run.files.rounds(iteration - 1, "reward")
+        return member_folder(before[-1], member) if before else policy
     return {"policy": policy, "start": run.files.policy(0)}.get(kind, kind)
 
 
@@ -96,24 +99,58 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
             )
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
         check_vocabulary(config.backbone, backbone(run, iteration), tokenizer)
-        set_seed(seed)
-        model = RewardModel(load_scalar_model(backbone(run, iteration)), tokenizer)
-        model.model.config.pad_token_id = tokenizer.pad_token_id
-        logged = train_reward_model(model, train, config, folder / "work", seed)
-        model.normalise(model.raw(start_samples(run, tokenizer)))
-        metrics = measure(model, heldout)
+        samples, rows_of_metrics, members = start_samples(run, tokenizer), [], []
+        for number in range(config.ensemble):
+            own_seed = run.seed("reward", iteration, extra, number) if number else seed
+            work = member_folder(folder / WORK, number)
+            member, logged = train_member(run, iteration, tokenizer, train, samples, work, own_seed, number)
+            members.append(member)
+            which = {} if config.ensemble == 1 else {"member": number + 1}
+            rows_of_metrics += [{"reward/" + key: value for key, value in (row | which).items()} for row in logged]
+        ensemble = RewardEnsemble(members, config.conservative, config.uncertainty)
+        model = ensemble if config.ensemble > 1 else members[0]
+        metrics = measure(model, heldout) | {
+            "trained_on": len(train),
+            "mean": members[0].mean,
+            "deviation": members[0].deviation,
+        }
+        if config.ensemble > 1:
+            metrics["disagreement"] = ensemble.disagreement
+            metrics["members"] = [measure(member, heldout)["accuracy"]["value"] for member in members]
         model.save(folder)
-        write_json(
-            folder / "metrics.json",
-            {**metrics, "trained_on": len(train), "mean": model.mean, "deviation": model.deviation},
-        )
-        named = [{"reward/" + key: value for key, value in row.items()} for row in logged]
-        write_json_lines(folder / "metrics.jsonl", named)
+        write_json(folder / "metrics.json", metrics)
+        write_json_lines(folder / "metrics.jsonl", rows_of_metrics)
     accuracy = metrics["accuracy"]
     log(
         f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "
         f"{accuracy['n']} pairs"
     )
+
+
+def train_member(
+    run: RunContext,
+    iteration: int,
+    tokenizer: Any,
+    rows: Rows,
+    samples: list[list[int]],
+    work: Path,
+    seed: int,
+    number: int,
+) -> tuple[RewardModel, list[dict[str, float]]]:
+    """Return a reward model trained on the rows, and what its training logged.
+
+    `number` is its place in the ensemble, from 0; `samples` are the start's, on which its scores get mean 0 and deviation 1.
+    """
+    config = run.recipe.reward
+    set_seed(seed)
+    model = RewardModel(load_scalar_model(backbone(run, iteration, number)), tokenizer)
+    model.model.config.pad_token_id = tokenizer.pad_token_id
+    if config.normalise == "both":
+        model.rescale(model.raw(samples))
+    label = "train reward model" + (f" {number + 1} of {config.ensemble}" if config.ensemble > 1 else "")
+    logged = train_reward_model(model, rows, config, work, seed, label)
+    model.normalise(model.raw(samples))
+    return model, logged
 
 
 def preferences(run: RunContext, iteration: int, stage: str) -> Rows:
@@ -143,7 +180,7 @@ def start_samples(run: RunContext, tokenizer: Any) -> list[list[int]]:
     return [[*prompts[row["prompt_id"]], *row["token_ids"]] for row in rows]
 
 
-def measure(model: RewardModel, rows: Rows) -> dict[str, Any]:
+def measure(model: RewardModel | RewardEnsemble, rows: Rows) -> dict[str, Any]:
     """Accuracy, Brier score and expected calibration error of P = sigmoid(difference) on pairs.
 
     The accuracy's 95% interval counts prompts, not pairs: several pairs of one prompt share its completions.

@@ -35,31 +35,41 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the work it implies.")
     ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu", help="With --dry-run: size it for these cards, such as 8xH100-80GB; default those found."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe; give the same command again to go on with a run that was stopped."""
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
-        _print_work(loaded, as_json)
+        _print_work(loaded, gpu, as_json)
     else:
         directory = run_to_its_end(loaded)
         print_table(directory, as_json)
         leave_with_outcome(directory)
 
 
-def _print_work(recipe: Recipe, as_json: bool) -> None:
-    """Print a resolved recipe and how much work it is. Raises ConfigError for one that cannot work."""
+def _print_work(recipe: Recipe, gpu: str | None, as_json: bool) -> None:
+    """Print a resolved recipe, how much work it is, and the memory and time it takes. Raises ConfigError if it cannot work."""
     from selfplay.preflight import check, work
+    from selfplay.sizing.plan import plan
 
-    check(recipe)
+    prompts, amounts = check(recipe), work(recipe)
+    sized = plan(recipe, *prompts, amounts, gpu)
     if as_json:
-        emit({"recipe": recipe.model_dump(mode="json"), "work": work(recipe)})
+        emit({"recipe": recipe.model_dump(mode="json"), "work": amounts, "machine": sized.json()})
         return
     import yaml
 
     typer.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    for name, amount in work(recipe).items():
+    for name, amount in amounts.items():
         typer.echo(f"{name.replace('_', ' ')}: {'unknown' if amount is None else f'{amount:,}'}")
+    for line in sized.lines():
+        typer.echo(line)
 
 
 def run_to_its_end(recipe: Recipe, only_start: bool = False) -> Path:

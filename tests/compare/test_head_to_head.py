@@ -95,6 +95,20 @@ def test_a_second_comparison_asks_a_judge_that_is_a_model_nothing(tiny, tmp_path
     assert again.matches == first.matches
 
 
+def test_a_judge_that_is_shown_the_last_turn_only_is_warned_of(tiny, tmp_path, capsys):
+    judge, prompts = tmp_path / "letters.yaml", tmp_path / "talks.jsonl"
+    judge.write_text(MODEL_JUDGE.format(model=tiny / "iteration-000/policy"))
+    turns = [("user", "a cat"), ("assistant", "yes"), ("user", "and a dog")]
+    talk = {"id": "talk", "messages": [{"role": role, "content": content} for role, content in turns]}
+    prompts.write_text(json.dumps(talk) + "\n")
+    given = Given(PromptSource(source=str(prompts)), str(judge), sampling=SamplingParams(max_tokens=8))
+    compare([f"{tiny}@0", f"{tiny}@2"], given, folder=tmp_path / "compare")
+    said = capsys.readouterr().err
+    assert (
+        "caution: judge 'letters': its template shows only the last turn of a conversation, but prompt 'talk'" in said
+    )
+
+
 def test_a_model_card_makes_no_other_checkpoint(tiny, tmp_path):
     shutil.copytree(tiny / "iteration-001/policy", tmp_path / "model")
     before = resolve(str(tmp_path / "model")).identity

@@ -83,8 +83,7 @@ def test_two_hundred_steps_of_ppo_hold_no_more_than_fifty(tmp_path: Path, traini
     assert {**at[200], "bytes": 0} == {**at[50], "bytes": 0}
     assert at[200]["bytes"] - at[50]["bytes"] < 15 * MEGABYTE
     assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoint.json",
-        "checkpoint.pt",
+        "checkpoint-200",
         "metrics.jsonl",
         "samples.jsonl",
     }

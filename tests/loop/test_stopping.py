@@ -34,7 +34,7 @@ STOPS = {
     "the reward model, in step 5": (Moment(*STOP_OF_A_STEP, 5, signal=TERM), "001/reward.partial/work/step-5"),
     "PPO": (
         Moment("selfplay.rl.trainer", "rollout_metrics", 1, signal=WARNING),
-        "001/policy.partial/work/checkpoint.pt",
+        "001/policy.partial/work/checkpoint-1/state.json",
     ),
 }
 """When a signal comes, and what must then be saved under `iteration-`."""

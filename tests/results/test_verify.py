@@ -35,7 +35,7 @@ def stopped(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(5):
         journal.append(str(number), [{"text": f"answer {number}"}])
     (work / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
-    save_checkpoint(work, {"fingerprint": {}, "steps_done": 2, "policy": torch.arange(100.0)})
+    save_checkpoint(work, {"fingerprint": {}, "steps_done": 2}, {"policy": torch.arange(100.0)})
     cache = AnswerCache(home / "judge_cache.sqlite")
     cache.put([(f"key {n}", Answer((f"[[{n}]]" * 9,), ("stop",), output_tokens=n)) for n in range(50)], "a model")
     cache.close()

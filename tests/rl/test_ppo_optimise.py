@@ -30,7 +30,7 @@ def test_schedules() -> None:
 def test_adamw_with_clipping_written_out() -> None:
     rate, epsilon, decay, longest = 0.1, 1e-2, 0.3, 1.0
     weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimiser = Optimizer([weight], rate, epsilon, decay, longest)
+    optimiser = Optimizer(nn.ParameterList([weight]), rate, epsilon, decay, longest)
     expected, first, second = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0]
     for step, (gradient, factor) in enumerate([((3.0, 4.0), 1.0), ((0.3, -0.4), 0.5), ((0.0, 6.0), 0.25)], start=1):
         assert optimiser.set_factor(factor) == rate * factor
@@ -50,14 +50,14 @@ def test_adamw_with_clipping_written_out() -> None:
 def test_gradients_that_a_model_comes_with_are_not_applied() -> None:
     weight = nn.Parameter(torch.ones(2))
     weight.grad = torch.full((2,), 5.0)
-    optimiser = Optimizer([weight], 0.1, 1e-5, 0.0, 100.0)
+    optimiser = Optimizer(nn.ParameterList([weight]), 0.1, 1e-5, 0.0, 100.0)
     (weight * torch.tensor([3.0, 4.0])).sum().backward()
     assert optimiser.step() == pytest.approx(5.0, abs=1e-6)  # sqrt(3^2 + 4^2), without the fives of before
 
 
 def test_what_is_frozen_is_left_alone() -> None:
     frozen, free = nn.Parameter(torch.ones(1), requires_grad=False), nn.Parameter(torch.ones(1))
-    optimiser = Optimizer([frozen, free], 0.1, 1e-5, 0.5, 1.0)
+    optimiser = Optimizer(nn.ParameterList([frozen, free]), 0.1, 1e-5, 0.5, 1.0)
     free.grad = torch.ones(1)
     optimiser.step()
     assert float(frozen) == 1.0 and float(free.detach()) < 1.0
@@ -66,7 +66,7 @@ def test_what_is_frozen_is_left_alone() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_leaves_the_weights_alone(bad: float) -> None:
     weight = nn.Parameter(torch.ones(2))
-    optimiser = Optimizer([weight], 0.1, 1e-5, 0.0, 1.0)
+    optimiser = Optimizer(nn.ParameterList([weight]), 0.1, 1e-5, 0.0, 1.0)
     weight.grad = torch.tensor([1.0, bad])
     with pytest.raises(Diverged, match="The last checkpoint is kept"):
         optimiser.step()

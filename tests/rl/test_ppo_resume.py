@@ -21,7 +21,7 @@ from selfplay.lora import add_adapter
 from selfplay.records import Prompt
 from selfplay.rewards.sources import FunctionReward, WeightedSum
 from selfplay.rl import PPOTrainer
-from selfplay.rl.checkpoint import forget_rows_from, load_checkpoint, restore_logs, save_checkpoint
+from selfplay.rl.checkpoint import find_checkpoint, load_tensors, restore_logs, save_checkpoint
 from selfplay.rl.metrics import append_rows
 from selfplay.storage.checksums import Damaged
 from selfplay.storage.files import read_json_lines
@@ -155,22 +155,27 @@ def test_sigkill_loses_nothing_but_time(tmp_path: Path, training_seed: int) -> N
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
-    steps = load_checkpoint(tmp_path / "cut", {})
-    assert steps is not None and 2 <= steps["steps_done"] < 12
+    found = find_checkpoint(tmp_path / "cut", {})
+    assert found is not None and 2 <= found[1]["steps_done"] < 12
     assert start("cut", "cut.pt").wait(120) == 0
     whole, cut = torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "cut.pt")
     assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, {"fingerprint": {"clip": 0.2, "seed": 1}, "steps_done": 3})
-    assert load_checkpoint(tmp_path, {"clip": 0.2, "seed": 1}) == {
-        "fingerprint": {"clip": 0.2, "seed": 1},
-        "steps_done": 3,
-    }
-    with pytest.raises(ConfigError, match=r"clip = 0.2, and now it is 0.3: put it back, or delete the file"):
-        load_checkpoint(tmp_path, {"clip": 0.3, "seed": 1})
-    assert load_checkpoint(tmp_path / "elsewhere", {}) is None
+def test_a_checkpoint_of_other_settings_or_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"fingerprint": {"clip": 0.2, "seed": 1}, "steps_done": 3}, {"a": torch.arange(4.0)})
+    found = find_checkpoint(tmp_path, {"clip": 0.2, "seed": 1})
+    assert found is not None and found[0].name == "checkpoint-3"
+    assert (found[1]["fingerprint"], found[1]["steps_done"]) == ({"clip": 0.2, "seed": 1}, 3)
+    into = {"a": torch.zeros(4)}
+    load_tensors(found[0], into)
+    assert into["a"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match=r"clip = 0.2, and now it is 0.3: put it back, or delete '.*' to begin"):
+        find_checkpoint(tmp_path, {"clip": 0.3, "seed": 1})
+    assert find_checkpoint(tmp_path / "elsewhere", {}) is None
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"checkpoint.pt' was written by a version of selfplay before 0.3.*: delete"):
+        find_checkpoint(tmp_path, {"clip": 0.2, "seed": 1})
 
 
 def test_a_checkpoint_of_another_reward_start_or_prompts_is_refused(
@@ -226,74 +231,78 @@ def test_a_trainer_with_rollouts_ahead_goes_on_after_an_exception(
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
 
 
-def test_an_unfinished_checkpoint_counts_for_nothing(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 1})
-    (tmp_path / "checkpoint.pt.partial").write_bytes(b"cut short")
-    state = load_checkpoint(tmp_path, {})
-    assert state is not None and state["steps_done"] == 1
+def test_an_unfinished_checkpoint_counts_for_nothing_and_is_removed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 1}, {})
+    (tmp_path / "checkpoint-2.partial").mkdir()
+    (tmp_path / "checkpoint-2.partial" / ".metadata").write_bytes(b"cut short")
+    found = find_checkpoint(tmp_path, {})
+    assert found is not None and found[1]["steps_done"] == 1
+    restore_logs(tmp_path, found[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_a_checkpoint_that_is_not_what_was_written_is_one_sentence(tmp_path: Path) -> None:
     """An empty file once ended in "Aborted!", a changed byte in other weights."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 1, "policy": torch.arange(50.0)})
-    for name in ("checkpoint.pt", "checkpoint.json", "metrics.jsonl"):
-        data = (tmp_path / name).read_bytes()
+    save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 1}, {"policy": torch.arange(50.0)})
+    written = [*(tmp_path / "checkpoint-1").iterdir(), tmp_path / "metrics.jsonl"]
+    assert {path.name for path in written} == {
+        "__0_0.distcp",
+        ".metadata",
+        "state.json",
+        "checks.json",
+        "metrics.jsonl",
+    }
+    for path in written:
+        data = path.read_bytes()
         places = range(0, len(data), max(1, len(data) // 60))
         changed = [data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :] for place in places]
         for other in [b"", data[:-1], data[: len(data) // 2], *changed]:
-            (tmp_path / name).write_bytes(other)
+            path.write_bytes(other)
             with pytest.raises(
-                Damaged, match=rf"{name}' is damaged: .*; delete '.*', and PPO begins this training anew"
+                Damaged, match=rf"{path.name}' is damaged: .*; delete '.*', and this training begins anew"
             ):
-                load_checkpoint(tmp_path, {})
-        (tmp_path / name).write_bytes(data)
-    assert load_checkpoint(tmp_path, {}) is not None
-    (tmp_path / "checkpoint.json").unlink()  # as a format before 2 left it
-    for other in (b"", b"PK", b"no archive"):
-        (tmp_path / "checkpoint.pt").write_bytes(other)
-        with pytest.raises(Damaged, match="checkpoint.pt' is damaged: it cannot be read"):
-            load_checkpoint(tmp_path, {})
+                find_checkpoint(tmp_path, {})
+        path.unlink()
+        with pytest.raises(Damaged, match=f"{path.name}' is damaged: "):
+            find_checkpoint(tmp_path, {})
+        path.write_bytes(data)
+    assert find_checkpoint(tmp_path, {}) is not None
 
 
-def test_the_checkpoint_before_is_good_too_where_a_kill_came_between_the_two_files(tmp_path: Path) -> None:
+def test_the_checkpoint_before_is_good_too_where_a_kill_came_before_the_new_one_has_its_name(tmp_path: Path) -> None:
     for step in (1, 2):
         (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {one}}}\n' for one in range(1, step + 1)))
-        save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": step})
-    newest = (tmp_path / "checkpoint.pt").read_bytes()
+        save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": step}, {"a": torch.full((3,), float(step))})
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {one}}}\n' for one in (1, 2, 3)))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
         def killed(source: Any, target: Any) -> None:
-            if str(target).endswith("checkpoint.pt"):
+            if str(target).endswith("checkpoint-3"):
                 raise KeyboardInterrupt
             real(source, target)
 
-        real = os.replace
-        patch.setattr("selfplay.storage.durable.os.replace", killed)
-        save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 3})
-    assert (tmp_path / "checkpoint.pt").read_bytes() == newest
-    state = load_checkpoint(tmp_path, {})
-    assert state is not None and state["steps_done"] == 2
-    restore_logs(tmp_path, 2)
+        real = os.rename
+        patch.setattr("selfplay.storage.durable.os.rename", killed)
+        save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 3}, {"a": torch.zeros(3)})
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3.partial"]
+    found, into = find_checkpoint(tmp_path, {}), {"a": torch.zeros(3)}
+    assert found is not None and found[1]["steps_done"] == 2
+    load_tensors(found[0], into)
+    assert into["a"].tolist() == [2, 2, 2]
+    restore_logs(tmp_path, found[0])
     assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
-
-
-def test_rows_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    forget_rows_from(path, 3)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_texts_with_separators_of_unicode_stay_whole(tmp_path: Path) -> None:
     """Sampled text may hold any of these; JSON escapes none of them."""
     path = tmp_path / "samples.jsonl"
     rows = [{"step": step, "response": "one\x85two\u2028three\u2029four"} for step in (1, 2, 3)]
-    append_rows(path, rows)
-    before = path.read_text(encoding="utf-8")
-    forget_rows_from(path, 4)
-    assert path.read_text(encoding="utf-8") == before
-    forget_rows_from(path, 3)
+    append_rows(path, rows[:2])
+    before = path.read_bytes()
+    save_checkpoint(tmp_path, {"fingerprint": {}, "steps_done": 2}, {})
     append_rows(path, rows[2:])
-    assert path.read_text(encoding="utf-8") == before and read_json_lines(path) == rows
+    restore_logs(tmp_path, tmp_path / "checkpoint-2")
+    assert path.read_bytes() == before
+    append_rows(path, rows[2:])
+    assert read_json_lines(path) == rows

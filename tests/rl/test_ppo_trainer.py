@@ -265,8 +265,8 @@ def test_early_stop_leaves_out_the_minibatch_that_went_too_far(make_trainer: Mak
     trainer.train()
     # The first minibatch is on policy (KL 0) and is learnt from; the second is past the target and is not.
     assert rows[0]["policy/minibatches"] == 1 and rows[0]["policy/approxkl_avg"] > 1e-9
-    state = trainer.learner.policy_optimiser.state_dict()["state"]
-    assert {int(entry["step"]) for entry in state.values()} == {1}
+    moments = trainer.learner.policy_optimiser.tensors()
+    assert {int(entry["step"]) for entry in moments.values()} == {1}
 
 
 def test_only_the_critic_learns_during_its_warm_up(make_trainer: Maker, make_policy: PolicyMaker) -> None:

@@ -1,4 +1,4 @@
-"""vLLM dies, or stops answering, under a run: it ends with a sentence, leaves no process, and goes on to its end.
+"""vLLM dies, or stops answering, under a run: it ends with a sentence behind what vLLM itself says, and goes on to its end.
 
 The end is compared by which files are there and what `verify` finds, not by its bytes: the last digits of what vLLM
 samples depend on what happens to share a batch.
@@ -20,7 +20,7 @@ from selfplay.results.verify import verify
 from selfplay.rundir import RunDirectory
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = ("iterations=1", "engine.kind=vllm", "engine.timeout=60")
+SETTINGS = ("iterations=1", "engine.kind=vllm", "engine.timeout=90")
 STAGES = ("generate", "label", "reward", "policy", "evaluate")
 
 
@@ -54,7 +54,7 @@ def dead_engine(folder: Path, known: Known, number: int, draw: random.Random) ->
     time.sleep(after)
     struck = kill_engine(process.pid, title, by) if process.poll() is None else []
     said = process.communicate(timeout=900)[1]
-    if struck and (process.returncode != 1 or "error: vLLM" not in said or "Traceback" in said):
+    if struck and (process.returncode != 1 or "\nerror: vLLM" not in said):
         return Outcome("dead engine", detail, OTHER, f"exit code {process.returncode}: {said[-1500:]}")
     again = begin(folder)
     said = again.communicate(timeout=900)[1]

@@ -1,0 +1,95 @@
+"""The machines that a recipe is sized for: GPUs named (`8xH100-80GB`) or found, or this machine's processor.
+
+Rates are the makers' own for dense bfloat16 products, and the bandwidth of the memory.
+"""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+
+from selfplay.errors import ConfigError
+
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Card:
+    """One GPU: `memory` in bytes, `flops` in bfloat16 operations per second, `bandwidth` in bytes per second."""
+
+    name: str
+    memory: int
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a recipe is sized for: `count` cards, or no card and the bytes of memory of a machine without any."""
+
+    count: int
+    card: Card | None
+    memory: int
+
+    @property
+    def title(self) -> str:
+        """Return it in words, such as `8 x H100, 80 GB each`."""
+        if self.card is None:
+            return f"no GPU, {self.memory / GB:.0f} GB of memory"
+        return f"{self.count} x {self.card.name}, {self.card.memory / GB:.0f} GB each"
+
+
+KNOWN = {
+    card.name: card
+    for card in (
+        Card("B200", 180 * GB, 2250e12, 8.0e12),
+        Card("H200", 141 * GB, 989e12, 4.8e12),
+        Card("H100", 80 * GB, 989e12, 3.35e12),
+        Card("GH200", 96 * GB, 989e12, 4.0e12),
+        Card("A100", 80 * GB, 312e12, 2.0e12),
+        Card("L40S", 48 * GB, 362e12, 0.864e12),
+        Card("A10", 24 * GB, 125e12, 0.6e12),
+        Card("L4", 24 * GB, 121e12, 0.3e12),
+        Card("RTX4090", 24 * GB, 165e12, 1.01e12),
+        Card("RTX3090", 24 * GB, 71e12, 0.936e12),
+    )
+}
+"""From the makers' data sheets: memory, dense bfloat16 rate (without sparsity), bandwidth."""
+SPELT = re.compile(r"(?:(?P<nodes>\d+)x)?(?:(?P<count>\d+)x)?(?P<name>[A-Za-z]+\d+[A-Za-z]*)(?:-(?P<memory>\d+)GB)?")
+
+
+def named(text: str, memory: int) -> Machine:
+    """Return the machine that `8xH100-80GB` (count and memory may be left out; `8x8xH100` is eight nodes of eight) names.
+
+    `memory` is that of this machine, for parts that stay on the processor. Raises ConfigError for a card that is not known.
+    """
+    match = SPELT.fullmatch(text.replace(" ", ""))
+    by_name = {name.lower(): card for name, card in KNOWN.items()}
+    card = by_name.get(match["name"].lower()) if match else None
+    if match is None or card is None:
+        raise ConfigError(
+            f"--gpu {text!r} names no known card: write it as 8xH100-80GB (or 8x8xH100 for eight nodes of eight), with one of "
+            f"{', '.join(KNOWN)}"
+        )
+    count = int(match["nodes"] or 1) * int(match["count"] or 1)
+    return Machine(count, replace(card, memory=int(match["memory"]) * GB) if match["memory"] else card, memory)
+
+
+def found(memory: int) -> Machine:
+    """Return the GPUs that `nvidia-smi` lists, unknown ones counted as A100s; without any, a machine of `memory` bytes."""
+    rows: list[str] = []
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+        rows = done.stdout.strip().splitlines() if done.returncode == 0 else []
+    return of_listing(rows, memory)
+
+
+def of_listing(rows: list[str], memory: int) -> Machine:
+    """Return the machine of `nvidia-smi`'s lines `name, MiB`."""
+    if not rows:
+        return Machine(0, None, memory)
+    title, _, mebibytes = rows[0].rpartition(",")
+    words = re.sub(r"[^a-z0-9]+", " ", title.lower()).replace("rtx ", "rtx").split()
+    like = next((card for name, card in KNOWN.items() if name.lower() in words), KNOWN["A100"])
+    return Machine(len(rows), replace(like, memory=int(mebibytes) * 2**20), memory)

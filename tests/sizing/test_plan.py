@@ -1,0 +1,202 @@
+"""What a dry run says of memory and time: stages by hand, settings that mend, cards by name, hours of an earlier run."""
+
+from pathlib import Path
+
+import pytest
+
+from selfplay.config import Recipe, load_recipe
+from selfplay.errors import ConfigError
+from selfplay.records import Prompt
+from selfplay.sizing import cards, memory
+from selfplay.sizing.cards import GB, KNOWN, Machine
+from selfplay.sizing.hours import Work, forward_seconds, hours, training_seconds
+from selfplay.sizing.plan import Plan, advice, measured_hours, plan, tokens_of, with_settings
+from selfplay.sizing.stages import Sizes, sizes_of, stages
+
+BOOTSTRAPPED = """\
+policy: {bootstrap: {vocabulary: 300, architecture: {layers: 2, hidden_size: 8, heads: 2, intermediate_size: 10}, sft: null}}
+sampling: {max_tokens: 6}
+"""
+SEVEN_BILLION = """\
+policy: {model: Qwen/Qwen2.5-7B-Instruct, dtype: bfloat16}
+engine: {kind: vllm, gpu_memory: 0.45}
+sampling: {max_tokens: 256}
+algorithm: {precision: bfloat16}
+"""
+WORK = {"pairs": 2000, "judge_calls": 0}
+TOTAL, BODY = 2 * 512 + 2400 + 8, 2 * 512 + 2400 + 8
+"""Parameters of BOOTSTRAPPED, tied, as in test_shapes."""
+
+
+def recipe(folder: Path, text: str, *overrides: str) -> Recipe:
+    (folder / "r.yaml").write_text(text)
+    return load_recipe(folder / "r.yaml", [f"output={folder / 'run'}", *overrides])
+
+
+def sized(found: Recipe, machine: Machine, prompt: int = 100) -> Sizes:
+    sizes = sizes_of(found, machine, prompt)
+    assert sizes is not None
+    return sizes
+
+
+def h100(count: int) -> Machine:
+    return Machine(count, KNOWN["H100"], 500 * GB)
+
+
+def test_the_update_of_a_small_model_by_hand(tmp_path: Path) -> None:
+    rows = {row.stage: row for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED), Machine(0, None, 8 * GB), prompt=4))}
+    assert list(rows) == ["start", "generate", "label", "reward", "policy: sampling", "policy: update", "evaluate"]
+    weight = 4 * TOTAL
+    assert rows["policy: update"].parts == {
+        "libraries": memory.LIBRARIES,
+        "policy": weight,
+        "policy: optimizer": 2 * weight,
+        "policy: gradients": weight,
+        "critic": weight,
+        "critic: optimizer": 2 * weight,
+        "critic: gradients": weight,
+        "reference": weight,
+        "reward model": weight,
+        # 2,048 tokens; a block keeps 48 + 32 + 40 numbers of 4 bytes, the ends 4 hidden states.
+        "activations": 2048 * (2 * 4 * 120 + 4 * 4 * 8),
+        "logits": 3 * 2**22 + 4 * 2400,
+    }
+    # 256 rows of 4 + 6 tokens, 2 x 2 x 8 numbers of 4 bytes, and 28 bytes for each of 300 words to draw one.
+    assert rows["policy: sampling"].parts["engine: cache"] == 256 * (10 * 128 + 300 * 28)
+    # 64 pairs are 128 sequences of 10 tokens.
+    assert rows["reward"].parts["activations"] == 1280 * (2 * 4 * 120 + 4 * 4 * 8)
+    # 64 sequences of a context of 256 tokens, whole logits three times.
+    assert rows["start"].parts["logits"] == 3 * 4 * 64 * 256 * 300
+
+
+def test_workers_share_what_learns(tmp_path: Path) -> None:
+    machine = Machine(0, None, 8 * GB)
+    one, two = (
+        {row.stage: row for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED, *more), machine))}
+        for more in ((), ("launch.workers=2",))
+    )
+    halved = [name for name in one["policy: update"].parts if name not in ("libraries", "activations", "logits")]
+    for name in halved:
+        assert two["policy: update"].parts[name] == one["policy: update"].parts[name] // 2
+    assert two["reward"].parts["weights"] == one["reward"].parts["weights"], "TRL's are data-parallel on a CPU"
+    assert sized(recipe(tmp_path, BOOTSTRAPPED, "launch.workers=2"), machine).capacity == 4 * GB
+
+
+def test_adapters_need_no_reference_and_little_optimizer(tmp_path: Path) -> None:
+    found = recipe(tmp_path, SEVEN_BILLION, "policy.lora.rank=16")
+    rows = {row.stage: row for row in stages(sized(found, h100(1)))}
+    parts = rows["policy: update"].parts
+    adapter = 28 * 16 * (2 * 7168 + 2 * 4096 + 3 * 22528)
+    assert "reference" not in parts and parts["policy"] == 4 * 7_615_616_512
+    assert (parts["policy: optimizer"], parts["policy: gradients"]) == (12 * adapter, 4 * adapter)
+    started = with_settings(sized(found, h100(1)), {"algorithm": {"reference": "start"}})
+    assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == 4 * 7_615_616_512
+
+
+def test_sleeping_gives_the_update_the_engines_share(tmp_path: Path) -> None:
+    asleep, awake = (
+        {
+            row.stage: row.total
+            for row in stages(sized(recipe(tmp_path, SEVEN_BILLION, f"engine.sleep={sleep}"), h100(8)))
+        }
+        for sleep in ("true", "false")
+    )
+    assert awake["policy: update"] - asleep["policy: update"] == pytest.approx(0.45 * 80e9, abs=2)
+    assert awake["policy: sampling"] == asleep["policy: sampling"]
+
+
+def test_the_settings_that_make_it_fit(tmp_path: Path) -> None:
+    eight = sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=8"), h100(8))
+    said = advice(eight, stages(eight))
+    assert len(said) == 1 and said[0].startswith("does not fit: policy: update by ")
+    assert said[0].endswith("It fits with engine.sleep=true algorithm.gradient_checkpointing=true")
+    fixed = sized(
+        recipe(
+            tmp_path, SEVEN_BILLION, "launch.workers=8", "engine.sleep=true", "algorithm.gradient_checkpointing=true"
+        ),
+        h100(8),
+    )
+    assert advice(fixed, stages(fixed)) == []
+    alone = sized(recipe(tmp_path, SEVEN_BILLION), h100(1))
+    assert advice(alone, stages(alone))[0].endswith("GB short: it takes more launch.workers (now 1) or larger cards")
+
+
+def test_cards_that_stay_idle_and_shares_that_are_too_small(tmp_path: Path) -> None:
+    idle = sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=4", "engine.gpu_memory=0.1"), h100(8))
+    said = advice(idle, stages(idle))
+    assert said[0] == (
+        "the recipe has 4 worker(s) and the machine 8 GPU(s): set launch.nodes and launch.workers so that they make 8"
+    )
+    # 15.23 GB of weights, 356 tokens of 57,344 bytes, 2 GB beside: 17.25 of 80 GB.
+    assert (
+        said[1].startswith("engine.gpu_memory 0.1 leaves vLLM no room")
+        and "set engine.gpu_memory=0.22 or more" in said[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "gigabytes"),
+    [("8xH100-80GB", 8, 80), ("h200", 1, 141), ("8x8xH100", 64, 80), ("2xA100-40GB", 2, 40), ("1 x RTX4090", 1, 24)],
+)
+def test_cards_by_name(text: str, count: int, gigabytes: int) -> None:
+    machine = cards.named(text, 10)
+    assert machine.card is not None and (machine.count, machine.card.memory) == (count, gigabytes * GB)
+
+
+@pytest.mark.parametrize("text", ["8xH1000", "many", "x8H100", ""])
+def test_cards_that_are_not_known(text: str) -> None:
+    with pytest.raises(ConfigError, match="names no known card: write it as 8xH100-80GB"):
+        cards.named(text, 10)
+
+
+def test_cards_as_nvidia_smi_lists_them() -> None:
+    machine = cards.of_listing(["NVIDIA H100 80GB HBM3, 81559", "NVIDIA H100 80GB HBM3, 81559"], 10)
+    assert machine.card is not None and (machine.count, machine.card.name) == (2, "H100")
+    assert machine.card.memory == 81559 * 2**20
+    gaming = cards.of_listing(["NVIDIA GeForce RTX 4090, 24564"], 10).card
+    assert gaming is not None and gaming.name == "RTX4090"
+    assert cards.of_listing([], 10) == Machine(0, None, 10)
+
+
+def test_hours_by_hand(tmp_path: Path) -> None:
+    card = KNOWN["H100"]
+    # 2 operations x 7e9 weights x 1e6 tokens at 0.4 of 989e12, and 8 at 0.35.
+    assert forward_seconds(card, 7 * 10**9, 10**6) == pytest.approx(14e15 / 395.6e12)
+    assert training_seconds(card, 7 * 10**9, 10**6, recompute=True) == pytest.approx(56e15 / 346.15e12)
+    found = hours(
+        sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=8", "algorithm.steps=1"), h100(8)),
+        Work(prompt=1024, answer=256, generated=0, pairs=0, judge_calls=0, episodes=1024, epochs=2, heldout=0),
+    )
+    # The update: 6 operations, 2 epochs, 1,310,720 / 8 tokens, 7.616e9 and 7.071e9 weights at 0.35: 83.4 s. The estimate:
+    # 2 operations by twice the policy, critic and reward model at 0.4: 24.3 s. The rollout, 128 rows an engine: 256 steps of
+    # 8 ms and (15.23 + 128 x 1,152 x 57,344 bytes = 8.46 GB) at 0.6 of 3.35 TB/s, and a prefill of 5.05 s: 10.1 s.
+    assert found["policy"] * 3600 == pytest.approx(83.4 + 24.3 + 10.1, rel=0.005)
+
+
+def test_hours_of_the_iterations_that_a_run_has_finished(tiny_run: Path) -> None:
+    from selfplay.rundir import RunDirectory
+
+    files = RunDirectory(tiny_run)
+    found = measured_hours(files.recipe().model_copy(update={"output": str(tiny_run)}))
+    took = [files.seconds(number)["policy"] for number in (1, 2)]
+    assert found["policy"] == pytest.approx(sum(took) / 2 / 3600) and {"generate", "label", "reward"} <= set(found)
+
+
+def test_a_model_without_a_config_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = recipe(tmp_path, SEVEN_BILLION, "policy.model=nobody/has-this")
+    said = plan(found, [Prompt.plain("p", "x")], [Prompt.plain("q", "y")], WORK, "8xH100")
+    assert said.lines()[-1] == (
+        "memory and time: there is no config.json of 'nobody/has-this' at hand; download the model first"
+    )
+
+
+def test_the_plan_as_text_and_as_json(tmp_path: Path) -> None:
+    prompts = [Prompt.plain("p", "x" * 400), Prompt.plain("q", "x" * 40)]
+    assert [tokens_of(prompt) for prompt in prompts] == [116, 26], "four bytes a token, and sixteen of a template"
+    found: Plan = plan(recipe(tmp_path, SEVEN_BILLION), prompts[:1], prompts[1:], WORK, "1xH100-80GB")
+    assert found.lines()[0] == "memory on 1 x H100, 80 GB each, in GB per process of 80.0:"
+    update = next(line for line in found.lines() if "policy: update" in line)
+    assert "TOO MUCH" in update and "policy: optimizer 60.92" in update
+    assert found.json()["stages"]["policy: update"]["policy: optimizer"] == 8 * 7_615_616_512
+    assert any(line.startswith("  policy ") and line.endswith("hours per iteration") for line in found.lines())
