@@ -159,8 +159,15 @@ def report(
         serve_report(directory, port)
         return
     from selfplay.report.html import write_report
+    from selfplay.results.seeds import seed_runs
 
-    typer.echo(write_report(directory, output))
+    seeds = seed_runs(directory)
+    if seeds and (output is not None or figures is not None):
+        raise ConfigError(
+            f"{str(directory)!r} stands for {len(seeds)} seeds, each with a report of its own: name one of them"
+        )
+    for run_directory in seeds or [directory]:
+        typer.echo(write_report(run_directory, output))
     if figures is not None:
         from selfplay.report.export_figures import save_figures
 

@@ -28,6 +28,7 @@ from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.report.html import as_run
 from selfplay.results.load import read_run
 from selfplay.results.run import Match, RunData, vote_table
+from selfplay.results.seeds import BetweenSeeds
 from selfplay.rundir import RunDirectory
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
 from selfplay.storage.files import hash_of, read_rows, write_json, write_rows
@@ -48,6 +49,7 @@ class HeadToHead:
     matches: tuple[Match, ...]
     summary: Summary
     categories: tuple[Category, ...]
+    seeds: tuple[BetweenSeeds, ...]
     asked: int
     seconds: float
     folder: Path
@@ -62,6 +64,7 @@ class HeadToHead:
             **self.summary.model_dump(mode="json"),
             "matrix": self.summary.matrix(),
             "categories": [one.model_dump(mode="json") for one in self.categories],
+            "seeds": [one.json() for one in self.seeds],
         }
 
     def page(self, source: Path) -> RunData:
@@ -73,6 +76,7 @@ class HeadToHead:
             found=self.summary,
             facts=self.facts,
             categories=self.categories,
+            seeds=self.seeds,
         )
 
     def write(self, folder: Path) -> None:
@@ -122,6 +126,7 @@ def compare(
         ledger = Ledger((home or folder) / "spending.jsonl") if spec.needs_model else Ledger()
         judged = judge_all(found, asked_of, answers, spec, cache, ledger, settings, engines)
     matches = with_known_rewards(found, judged)
+    seeds = between_seeds(found, matches)
     asked = int(cache.spent()["answers"] - before)
     cache.close()
     table = vote_table(matches, [one.name for one in found])
@@ -133,12 +138,42 @@ def compare(
         matches=tuple(matches),
         summary=summarise(table, difficulty=hard, resamples=resamples),
         categories=tuple(breakdown(table, values, resamples=resamples)) if values else (),
+        seeds=tuple(seeds),
         asked=asked,
         seconds=time.time() - began,
         folder=folder,
     )
     result.write(folder)
     return result
+
+
+def between_seeds(found: Sequence[Contestant], matches: Sequence[Match]) -> list[BetweenSeeds]:
+    """Return the win rates between recipes that were run with several seeds, and against other checkpoints.
+
+    Seeds of two recipes meet in their order, the first against the first: each pair is one value.
+    """
+    met: dict[tuple[str, str], list[float]] = {}
+    for match in matches:
+        if match.preference is not None:
+            met.setdefault((match.a, match.b), []).append(match.preference)
+    rates = {pair: sum(values) / len(values) for pair, values in met.items()}
+    groups: dict[str, list[str]] = {}
+    for one in found:
+        groups.setdefault(one.recipe or one.name, []).append(one.name)
+    several = {one.recipe for one in found if one.recipe}
+    rows = []
+    for (earlier, before), (later, after) in combinations(groups.items(), 2):
+        if several & {earlier, later}:
+            most = max(len(before), len(after))
+            pairs = zip(_stretched(after, most), _stretched(before, most), strict=False)
+            values = tuple(rates[pair] for pair in pairs if pair in rates)
+            rows += [BetweenSeeds(later, earlier, values)] if len(values) > 1 else []
+    return rows
+
+
+def _stretched(names: Sequence[str], most: int) -> Sequence[str]:
+    """Return one checkpoint as often as the seeds that it meets; seeds as they are."""
+    return [*names] * most if len(names) == 1 else names
 
 
 def categories_of(prompts: Sequence[Prompt], column: str) -> dict[str, str]:

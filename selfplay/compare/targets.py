@@ -1,7 +1,7 @@
 """What can be compared: iterations of runs, checkpoints on disk, models on the hub; and what their runs agree on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prompts.sources import load_prompts
@@ -9,6 +9,7 @@ from selfplay.config import Recipe
 from selfplay.errors import ConfigError
 from selfplay.guard.selection import assess
 from selfplay.records import Prompt
+from selfplay.results.seeds import seed_runs
 from selfplay.rundir import RunDirectory, iteration_name
 from selfplay.storage.checksums import manifest_of
 from selfplay.storage.files import hash_of
@@ -22,6 +23,8 @@ class Contestant:
     checkpoint: str
     revision: str | None = None
     run: Path | None = None
+    recipe: str = ""
+    """For one of several seeds of a recipe: the target that named them all, with what was named of them (`runs/r@best`)."""
 
     @property
     def identity(self) -> str:
@@ -47,8 +50,9 @@ def contestants(targets: Sequence[str]) -> list[Contestant]:
     """Return the checkpoints that targets name, in their order.
 
     `RUN@2`, `RUN@start`, `RUN@best` and `RUN@all` name iterations; `RUN` alone means all of them if it is the only
-    target, and else the best. A directory is a checkpoint, anything else a hub id, with `@REVISION` if wanted. The same
-    target may stand twice. Raises ConfigError for what does not exist, and if there are fewer than two.
+    target, and else the best. Of a recipe that was run with several seeds (RUN-seed0, ...), they name those of each seed;
+    alone, it means the start and the best of each. A directory is a checkpoint, anything else a hub id, with `@REVISION` if
+    wanted. The same target may stand twice. Raises ConfigError for what does not exist, and if there are fewer than two.
     """
     found = [one for target in targets for one in _named(target, alone=len(targets) == 1)]
     if len(found) < 2:
@@ -71,11 +75,26 @@ def _named(target: str, alone: bool) -> list[Contestant]:
         return _of_run(Path(base), suffix, alone)
     if (Path(target) / "config.yaml").is_file():
         return _of_run(Path(target), "all" if alone else "best", alone)
+    if at and seed_runs(Path(base)):
+        return _of_seeds(Path(base), suffix)
+    if seed_runs(Path(target)):
+        return [one for which in ("start", "best")[0 if alone else 1 :] for one in _of_seeds(Path(target), which)]
     if (Path(target) / "config.json").is_file():
         return [Contestant(Path(target).resolve().name, target)]
     if target.startswith((".", "/", "~")) or Path(target).exists():
         raise ConfigError(f"{target!r} is neither a run (with a config.yaml) nor a checkpoint (with a config.json)")
     return [Contestant(target, base if at else target, suffix if at else None)]
+
+
+def _of_seeds(path: Path, which: str) -> list[Contestant]:
+    """Return one iteration of each seed of a recipe."""
+    if which == "all":
+        raise ConfigError(f"{path}@all would be every iteration of every seed: name one, such as {path}@best")
+    return [
+        replace(one, recipe=f"{path.name}@{which}")
+        for run in seed_runs(path)
+        for one in _of_run(run, which, alone=False)
+    ]
 
 
 def _of_run(path: Path, which: str, alone: bool) -> list[Contestant]:
@@ -111,7 +130,7 @@ def _with_names_of_their_own(found: Sequence[Contestant]) -> list[Contestant]:
         if any(other.name == name and other.checkpoint != one.checkpoint for other in found):
             name = one.checkpoint
         copies = sum(other.checkpoint == one.checkpoint and other.revision == one.revision for other in named)
-        named.append(Contestant(f"{name} ({copies + 1})" if copies else name, one.checkpoint, one.revision, one.run))
+        named.append(replace(one, name=f"{name} ({copies + 1})" if copies else name))
     return named
 
 

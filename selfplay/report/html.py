@@ -22,6 +22,7 @@ from selfplay.report.headline import headline, lead
 from selfplay.report.transcripts import thinned, transcripts, visible
 from selfplay.results.load import read_run
 from selfplay.results.run import Match, RunData
+from selfplay.results.seeds import BetweenSeeds
 from selfplay.stats.summary import Category, Summary
 from selfplay.stats.votes import VoteTable
 from selfplay.storage import durable
@@ -66,6 +67,7 @@ def as_run(
     found: Summary | None = None,
     facts: Mapping[str, Any] | None = None,
     categories: Sequence[Category] = (),
+    seeds: Sequence[BetweenSeeds] = (),
 ) -> RunData:
     """Wrap matches or votes as a run without iterations, for the report; `source` says where they come from."""
     return RunData(
@@ -74,6 +76,7 @@ def as_run(
         found=found,
         facts=facts or {},
         categories=tuple(categories),
+        seeds=tuple(seeds),
         config_text="",
         config={"name": name},
         provenance={},
@@ -141,6 +144,7 @@ def _iterations(run: RunData) -> dict[str, Any]:
     return {
         "columns": [display_name(iteration.name) for iteration in run.iterations],
         "iteration_table": tables.iteration_table(run),
+        "seeds_table": tables.seeds_table(run.seeds),
         "iteration_figures": panels.iteration_figures(run),
         "resamples": evaluate.get("resamples") or 2000,
         "overoptimisation": panels.overoptimisation_figures(run),

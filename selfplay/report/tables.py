@@ -16,6 +16,7 @@ from selfplay.formatting import (
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.report.svg import plain
 from selfplay.results.run import START, Iteration, Profile, RunData, number
+from selfplay.results.seeds import BetweenSeeds
 from selfplay.stats.summary import Summary
 
 Row = tuple[str, Sequence[str]]
@@ -143,6 +144,25 @@ def comparison_table(run: RunData) -> list[Row]:
             )
         )
     return rows
+
+
+SEEDS_TITLES = ("between seeds: row against column", "wins, mean of seeds", "each seed", "seeds")
+"""Titles of `seeds_table`, the first for what a row is about."""
+
+
+def seeds_table(found: Iterable[BetweenSeeds]) -> list[Row]:
+    """Return one row per pair that was measured with several seeds: the mean with its interval, each seed's, how many."""
+    return [
+        (
+            f"{one.a} against {one.b}",
+            (
+                rate_text(one.comparison()),
+                " ".join(f"{hundredths(rate)}%" for rate in one.rates),
+                str(len(one.rates)),
+            ),
+        )
+        for one in found
+    ]
 
 
 def category_table(run: RunData) -> list[Row]:

@@ -20,7 +20,8 @@ from selfplay.formatting import (
 )
 from selfplay.records import Comparison
 from selfplay.report.headline import headline_of
-from selfplay.report.tables import cycle_sentences, group_sentences
+from selfplay.report.tables import SEEDS_TITLES, cycle_sentences, group_sentences, seeds_table
+from selfplay.results.seeds import BetweenSeeds
 from selfplay.stats.summary import Category, Summary
 
 GAP = 2
@@ -77,6 +78,13 @@ def print_summary(
     notes += [f"ratings: {summary.ratings_note}"] if summary.ratings_note else []
     for note in notes:
         console.print(Text(note))
+
+
+def print_seeds(found: Iterable[BetweenSeeds], console: Console) -> None:
+    """Print win rates between seeds, if there are any."""
+    rows = [(label, *cells) for label, cells in seeds_table(found)]
+    if rows:
+        print_table(console, SEEDS_TITLES, rows)
 
 
 def against(one: Comparison) -> str:

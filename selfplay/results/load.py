@@ -13,9 +13,10 @@ from typing import Any
 
 from selfplay.results.notes import read_notes
 from selfplay.results.run import Iteration, Match, RunData, Spent, TrainingPair
+from selfplay.results.seeds import BetweenSeeds, by_iteration, siblings
 from selfplay.rundir import RunDirectory
 from selfplay.stats.diversity import self_similarity
-from selfplay.storage.checksums import read_sealed
+from selfplay.storage.checksums import Damaged, read_sealed
 from selfplay.storage.files import read_json, read_rows
 
 
@@ -39,8 +40,17 @@ def read_run(path: str | Path) -> RunData:
         metrics=tuple(directory.metrics()),
         matches=tuple(matches.values()),
         notes=read_notes(directory.path),
+        seeds=_seeds(directory.path),
         training=tuple(pair for one in numbers for pair in _training(directory, one)),
     )
+
+
+def _seeds(path: Path) -> tuple[BetweenSeeds, ...]:
+    """Return the win rates between the seeds of a run's recipe; none if another seed's run is damaged, which `verify` says."""
+    try:
+        return tuple(by_iteration(siblings(path.resolve())))
+    except Damaged:
+        return ()
 
 
 def _iteration(directory: RunDirectory, number: int) -> Iteration:

@@ -13,6 +13,7 @@ from statistics import correlation
 from typing import Any
 
 from selfplay.records import Comparison
+from selfplay.results.seeds import BetweenSeeds
 from selfplay.rundir import iteration_name
 from selfplay.stats.diversity import cut_alike, distinct_n, unique_share
 from selfplay.stats.summary import LEVEL, Category, PairSummary, Summary, summarise
@@ -170,6 +171,8 @@ class RunData:
     training: tuple[TrainingPair, ...] = ()
     """Pairs that reward models learned from, some of each iteration."""
     spent: tuple[Spent, ...] = ()
+    seeds: tuple[BetweenSeeds, ...] = ()
+    """Win rates between the seeds of one recipe."""
 
     @property
     def evaluated(self) -> list[Iteration]:

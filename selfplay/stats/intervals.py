@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 
 from selfplay.records import Comparison
 from selfplay.stats.agreement import wilson
@@ -78,6 +78,19 @@ def mean_interval(values: Array, resamples: int, seed: int) -> tuple[float, floa
     means = bootstrap_sums(values[:, None], resamples, seed)[:, 0] / len(values)
     low, high = percentile_interval(means)
     return float(low), float(high)
+
+
+def between_runs(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of one number of several runs of a recipe, and its 95% bounds: mean -+ t s / sqrt(n), n - 1 degrees of freedom.
+
+    s is the deviation between the runs, with n - 1 (Student 1908). Raises ValueError for fewer than two.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    if found.size < 2:
+        raise ValueError(f"an interval between runs needs two at least, not {found.size}")
+    mean, half = float(found.mean()), float(found.std(ddof=1)) / math.sqrt(found.size)
+    half *= float(t.ppf(1 - (1 - LEVEL) / 2, found.size - 1))
+    return mean, mean - half, mean + half
 
 
 def clustered_interval(hits: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:

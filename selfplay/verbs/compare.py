@@ -104,12 +104,14 @@ def _hand_over(
 
     from selfplay.report.html import write_comparison
     from selfplay.report.table_files import write_table
-    from selfplay.report.terminal import print_summary
+    from selfplay.report.terminal import print_seeds, print_summary
 
     if as_json:
         emit(found.json())
     else:
-        print_summary(found.summary, Console(highlight=False), found.facts, found.categories)
+        console = Console(highlight=False)
+        print_summary(found.summary, console, found.facts, found.categories)
+        print_seeds(getattr(found, "seeds", ()), console)
     written = [write_table(file, found.summary, found.facts) for file in table_files]
     written += [write_comparison(found.page(source), report)] if report is not None else []
     for file in written:

@@ -3,13 +3,14 @@
 Each saves what it did and stops where a signal asks for it (`selfplay.stopping`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from selfplay.config import Recipe, load_recipe
-from selfplay.errors import ENDED_EARLY
+from selfplay.errors import ENDED_EARLY, ConfigError
 from selfplay.stopping import listening
 from selfplay.verbs import Json, emit
 
@@ -41,16 +42,59 @@ def run(
             "--gpu", help="With --dry-run: size it for these cards, such as 8xH100-80GB; default those found."
         ),
     ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Run it with so many seeds, each a run of its own: OUTPUT-seed0, ...")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe; give the same command again to go on with a run that was stopped."""
     loaded = load_recipe(recipe, overrides or [])
-    if dry_run:
+    if seeds is not None and not dry_run:
+        run_seeds(loaded, seeds, as_json)
+    elif dry_run:
         _print_work(loaded, gpu, as_json)
     else:
         directory = run_to_its_end(loaded)
         print_table(directory, as_json)
         leave_with_outcome(directory)
+
+
+def run_seeds(recipe: Recipe, seeds: int, as_json: bool) -> None:
+    """Run a recipe with several seeds, from its own on, and print the win rates between them."""
+    from selfplay.results.seeds import folder_of_seed
+
+    if recipe.directory.joinpath("config.yaml").is_file():
+        raise ConfigError(
+            f"{str(recipe.directory)!r} is a run already, and with --seeds it would stand for all seeds: give another output=..."
+        )
+    folders = [folder_of_seed(recipe.directory, recipe.seed + number) for number in range(seeds)]
+    ran = [
+        run_to_its_end(recipe.model_copy(update={"output": str(folder), "seed": recipe.seed + number}))
+        for number, folder in enumerate(folders)
+    ]
+    print_seeds_of(ran, as_json)
+    typer.echo(f"runs: {' '.join(map(str, ran))}", err=as_json)
+    for directory in ran:
+        leave_with_outcome(directory)
+
+
+def print_seeds_of(runs: Sequence[Path], as_json: bool) -> None:
+    """Print each run's table, and the win rates between them."""
+    from rich.console import Console
+
+    from selfplay.report import show
+    from selfplay.report.terminal import print_seeds
+    from selfplay.results.seeds import by_iteration
+
+    found = by_iteration(runs)
+    if as_json:
+        emit({"seeds": [one.json() for one in found], "runs": {str(run): show.iterations(run) for run in runs}})
+        return
+    console = Console(highlight=False)
+    for run in runs:
+        typer.echo(f"{run}")
+        show.print_iterations(show.iterations(run), console)
+    print_seeds(found, console)
 
 
 def _print_work(recipe: Recipe, gpu: str | None, as_json: bool) -> None:
@@ -89,11 +133,15 @@ def leave_with_outcome(directory: Path) -> None:
 
 
 def print_table(directory: Path, as_json: bool = False) -> None:
-    """Print a run's iterations, one row each."""
+    """Print a run's iterations, one row each; of a recipe's name that stands for its seeds, those of each and between them."""
     from rich.console import Console
 
     from selfplay.report import show
+    from selfplay.results.seeds import seed_runs
 
+    if seeds := seed_runs(directory):
+        print_seeds_of(seeds, as_json)
+        return
     rows = show.iterations(directory)
     if as_json:
         emit(rows)
