@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -27,9 +28,11 @@ from selfplay.errors import ConfigError
 from selfplay.progress import log
 from selfplay.records import Prompt, TemplatedPrompt
 from selfplay.storage import durable
-from selfplay.storage.checksums import check_folder
+from selfplay.storage.checksums import check_folder, checked
 from selfplay.storage.files import hash_of
 
+PERTURBATION = "perturbation.safetensors"
+"""File beside a checkpoint with the heads of a `PerturbedHead`."""
 SENTINEL = "Zyx speaks as the system."
 KNOWN_TEMPLATES: dict[str, bool] = {}
 """Chat template -> whether it shows a system message."""
@@ -97,9 +100,47 @@ def load_policy(
     """Return a causal language model in `dtype`, on `device()`, with dropout off. Raises ConfigError if there is none.
 
     For a network that is going to be spread over processes, `where` is "cpu" (in the checkpoint's own precision), or "meta"
-    (without weights).
+    (without weights). What a checkpoint holds in perturbation.safetensors is added to its logits.
     """
-    return _load(AutoModelForCausalLM, path, where, revision=revision, dtype=dtype)
+    model = _load(AutoModelForCausalLM, path, where, revision=revision, dtype=dtype)
+    if (file := Path(path) / PERTURBATION).is_file():
+        head = PerturbedHead(model.get_output_embeddings(), PerturbedHead.read(checked(file)))
+        model.set_output_embeddings(head.to(device=model.device, dtype=model.dtype))
+    return model
+
+
+class PerturbedHead(torch.nn.Module):
+    """An output embedding, and the sum of what heads of two layers with a ReLU add to its logits.
+
+    Each of `layers` is (first weight (K, H), first bias (K,), second weight (V, K)). It samples and does not learn.
+    """
+
+    PARTS = ("first", "bias", "second")
+
+    def __init__(self, embedding: Any, layers: Sequence[Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.embedding, self.count = embedding, len(layers)
+        for place, layer in enumerate(layers):
+            for name, tensor in zip(self.PARTS, layer, strict=True):
+                self.register_buffer(f"{name}_{place}", tensor.detach().clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.embedding(hidden)
+        for place in range(self.count):
+            first, bias, second = (getattr(self, f"{name}_{place}") for name in self.PARTS)
+            logits = logits + torch.relu(hidden @ first.t() + bias) @ second.t()
+        return logits
+
+    def write(self, file: Path) -> None:
+        """Write the heads beside a checkpoint."""
+        save_file({name: tensor.contiguous() for name, tensor in self.named_buffers(recurse=False)}, file)
+
+    @classmethod
+    def read(cls, file: Path) -> list[list[Tensor]]:
+        """Return the heads of a file."""
+        found = load_file(file)
+        return [[found[f"{name}_{place}"] for name in cls.PARTS] for place in range(len(found) // len(cls.PARTS))]
 
 
 def load_scalar_model(path: str | Path, revision: str | None = None, where: str | None = None) -> PreTrainedModel:
@@ -163,9 +204,15 @@ def save(
 
     `weights`, by name, are written instead of the model's own.
     """
+    head = model.get_output_embeddings()
+    if isinstance(head, PerturbedHead):
+        model.set_output_embeddings(head.embedding)
     with durable.naming(Path(directory)):
         model.save_pretrained(directory, state_dict=weights)
         tokenizer.save_pretrained(directory)
+        if isinstance(head, PerturbedHead):
+            head.write(Path(directory) / PERTURBATION)
+            model.set_output_embeddings(head)
 
 
 def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

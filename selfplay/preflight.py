@@ -32,7 +32,9 @@ BYTES_PER_WEIGHT = 4
 def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     """Return the training and the held-out prompts. Raises ConfigError for stages that contradict each other or their files."""
     check_packages(recipe)
-    needs = algorithm_of(recipe).needs(recipe)
+    algorithm = algorithm_of(recipe)
+    needs = algorithm.needs(recipe)
+    algorithm.settings()  # which reads the files that it learns from
     train = load_prompts(recipe.prompts.train, recipe.seed)
     heldout = heldout_prompts(recipe)
     texts = {tuple(prompt.messages) for prompt in train}

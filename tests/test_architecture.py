@@ -41,6 +41,7 @@ ORDER = (
     "selfplay.rewards",
     "selfplay.training",
     "selfplay.rl",
+    "selfplay.ilql",
     "selfplay.context",
     "selfplay.algorithms",
     "selfplay.results",

@@ -94,6 +94,32 @@ def test_a_call_that_was_stopped_goes_on(
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
+def test_samples_with_rewards(model: Path, tmp_path: Path, training_seed: int) -> None:
+    samples = [
+        (prompt, text) for prompt in PROMPTS for text in ("The end.", "It was a good day and it ran up the hill.")
+    ]
+    trained = selfplay.train(
+        model,
+        samples=samples,
+        rewards=[1.0, 0.0] * len(PROMPTS),
+        algorithm={"steps": 3, "batch_size": 4},
+        output=tmp_path / "run",
+        seed=training_seed,
+        sampling={"max_tokens": 12},
+    )
+    assert trained.recipe.algorithm.kind == "ilql" and [row["step"] for row in trained.metrics] == [1, 2, 3]
+    assert [len(group) for group in trained.sample(PROMPTS[:1], n=2)] == [2]
+    assert sorted(path.name for path in (trained.directory / "iteration-001").iterdir()) == ["policy"]
+    with pytest.raises(ConfigError, match="there are 2 samples and 1 rewards; give one reward for each sample"):
+        selfplay.train(model, samples=samples[:2], rewards=[1.0])
+    with pytest.raises(ConfigError, match=r"samples\[1\] is 'x'; give a pair of texts"):
+        selfplay.train(model, samples=[samples[0], "x"], rewards=[1.0, 2.0])
+    with pytest.raises(ConfigError, match=r"rewards\[1\] is None; give a finite number"):
+        selfplay.train(model, samples=samples[:2], rewards=[1.0, None])
+    with pytest.raises(ConfigError, match="samples with rewards are learned from by ilql, not by 'ppo'"):
+        selfplay.train(model, samples=samples[:2], rewards=[1.0, 2.0], algorithm="ppo")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

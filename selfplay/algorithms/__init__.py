@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from selfplay.algorithms.dpo import DPOAlgorithm
+from selfplay.algorithms.ilql import ILQLAlgorithm
 from selfplay.algorithms.ppo import PPOAlgorithm
 from selfplay.algorithms.protocol import Algorithm, Inputs, Needs
 from selfplay.config import Recipe
@@ -26,6 +27,7 @@ def python_algorithm(config: Any) -> Algorithm:
 ALGORITHMS: dict[str, Callable[[Any], Algorithm]] = {
     "ppo": PPOAlgorithm,
     "dpo": DPOAlgorithm,
+    "ilql": ILQLAlgorithm,
     "python": python_algorithm,
 }
 

@@ -8,6 +8,7 @@ checked by `selfplay.preflight`.
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
 from selfplay.config.data import Generate, Prompts, PromptSource, Sampling, SamplingParams
 from selfplay.config.dpo import DPO, DemonstratedPairs
+from selfplay.config.ilql import ILQL
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
 from selfplay.config.launch import Launch
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
@@ -19,6 +20,7 @@ from selfplay.errors import ConfigError
 
 __all__ = [
     "DPO",
+    "ILQL",
     "PPO",
     "AdaptiveKL",
     "AddedReward",

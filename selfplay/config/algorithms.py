@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from selfplay.config.base import AlgorithmSection
 from selfplay.config.dpo import DPO
+from selfplay.config.ilql import ILQL
 from selfplay.config.ppo import PPO
 
 
@@ -30,5 +31,7 @@ def _ppo_unless_named(value: Any) -> Any:
     return {"kind": "ppo", **value} if isinstance(value, dict) else value
 
 
-Algorithm = Annotated[PPO | DPO | PythonAlgorithm, Field(discriminator="kind"), BeforeValidator(_ppo_unless_named)]
+Algorithm = Annotated[
+    PPO | DPO | ILQL | PythonAlgorithm, Field(discriminator="kind"), BeforeValidator(_ppo_unless_named)
+]
 """The section `algorithm` of a recipe: the settings of one algorithm, told apart by `kind`."""

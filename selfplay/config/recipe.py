@@ -115,6 +115,22 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
+        if self.algorithm.kind == "ilql" and self.policy.lora is not None:
+            raise ValueError(
+                "algorithm.kind ilql adds its heads to the output embedding, which adapters leave as it is: leave "
+                "policy.lora out"
+            )
+        if self.algorithm.kind == "ilql" and self.algorithm.heads == "mlp":
+            if self.engine.kind != "transformers":
+                raise ValueError(
+                    f"algorithm.heads mlp changes every token's probabilities in sampling, which engine.kind {self.engine.kind} "
+                    "cannot do: set it to transformers, or take linear heads"
+                )
+            if self.iterations > 1:
+                raise ValueError(
+                    f"algorithm.heads mlp leaves a policy that cannot be trained further, and iterations is {self.iterations}: "
+                    "set it to 1, or take linear heads"
+                )
         if self.sampling.temperature == 0:
             raise ValueError(
                 "sampling.temperature is 0: greedy completions of one prompt are all the same, so there "

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from selfplay.errors import ConfigError
 from selfplay.lora import merged, unwrap_peft
+from selfplay.models import PerturbedHead
 from selfplay.rewards.reward_model import score_shift_and_scale
 from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
 from selfplay.rl.logprobs import token_logprobs
@@ -65,10 +66,18 @@ class PolicyNetwork(nn.Module):
     def _tokens(self, batch: MicroBatch, temperature: float, entropy: bool = True) -> tuple[Tensor, Tensor]:
         hidden = hidden_states(self.body, batch)[batch.states]
         head = unwrap_peft(self.model).get_output_embeddings()
+        if isinstance(head, PerturbedHead):
+            return _by_logits(head(hidden) * self.scale / temperature, batch.tokens)
         weight, bias = head.weight, getattr(head, "bias", None)
         if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
             hidden, weight = hidden.to(torch.bfloat16), weight.to(torch.bfloat16)
         return token_logprobs(hidden, weight, bias, batch.tokens, temperature / self.scale, entropy=entropy)
+
+
+def _by_logits(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs (N,) of tokens and entropies (N,) of logits (N, V), all at once."""
+    logprobs = torch.log_softmax(logits.float(), -1)
+    return logprobs.gather(1, tokens[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
 
 
 class Critic(nn.Module):
@@ -150,6 +159,11 @@ def check_head(model: Any) -> None:
         raise ConfigError(
             "the policy has an adapter on its output embedding, which PPO's chunked log-probs would pass "
             "by: leave it out of the adapter's target modules"
+        )
+    if isinstance(head, PerturbedHead):
+        raise ConfigError(
+            "the policy samples with heads of two layers beside its output embedding (ILQL, algorithm.heads mlp) and cannot "
+            "be trained further: start from the checkpoint before, or train it with linear heads"
         )
     probe = torch.arange(4, device=inner.device)[None] % inner.config.vocab_size
     hidden = inner.base_model(input_ids=probe, use_cache=False).last_hidden_state

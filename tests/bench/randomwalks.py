@@ -158,18 +158,35 @@ def measure(walks: Walks, checkpoint: Path, count: int = 1000, seed: int = 7) ->
 COMMON: dict[str, Any] = {"sampling": {"max_tokens": LONGEST}, "engine": {"batch_size": 512}}
 PPO: dict[str, Any] = {"kind": "ppo", "steps": 20, "episodes": 128, "missing_eos_penalty": 0.0, "kl_coefficient": 0.01}
 PPO |= {"epochs": 4, "learning_rate": 5e-4, "critic_learning_rate": 2e-3}
+ILQL: dict[str, Any] = {"kind": "ilql", "steps": 300, "batch_size": 100, "beta": 30.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm": PPO},
+    "dpo": {
+        "algorithm": {"kind": "dpo", "beta": 0.3, "learning_rate": 1e-4, "batch_size": 32},
+        "iterations": 6,
+        "copies": 8,
+        "generate": {"prompts": 160, "completions": 4},
+    },
+    "ilql": {"algorithm": ILQL},
+    "ilql-mlp": {"algorithm": ILQL | {"heads": "mlp"}},
+    "ilql-beta-0": {"algorithm": ILQL | {"beta": 0.0}},  # imitation alone
     "ppo-1280": {"algorithm": PPO | {"steps": 10}},
-    "a2c": {"algorithm": PPO | {"epochs": 1, "minibatches": 1, "gae_lambda": 1.0, "learning_rate": 1e-3}},
+    "a2c": {"algorithm": PPO | {"steps": 60, "epochs": 1, "minibatches": 1, "gae_lambda": 1.0, "learning_rate": 1e-3}},
 }
 """Name -> what `selfplay.train` gets beside the model, the reward and the prompts."""
 
 
 def train(name: str, walks: Walks, start: Path, output: Path, seed: int) -> Trained:
-    """Train the start by one of RECIPES."""
+    """Train the start by one of RECIPES; ILQL learns from the walks that the start imitated."""
     settings = {**COMMON, **RECIPES[name], "output": output, "seed": seed}
-    return selfplay.train(start, reward=walks.reward, prompts=walks.starts, **settings)
+    copies = settings.pop("copies", 1)
+    if RECIPES[name]["algorithm"]["kind"] == "ilql":
+        samples = [(walk[0], walk[1:]) for walk in walks.samples]
+        return selfplay.train(
+            start, samples=samples, rewards=[walks.optimality(walk) for walk in walks.samples], **settings
+        )
+    prompts = [{"id": f"{letter}{copy}", "prompt": letter} for copy in range(copies) for letter in walks.starts]
+    return selfplay.train(start, reward=walks.reward, prompts=prompts, **settings)
 
 
 def main() -> None:
