@@ -20,16 +20,16 @@ class PPOAlgorithm:
         self.config = config
 
     def needs(self, recipe: Recipe) -> Needs:
-        """Return a reward and a critic; pairs and a reward model where the recipe's reward is one."""
+        """Return a reward; a critic unless the advantage has none; pairs and a reward model where the reward is one."""
         trained = recipe.reward.kind == "model"
-        return Needs(pairs=trained, reward_model=trained, reward=True, critic=True)
+        return Needs(pairs=trained, reward_model=trained, reward=True, critic=self.config.has_critic)
 
     def settings(self) -> Any:
         """Return all settings of the section but its name."""
         return self.config.model_dump(exclude={"kind"})
 
     def train(self, inputs: Inputs) -> None:
-        """Train on rollouts. The critic begins as a copy of the reward model; without one, as the policy with a new head."""
+        """Train on rollouts. A critic begins as a copy of the reward model; without one, as the policy with a new head."""
         from selfplay.engines.hf import TransformersEngine
         from selfplay.lora import add_adapter, merged
         from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
@@ -63,7 +63,7 @@ class PPOAlgorithm:
                 config,
                 run.sampling(),
                 engine=engine,
-                critic=None if inputs.reward_model is None else load_scalar_model(inputs.reward_model),
+                critic=load_scalar_model(inputs.reward_model) if inputs.reward_model and config.has_critic else None,
                 reference=None if policy.lora and config.reference == "previous" else load_policy(reference),
                 corpus=corpus,
                 directory=inputs.work,

@@ -143,6 +143,11 @@ class Recipe(Section):
                 f"prompts.train is {other!r}, and prompts.heldout is not set: name the prompts to measure on, which must not "
                 "be among those, or say null to measure nothing"
             )
+        if isinstance(self.algorithm, PPO) and (self.algorithm.overlong_buffer or 0) > self.sampling.max_tokens:
+            raise ValueError(
+                f"algorithm.overlong_buffer is {self.algorithm.overlong_buffer}, more than sampling.max_tokens "
+                f"{self.sampling.max_tokens}: make it a part of that, such as a fifth"
+            )
         if heldout is not None and any((one.source, one.split) == (heldout.source, heldout.split) for one in sources):
             raise ValueError(
                 f"prompts.train and prompts.heldout are the same ({heldout.source!r}, split "

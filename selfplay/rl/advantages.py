@@ -1,4 +1,4 @@
-"""From scores and values to advantages: token rewards, generalised advantage estimation, whitening, running moments.
+"""From scores and values to advantages: groups, token rewards, generalised advantage estimation, whitening, moments.
 
 Shapes: B sequences, T response tokens. A mask (B, T) is true on real tokens. Left out: anything about models.
 """
@@ -55,6 +55,67 @@ def penalise_missing_end(scores: Tensor, truncated: Tensor, penalty: float, how:
     raise ValueError(f"unknown way to penalise a missing end {how!r}: use subtract or replace")
 
 
+def penalise_overlong(scores: Tensor, lengths: Tensor, max_tokens: int, buffer: int, penalty: float) -> Tensor:
+    """Scores (B,) less `penalty` x how far lengths (B,), in tokens, reach into the last `buffer` before `max_tokens`.
+
+    Nothing up to max_tokens - buffer, then linear, all of it at max_tokens. Source: DAPO (Yu et al. 2025), equation 13.
+    """
+    return scores - penalty * ((lengths - (max_tokens - buffer)).to(scores.dtype) / buffer).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The completions of G prompts: `member` (G, B) is 1 in float64 where a row answers the prompt; `counts` (G,)."""
+
+    member: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, prompts: Tensor) -> "Groups":
+        """Return the groups of rows (B,) that bear the number of their prompt."""
+        member = (prompts == prompts.unique()[:, None]).double()
+        return cls(member, member.sum(1))
+
+    def means(self, scores: Tensor) -> Tensor:
+        """(G,) float64 mean of the scores (B,) of each group."""
+        return self.member @ scores.double() / self.counts
+
+    def deviations(self, scores: Tensor) -> Tensor:
+        """(G,) float64 unbiased standard deviation of the scores (B,) of each group; 0 for a group of one."""
+        squares = (scores.double() - self.spread(self.means(scores))).square()
+        return (self.member @ squares / (self.counts - 1).clamp(min=1)).sqrt()
+
+    def equal(self, scores: Tensor) -> Tensor:
+        """(G,) true where all scores (B,) of a group are the same: nothing can be learned from comparing them."""
+        rows = self.member.bool()
+        return torch.where(rows, scores, -torch.inf).amax(1) == torch.where(rows, scores, torch.inf).amin(1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(B,) each group's value (G,), given to its rows."""
+        return values @ self.member
+
+
+def compare_in_groups(
+    scores: Tensor, prompts: Tensor, baseline: str, divide: bool = False, epsilon: float = 1e-4
+) -> Tensor:
+    """Scores (B,) less a baseline from the completions of the same prompt; `prompts` (B,) numbers it.
+
+    "mean": the mean of them all (GRPO, Shao et al. 2024; REINFORCE++ with baseline, Hu et al. 2025); "others": the mean of
+    the others, n / (n - 1) times as much (RLOO, Kool et al. 2019). With `divide`, over their unbiased deviation + `epsilon`
+    (GRPO; TRL has the same epsilon). A completion without another one to its prompt gets 0. Raises ValueError for another
+    `baseline`.
+    """
+    if baseline not in ("mean", "others"):
+        raise ValueError(f"unknown baseline {baseline!r}: use mean or others")
+    groups = Groups.of(prompts)
+    compared = scores.double() - groups.spread(groups.means(scores))
+    if baseline == "others":
+        compared = compared * groups.spread(groups.counts / (groups.counts - 1).clamp(min=1))
+    if divide:
+        compared = compared / (groups.spread(groups.deviations(scores)) + epsilon)
+    return torch.where(groups.spread(groups.counts) > 1, compared, 0.0).to(scores.dtype)
+
+
 def advantages_and_returns(
     rewards: Tensor,
     values: Tensor,
@@ -66,6 +127,7 @@ def advantages_and_returns(
     """Generalised advantage estimation (Schulman et al. 2016): (B, T) advantages and returns, 0 off the mask.
 
     delta_t = r_t + discount V_{t+1} - V_t;  A_t = delta_t + discount lambda A_{t+1};  return = A + V.
+    With values 0 and lambda 1 both are what REINFORCE takes, the discounted rewards from token t on.
     `values[:, t]` is the value of the state before token t. `final_values` (B,) is the value behind the last token,
     0 if None. Masked places between tokens are stepped over: V and A of the next token are carried across (verl).
     """

@@ -13,8 +13,10 @@ from selfplay.config import PPO
 from selfplay.rl.advantages import (
     RunningMoments,
     advantages_and_returns,
+    compare_in_groups,
     normalise_scores,
     penalise_missing_end,
+    penalise_overlong,
     token_rewards,
     whiten,
 )
@@ -25,7 +27,10 @@ from selfplay.rl.rollouts import Episodes, Estimates, token_places
 
 @dataclass(frozen=True)
 class Tokens:
-    """The same for the N response tokens of a micro-batch, each (N,)."""
+    """The same for the N response tokens of a micro-batch, each (N,), and the number and length of each one's response."""
+
+    responses: Tensor
+    lengths: Tensor
 
     old_logprobs: Tensor
     reference_logprobs: Tensor
@@ -37,7 +42,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Experience:
-    """Targets of one step's update. `scores` (B,) entered the rewards; `weights` correct for the engine."""
+    """Targets of one step's update. `scores` (B,) are those that count, before any baseline; `weights` correct for the
+    engine. Without a critic `old_values` are 0.
+    """
 
     mask: Tensor
     old_logprobs: Tensor
@@ -52,6 +59,8 @@ class Experience:
         """Return the response tokens of some rows (k,), in the order in which a micro-batch lists them."""
         at = token_places(rows, self.mask)
         return Tokens(
+            at[0],
+            self.mask.sum(1)[at[0]],
             self.old_logprobs[at],
             self.reference_logprobs[at],
             self.old_values[at],
@@ -62,23 +71,42 @@ class Experience:
 
 
 def build_experience(
-    episodes: Episodes, estimates: Estimates, config: PPO, coefficient: float, moments: RunningMoments
+    episodes: Episodes,
+    estimates: Estimates,
+    config: PPO,
+    coefficient: float,
+    moments: RunningMoments,
+    max_tokens: int,
 ) -> Experience:
-    """Scores -> rewards -> advantages and returns. `coefficient` is beta; `moments` takes in the scores."""
+    """Scores -> rewards -> advantages and returns. `coefficient` is beta; `moments` takes in the scores.
+
+    The baseline of a group is one of scores; a KL in the reward comes behind it, on every token (OpenRLHF; TRL's
+    RLOOTrainer takes beta x KL off the scores first).
+    """
     mask = episodes.mask
     dtype = estimates.logprobs.dtype
     scores = normalise_scores(episodes.scores.to(dtype), moments, config.normalise_scores, config.score_clip)
-    scores = penalise_missing_end(scores, episodes.truncated, config.missing_eos_penalty, config.missing_eos)
+    if config.overlong_buffer is None:
+        scores = penalise_missing_end(scores, episodes.truncated, config.missing_eos_penalty, config.missing_eos)
+    else:
+        penalty = config.missing_eos_penalty
+        scores = penalise_overlong(scores, episodes.response_lengths, max_tokens, config.overlong_buffer, penalty)
     kl = kl_estimate(estimates.logprobs, estimates.reference_logprobs, config.kl_estimator)
-    rewards = token_rewards(scores, kl, coefficient if config.kl_in == "reward" else 0.0, mask)
+    compared = _compared(scores, episodes.groups, config)
+    rewards = token_rewards(compared, kl, coefficient if config.kl_in == "reward" else 0.0, mask)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     bootstrap = config.truncated_value == "bootstrap"
     final_values = estimates.final_values * episodes.truncated if bootstrap else None
     advantages, returns = advantages_and_returns(
-        rewards, estimates.values, mask, config.discount, config.gae_lambda, final_values
+        rewards,
+        estimates.values,
+        mask,
+        config.discount,
+        config.gae_lambda if config.has_critic else 1.0,
+        final_values,
     )
-    if config.whiten_advantages:
+    if config.whitens:
         advantages = whiten(advantages, mask)
     known = ~episodes.engine_logprobs.isnan() & mask
     engine_logprobs = torch.where(known, episodes.engine_logprobs.to(dtype), estimates.logprobs)
@@ -93,3 +121,14 @@ def build_experience(
         weights * mask,
         scores,
     )
+
+
+def _compared(scores: Tensor, prompts: Tensor, config: PPO) -> Tensor:
+    """Scores (B,) less the baseline that the settings take from the other completions of each prompt, if any."""
+    if config.advantage == "rloo":
+        return compare_in_groups(scores, prompts, "others")
+    if config.advantage == "grpo":
+        return compare_in_groups(scores, prompts, "mean", divide=config.divide_by_deviation)
+    if config.advantage == "reinforce++" and config.group_size > 1:
+        return compare_in_groups(scores, prompts, "mean")
+    return scores

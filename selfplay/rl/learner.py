@@ -3,24 +3,25 @@
 Left out: where episodes come from, and what their advantages are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from selfplay.config import PPO
+from selfplay.config import PPO, SamplingParams
 from selfplay.distributed.collectives import all_reduce
 from selfplay.distributed.sharding import home, shard
 from selfplay.lora import unwrap_peft
 from selfplay.models import default_batch_tokens
-from selfplay.rl.batching import derive_seed, micro_batches, minibatches
-from selfplay.rl.experience import Experience
+from selfplay.rl.batching import MicroBatch, derive_seed, micro_batches, minibatches
+from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import KLController, kl_estimate
-from selfplay.rl.losses import policy_loss, value_loss
-from selfplay.rl.metrics import SUMS, token_sums, update_metrics
+from selfplay.rl.losses import PolicyLoss, loss_shares, policy_loss, pool_log_ratios, value_loss
+from selfplay.rl.metrics import SUMS, SUMS_OF_POLICY, token_sums, update_metrics
 from selfplay.rl.networks import Critic, PolicyNetwork, packs, precision, prepare
-from selfplay.rl.optimise import Optimizer, learning_rate_factor
+from selfplay.rl.optimise import Average, Optimizer, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import Episodes
 
@@ -28,26 +29,26 @@ from selfplay.rl.rollouts import Episodes
 class Learner:
     """Policy, critic and reference, and how the first two learn from the experience of a step.
 
-    `reference` None means the policy's adapters switched off. `pretraining` is mixed into the policy's gradients.
+    `critic` None means that the settings' advantage needs none, `reference` None the policy's adapters switched off.
+    `pretraining` is mixed into the policy's gradients. `sampling` is how responses are drawn.
     """
 
     def __init__(
         self,
         policy: Any,
-        critic: Critic,
+        critic: Critic | None,
         reference: PreTrainedModel | None,
         config: PPO,
-        temperature: float,
+        sampling: SamplingParams,
         pretraining: PretrainingMix | None,
         seed: int,
     ) -> None:
         self.policy, self.critic, self.config, self.pretraining, self.seed = policy, critic, config, pretraining, seed
         self.device = home(policy)
-        critic.requires_grad_(True)
+        self.max_tokens, temperature = sampling.max_tokens, sampling.temperature
         if unwrap_peft(policy) is policy:
             policy.requires_grad_(True)
-        for network in (policy, critic):
-            prepare(network, config.gradient_checkpointing)
+        prepare(policy, config.gradient_checkpointing)
         if reference is not None:
             prepare(reference.requires_grad_(False))
         half, precise = (
@@ -60,23 +61,28 @@ class Learner:
         if reference is not None:
             network = PolicyNetwork(reference, temperature, config.compile)
             self.reference_network = shard(network, PolicyNetwork.METHODS, half or precise, half)
-        shard(critic, (), precise, half, apart=[critic.head])
-        self.critic_network = torch.compile(critic, dynamic=True) if config.compile else critic
         common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm)
         self.policy_optimiser = Optimizer(policy, config.learning_rate, *common)
-        self.critic_optimiser = Optimizer(critic, config.critic_learning_rate, *common)
+        self.critic_network: Callable[[MicroBatch], tuple[Tensor, Tensor]] | None = None
+        self.critic_optimiser: Optimizer | None = None
+        if critic is not None:
+            prepare(critic.requires_grad_(True), config.gradient_checkpointing)
+            shard(critic, (), precise, half, apart=[critic.head])
+            self.critic_network = torch.compile(critic, dynamic=True) if config.compile else critic
+            self.critic_optimiser = Optimizer(critic, config.critic_learning_rate, *common)
+        self.average = None if config.ema is None else Average(policy, config.ema)
         self.controller = _controller(config)
 
-    def set_learning_rates(self, step: int) -> tuple[float, float]:
-        """Set and give both learning rates; the policy's schedule begins behind the critic's warm-up, at 0 before."""
+    def set_learning_rates(self, step: int) -> dict[str, float]:
+        """Set and return the learning rates; the policy's schedule begins behind the critic's warm-up, at 0 before."""
         config, warming = self.config, self.config.critic_warmup
-        of_critic = learning_rate_factor(step, config.steps, config.schedule, config.warmup)
-        of_policy = (
-            0.0
-            if step < warming
-            else learning_rate_factor(step - warming, config.steps - warming, config.schedule, config.warmup)
-        )
-        return self.policy_optimiser.set_factor(of_policy), self.critic_optimiser.set_factor(of_critic)
+        schedule = (config.schedule, config.warmup, config.warmup_start)
+        of_policy = 0.0 if step < warming else learning_rate_factor(step - warming, config.steps - warming, *schedule)
+        rates = {"lr": self.policy_optimiser.set_factor(of_policy)}
+        if self.critic_optimiser is not None:
+            of_critic = learning_rate_factor(step, config.steps, *schedule)
+            rates["critic_lr"] = self.critic_optimiser.set_factor(of_critic)
+        return rates
 
     def learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
         """Return all epochs over the episodes of a step; gives the update's metrics."""
@@ -92,55 +98,81 @@ class Learner:
                 rows_of_metrics.append(row)
                 if config.target_kl is not None and row["policy/approxkl"] > config.target_kl:
                     self.policy_optimiser.zero_grad()
-                    self.critic_optimiser.zero_grad()
+                    if self.critic_optimiser is not None:
+                        self.critic_optimiser.zero_grad()
                     return update_metrics(rows_of_metrics, steps)
-                row["critic/grad_norm"] = self.critic_optimiser.step()
-                row["policy/grad_norm"] = 0.0 if warming_up else self.policy_optimiser.step()
+                if self.critic_optimiser is not None:
+                    row["critic/grad_norm"] = self.critic_optimiser.step()
+                row["policy/grad_norm"] = 0.0 if warming_up else self._step_policy()
                 steps += 1
         return update_metrics(rows_of_metrics, steps)
+
+    def _step_policy(self) -> float:
+        """Apply the policy's gradients and follow it with its average; return the gradients' norm."""
+        norm = self.policy_optimiser.step()
+        if self.average is not None:
+            self.average.update()
+        return norm
+
+    def take_average(self) -> None:
+        """Give the policy its averaged weights, if they are kept: training is over."""
+        if self.average is not None:
+            self.average.apply()
 
     def gradients(
         self, episodes: Episodes, experience: Experience, rows: Sequence[int], learn_policy: bool = True
     ) -> dict[str, float]:
         """Leave a minibatch's gradients in both networks; return the metrics of all processes' parts.
 
-        Each token's loss is divided by the tokens of the whole minibatch: the sum over micro-batches and processes is
-        the same for every split.
+        Each token's loss counts by its share of the whole minibatch: the sum over micro-batches and processes is the
+        same for every split.
         """
         config = self.config
-        total = experience.mask[torch.as_tensor(rows, device=self.device)].sum()
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        total = int(experience.mask[torch.as_tensor(rows, device=self.device)].sum())
+        names = SUMS if self.critic is not None else SUMS_OF_POLICY
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self.device)
         budget = config.micro_batch_tokens or default_batch_tokens(self.device)
         for part in micro_batches(rows, episodes.lengths, budget):
             batch = episodes.batch(part, packs(self.policy))
             tokens = experience.tokens(batch.rows)
             with torch.set_grad_enabled(learn_policy), precision(config.precision, self.device):
                 logprobs, entropies = self.policy_network(batch)
-            policy = policy_loss(logprobs, tokens.old_logprobs, tokens.advantages, config.clip, config.dual_clip)
-            objective = tokens.weights * policy.loss
-            if config.entropy_coefficient:
-                objective = objective - config.entropy_coefficient * entropies
-            if config.kl_in == "loss":
-                kl = kl_estimate(logprobs, tokens.reference_logprobs, config.kl_estimator)
-                objective = objective + self.controller.coefficient * kl
+            log_ratios = pool_log_ratios(logprobs - tokens.old_logprobs, tokens.responses, config.ratio)
+            policy = policy_loss(log_ratios, tokens.advantages, config.clip, config.dual_clip, config.clip_high)
             if learn_policy:
-                (objective.sum() / total).backward()
-            with precision(config.precision, self.device):
-                values, _ = self.critic_network(batch)
-            value = value_loss(values, tokens.old_values, tokens.returns, config.value_clip)
-            (value.loss.sum() / total).backward()
+                shares = loss_shares(config.loss_average, tokens.lengths, total, len(rows), self.max_tokens)
+                (self._objective(tokens, policy, logprobs, entropies) * shares.to(logprobs.dtype)).sum().backward()
+            value = None
+            if self.critic_network is not None:
+                with precision(config.precision, self.device):
+                    values, _ = self.critic_network(batch)
+                value = value_loss(values, tokens.old_values, tokens.returns, config.value_clip)
+                (value.loss.sum() / total).backward()
             sums += token_sums(tokens, logprobs, entropies, policy, value)
         all_reduce([sums])
-        return {name: float(value) for name, value in zip(SUMS[1:], sums[1:] / sums[0], strict=True)}
+        return {name: float(value) for name, value in zip(names[1:], sums[1:] / sums[0], strict=True)}
+
+    def _objective(self, tokens: Tokens, policy: PolicyLoss, logprobs: Tensor, entropies: Tensor) -> Tensor:
+        """(N,) what each token's policy is to make small: the clipped loss, less entropy, more KL."""
+        config, objective = self.config, tokens.weights * policy.loss
+        if config.entropy_coefficient:
+            objective = objective - config.entropy_coefficient * entropies
+        if config.kl_in == "loss":
+            kl = kl_estimate(logprobs, tokens.reference_logprobs, config.kl_estimator)
+            objective = objective + self.controller.coefficient * kl
+        return objective
 
     def tensors(self) -> dict[str, Any]:
-        """Return the tensors that the next update depends on, no copies: weights that learn, moments of both optimisers."""
-        return {
+        """Return the tensors that the next update depends on, no copies: weights that learn, moments of optimisers, averages."""
+        tensors: dict[str, Any] = {
             "policy": {name: one.detach() for name, one in self.policy_optimiser.parameters.items()},
-            "critic": self.critic.state_dict(),
             "policy_optimiser": self.policy_optimiser.tensors(),
-            "critic_optimiser": self.critic_optimiser.tensors(),
         }
+        if self.critic is not None and self.critic_optimiser is not None:
+            tensors |= {"critic": self.critic.state_dict(), "critic_optimiser": self.critic_optimiser.tensors()}
+        if self.average is not None:
+            tensors["average"] = self.average.tensors
+        return tensors
 
 
 def _controller(config: PPO) -> KLController:

@@ -1,6 +1,6 @@
-"""PPO's losses, token by token: every function takes tensors of one shape (any) and gives the loss of each token.
+"""PPO's losses, token by token: every function takes tensors of one shape and gives the loss of each token.
 
-Nothing is averaged here: the caller sums over real tokens and divides by their count in the whole minibatch, so that
+Nothing is averaged here: the caller sums over real tokens, each with its share of the whole minibatch's loss, so that
 gradients do not depend on how a minibatch is split into micro-batches or over processes.
 """
 
@@ -23,19 +23,58 @@ class PolicyLoss:
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float, dual_clip: float | None = None
+    log_ratios: Tensor,
+    advantages: Tensor,
+    clip: float,
+    dual_clip: float | None = None,
+    clip_high: float | None = None,
 ) -> PolicyLoss:
-    """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) (Schulman et al. 2017, equation 7).
+    """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip_high)) (Schulman et al. 2017, equation 7).
 
-    The log-ratio is clamped to +-20 against overflow. With `dual_clip` c > 1 the loss is at most -A c where A < 0 (Ye
-    et al. 2020, equation 5).
+    `log_ratios` are new less old log-probs, clamped to +-20 against overflow. `clip_high` None means `clip` (DAPO has
+    another, Yu et al. 2025, equation 10). With `dual_clip` c > 1 the loss is at most -A c where A < 0 (Ye et al. 2020,
+    equation 5).
     """
-    ratio = torch.exp((logprobs - old_logprobs).clamp(-20, 20))
-    plain, bounded = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
+    ratio = torch.exp(log_ratios.clamp(-20, 20))
+    high = clip if clip_high is None else clip_high
+    plain, bounded = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + high)
     loss = torch.maximum(plain, bounded)
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
     return PolicyLoss(loss, ratio.detach(), (bounded > plain).detach())
+
+
+def pool_log_ratios(log_ratios: Tensor, responses: Tensor, how: str) -> Tensor:
+    """Log-ratios (N,) of tokens as those that are clipped, (N,); `responses` (N,) numbers the response of each token.
+
+    "token": as they are. "sequence": their mean over the response (GSPO, Zheng et al. 2025, equation 7). "product": their
+    sum, the response as one action (RLOO, Ahmadian et al. 2024). Raises ValueError for another `how`.
+    """
+    if how == "token":
+        return log_ratios
+    if how not in ("sequence", "product"):
+        raise ValueError(f"unknown ratio {how!r}: use token, sequence or product")
+    count = int(responses.max()) + 1 if len(responses) else 0
+    sums = log_ratios.new_zeros(count).index_add(0, responses, log_ratios)
+    if how == "sequence":
+        sums = sums / torch.bincount(responses, minlength=count).clamp(min=1)
+    return sums[responses]
+
+
+def loss_shares(how: str, lengths: Tensor, tokens: int, responses: int, max_tokens: int) -> Tensor:
+    """(N,) float64: what each token's loss counts in the loss of a minibatch of so many `tokens` and `responses`.
+
+    `lengths` (N,) are the tokens of the response that each token belongs to. "token": 1 / tokens (DAPO, Yu et al. 2025,
+    equation 12). "sequence": 1 / (length x responses) (GRPO, Shao et al. 2024, equation 3). "constant": 1 / (responses x
+    max_tokens) (Dr. GRPO, Liu et al. 2025). Raises ValueError for another `how`.
+    """
+    if how == "token":
+        return torch.full_like(lengths, 1 / tokens, dtype=torch.float64)
+    if how == "sequence":
+        return 1 / (lengths.double() * responses)
+    if how == "constant":
+        return torch.full_like(lengths, 1 / (responses * max_tokens), dtype=torch.float64)
+    raise ValueError(f"unknown average {how!r}: use token, sequence or constant")
 
 
 @dataclass(frozen=True)

@@ -12,36 +12,36 @@ import torch
 from torch import Tensor
 
 from selfplay.config import PPO
-from selfplay.rl.advantages import masked_mean
+from selfplay.rl.advantages import Groups, masked_mean
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import kl_estimate
 from selfplay.rl.losses import PolicyLoss, ValueLoss
 from selfplay.rl.rollouts import Episodes, Estimates
 
-SUMS = (
+SUMS_OF_POLICY = (
     "tokens",
     "loss/policy",
     "policy/clipfrac",
     "policy/approxkl",
     "val/ratio",
     "policy/entropy",
-    "loss/value",
-    "val/clipfrac",
 )
+SUMS = (*SUMS_OF_POLICY, "loss/value", "val/clipfrac")
 
 
-def token_sums(tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: PolicyLoss, value: ValueLoss) -> Tensor:
-    """(8,) float64: sums over a micro-batch's tokens of the quantities that `SUMS` names."""
-    parts = (
+def token_sums(
+    tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: PolicyLoss, value: ValueLoss | None
+) -> Tensor:
+    """Return (8,) float64 sums over a micro-batch's tokens of what `SUMS` names; without a critic (6,), `SUMS_OF_POLICY`."""
+    parts = [
         torch.ones_like(logprobs),
         policy.loss,
         policy.clipped,
         (logprobs - tokens.old_logprobs).square() / 2,
         policy.ratio,
         entropies,
-        value.loss,
-        value.clipped,
-    )
+        *(() if value is None else (value.loss, value.clipped)),
+    ]
     return torch.stack([part.detach().double().sum() for part in parts])
 
 
@@ -79,9 +79,6 @@ def rollout_metrics(
     ).sum(1)
     known = ~episodes.engine_logprobs.isnan() & mask
     gap = torch.where(known, (estimates.logprobs - episodes.engine_logprobs).abs(), 0.0)
-    residual, returns = experience.returns - experience.old_values, experience.returns
-    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
-    unexplained = masked_mean((residual - masked_mean(residual, mask)).square(), mask)
     values: dict[str, Tensor | float] = {
         "objective/kl": k1.sum(1).mean(),
         "objective/kl_per_token": masked_mean(k1, mask),
@@ -92,7 +89,6 @@ def rollout_metrics(
         "objective/scores": episodes.scores.mean(),
         "objective/scores_std": episodes.scores.std(unbiased=False),
         "val/num_eos_tokens": (~episodes.truncated).sum(),
-        "val/explained_variance": 1 - unexplained / spread.clamp(min=1e-12),
         "response/length": lengths.mean(),
         "response/length_p95": lengths.quantile(0.95),
         "response/truncated": episodes.truncated.double().mean(),
@@ -105,7 +101,22 @@ def rollout_metrics(
             "engine/importance_weight": masked_mean(experience.weights, known),
             "engine/masked": masked_mean((experience.weights == 0).to(gap.dtype), known),
         }
+    if config.has_critic:
+        values["val/explained_variance"] = explained_variance(experience)
+    if config.group_size > 1:
+        groups = Groups.of(episodes.groups)
+        values["group/scores_std"] = groups.deviations(episodes.scores).mean()
+        values["group/without_signal"] = groups.equal(episodes.scores).double().mean()
     return {name: float(value) for name, value in values.items()}
+
+
+def explained_variance(experience: Experience) -> Tensor:
+    """Return the share of the returns' variance over tokens that the values explain."""
+    mask, returns = experience.mask, experience.returns
+    residual = returns - experience.old_values
+    spread = masked_mean((returns - masked_mean(returns, mask)).square(), mask)
+    unexplained = masked_mean((residual - masked_mean(residual, mask)).square(), mask)
+    return 1 - unexplained / spread.clamp(min=1e-12)
 
 
 def samples(episodes: Episodes, estimates: Estimates, step: int, count: int) -> list[dict[str, Any]]:

@@ -12,15 +12,17 @@ from selfplay.distributed.sharding import whole
 from selfplay.errors import Diverged
 
 
-def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
+def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float, start: float | None = None) -> float:
     """Factor on the base learning rate at `step` (from 0) of `steps`.
 
-    It rises to 1 over the first `warmup` share of the steps, then follows "constant", "linear" (1 at the start, 1/n at
-    the last of n steps, as in TRL and N+) or "cosine". Raises ValueError for another name.
+    It rises from `start` (None: one equal step above 0) to 1 over the first `warmup` share of the steps, then follows
+    "constant", "linear" (1 at the start, 1/n at the last of n steps, as in TRL and N+) or "cosine". Raises ValueError for
+    another name.
     """
     rising = round(warmup * steps)
     if step < rising:
-        return (step + 1) / (rising + 1)
+        first = 1 / (rising + 1) if start is None else start
+        return first + (1 - first) * step / rising
     done = (step - rising) / max(steps - rising, 1)
     if schedule == "constant":
         return 1.0
@@ -78,3 +80,30 @@ class Optimizer:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return Adam's moments and counts of each parameter, by name: the tensors themselves, no copies."""
         return {name: dict(self.adam.state[parameter]) for name, parameter in self.parameters.items()}
+
+
+class Average:
+    """Exponential moving average of the parameters that a network trains, which begins as a copy of them.
+
+    It is kept in float32 at least. No correction for its beginning: with decay d, the start counts d^n after n updates.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {name: one for name, one in network.named_parameters() if one.requires_grad}
+        self.tensors = {
+            name: one.detach().to(torch.promote_types(one.dtype, torch.float32), copy=True)
+            for name, one in self.parameters.items()
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the parameters: d average + (1 - d) parameter."""
+        for name, average in self.tensors.items():
+            average.mul_(self.decay).add_(self.parameters[name].detach(), alpha=1 - self.decay)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set the parameters to their average."""
+        for name, average in self.tensors.items():
+            self.parameters[name].copy_(average)

@@ -38,7 +38,7 @@ class PretrainingMix:
         The batch is divided over processes, so the gradients are this process's part.
         """
         generator = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(self.lengths), (self.config.batch_size,), generator=generator).tolist()
+        rows = torch.randint(len(self.lengths), (config.pretraining_batch,), generator=generator).tolist()
         names = list(range(len(rows)))
         lengths = [self.lengths[row] for row in rows]
         total = sum(lengths) - len(rows)

@@ -34,7 +34,8 @@ from selfplay.rl.learner import Learner
 from selfplay.rl.metrics import append_rows, rollout_metrics, samples
 from selfplay.rl.networks import Critic, check_head
 from selfplay.rl.pretraining import PretrainingMix
-from selfplay.rl.rollouts import Sampler, estimate, score
+from selfplay.rl.rollouts import build_episodes, estimate
+from selfplay.rl.sampler import Sampler, collect
 from selfplay.storage.files import hash_of
 
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
@@ -44,10 +45,11 @@ class PPOTrainer:
     """Trains `policy` in place (a causal language model, or a PEFT model around one) to get more of `reward`.
 
     `engine` samples, by default transformers with the policy's own weights. `critic` is a model with a scalar head
-    that is copied, by default the policy's body with a new head. `reference` is what the KL is measured against, by
-    default a frozen copy of the policy as it comes (or, for a PEFT model, its adapters switched off). `corpus` is the
-    text of `config.pretraining`. `directory` gets checkpoint-N, metrics.jsonl and samples.jsonl. `on_step` is called
-    with the metrics of each step. Raises ConfigError for what cannot be trained.
+    that is copied, by default the policy's body with a new head; none is made where `config.advantage` needs none.
+    `reference` is what the KL is measured against, by default a frozen copy of the policy as it comes (or, for a PEFT
+    model, its adapters switched off). `corpus` is the text of `config.pretraining`. `directory` gets checkpoint-N,
+    metrics.jsonl and samples.jsonl. `on_step` is called with the metrics of each step. Raises ConfigError for what
+    cannot be trained.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class PPOTrainer:
         seed: int = 0,
         on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        _check(tokenizer, prompts, sampling, config, corpus)
+        _check(tokenizer, prompts, sampling, config, corpus, critic)
         init_process_group()
         from_first(lambda: check_head(policy))
         self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
@@ -81,12 +83,10 @@ class PPOTrainer:
         self.sampler = Sampler(engine, policy, tokenizer, prompts, config, sampling, seed)
         self.learner = Learner(
             policy,
-            Critic.from_policy(policy, derive_seed(seed, "critic"))
-            if critic is None
-            else Critic.from_scalar_model(critic),
+            _critic(policy, critic, seed) if config.has_critic else None,
             reference,
             config,
-            sampling.temperature,
+            sampling,
             None
             if config.pretraining is None
             else PretrainingMix(tokenizer, corpus or (), config.pretraining, self.device),
@@ -128,6 +128,7 @@ class PPOTrainer:
                     self.on_step(row)
                 if asked and self.directory is not None:
                     raise stopping.stopped()
+            self.learner.take_average()
         finally:
             self.sampler.close()
 
@@ -136,18 +137,15 @@ class PPOTrainer:
         begun = perf_counter()
         set_seed(derive_seed(self.seed, "step", step, rank()) % 2**32)  # for a reward that draws random numbers
         rates = self.learner.set_learning_rates(step)
-        answers = self.sampler.answers(step)
-        sampled = perf_counter()
-        episodes, unscored = score(
-            answers, self.prompts, self.encoded, self.reward, self.device, self.tokenizer.pad_token_id
-        )
-        scored = perf_counter()
-        learner = self.learner
+        scored, sampling, replaced = collect(self.sampler, step, self.reward)
+        pad = self.tokenizer.pad_token_id
+        episodes, unscored = build_episodes(scored, self.prompts, self.encoded, self.reward, self.device, pad)
+        collected, learner = perf_counter(), self.learner
         estimates = estimate(
             episodes, learner.policy_network, learner.reference_network, learner.critic_network, self.config
         )
         coefficient = learner.controller.coefficient
-        experience = build_experience(episodes, estimates, self.config, coefficient, self.moments)
+        experience = build_experience(episodes, estimates, self.config, coefficient, self.moments, learner.max_tokens)
         estimated = perf_counter()
         learned = learner.learn(episodes, experience, step)
         metrics = rollout_metrics(episodes, estimates, experience, self.config, coefficient)
@@ -163,11 +161,11 @@ class PPOTrainer:
             **disagreement(self.reward),
             **metrics,
             **learned,
-            "lr": rates[0],
-            "critic_lr": rates[1],
-            "time/rollout": sampled - begun,
-            "time/score": scored - sampled,
-            "time/estimate": estimated - scored,
+            **rates,
+            **({"group/resampled": replaced} if self.config.resample else {}),
+            "time/rollout": sampling,
+            "time/score": collected - begun - sampling,
+            "time/estimate": estimated - collected,
             "time/update": ended - estimated,
             "time/step": ended - begun,
             "episodes_per_second": len(episodes.prompts) / (ended - begun),
@@ -209,12 +207,20 @@ class PPOTrainer:
         barrier()
 
 
+def _critic(policy: Any, given: Any, seed: int) -> Critic:
+    """Return a critic that is a copy of a given scalar model, or else of the policy with a new head."""
+    if given is not None:
+        return Critic.from_scalar_model(given)
+    return Critic.from_policy(policy, derive_seed(seed, "critic"))
+
+
 def _check(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     sampling: SamplingParams,
     config: PPO,
     corpus: Sequence[str] | None,
+    critic: Any,
 ) -> None:
     """Raise ConfigError for inputs that PPO cannot learn from."""
     if not prompts:
@@ -228,6 +234,10 @@ def _check(
         raise ConfigError(
             "the tokenizer pads with its end token, so the end of a response cannot be told from "
             "padding: load it with selfplay.models.load_tokenizer, or set another pad_token"
+        )
+    if critic is not None and not config.has_critic:
+        raise ConfigError(
+            f"advantage {config.advantage} learns without a critic, and one was passed: leave `critic` out"
         )
     if config.pretraining is not None and not corpus:
         raise ConfigError("algorithm.pretraining needs text: pass `corpus`, or leave the section out")

@@ -23,7 +23,8 @@ from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.experience import build_experience
-from selfplay.rl.rollouts import Episodes, estimate, score
+from selfplay.rl.rollouts import Episodes, build_episodes, estimate
+from selfplay.rl.sampler import score
 
 
 def best(function: Callable[[], Any], rounds: int) -> float:
@@ -87,7 +88,8 @@ def main() -> None:
     shape = trainer.policy.config
 
     answers = trainer.sampler.answers(0)
-    episodes, _ = score(answers, prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id)
+    rows = score(answers, prompts, reward)
+    episodes, _ = build_episodes(rows, prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id)
     estimates = estimate(
         episodes,
         trainer.learner.policy_network,
@@ -95,7 +97,7 @@ def main() -> None:
         trainer.learner.critic_network,
         config,
     )
-    experience = build_experience(episodes, estimates, config, 0.05, RunningMoments())
+    experience = build_experience(episodes, estimates, config, 0.05, RunningMoments(), SHARED["max_tokens"])
 
     body, whole = flop_of_pass(shape, episodes, head=False), flop_of_pass(shape, episodes, head=True)
     asked, said = [prompts[number] for number, _ in answers], [answer for _, answer in answers]

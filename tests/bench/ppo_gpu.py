@@ -25,7 +25,8 @@ from selfplay.models import encode_prompt, load_policy, load_scalar_model, load_
 from selfplay.records import Prompt
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
-from selfplay.rl.rollouts import score
+from selfplay.rl.rollouts import build_episodes
+from selfplay.rl.sampler import score
 from selfplay.stages.bootstrap import train_tokenizer
 
 SIZES: dict[str, dict[str, int]] = {
@@ -116,9 +117,8 @@ def ours(
         / best(lambda: engine.llm.generate(encoded, parameters, use_tqdm=False), 2)
     )
     sync = best(lambda: engine.update_weights(policy), 2)
-    episodes, _ = score(
-        trainer.sampler.answers(0), prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id
-    )
+    answers = score(trainer.sampler.answers(0), prompts, reward)
+    episodes, _ = build_episodes(answers, prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id)
     flop = (
         3
         * config.epochs

@@ -46,7 +46,7 @@ def test_the_advantages(columns: dict[str, Tensor]) -> None:
 
 
 def test_the_losses(columns: dict[str, Tensor]) -> None:
-    loss = policy_loss(columns["ratio"].log(), torch.zeros(1, 8), columns["whitened"], 0.2).loss
+    loss = policy_loss(columns["ratio"].log(), columns["whitened"], 0.2).loss
     assert torch.allclose(loss, columns["loss"], atol=ROUNDED)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import PolicyMaker, count_of_fives, rollout
+from tiny_models import SAMPLING, Maker, PolicyMaker, count_of_fives, gradients, rollout, same, shift
 from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, SamplingParams
@@ -21,52 +21,6 @@ from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
 from selfplay.rl.experience import build_experience
 from selfplay.rl.rollouts import Episodes, estimate
-
-Maker = Callable[..., PPOTrainer]
-SAMPLING = SamplingParams(max_tokens=7, temperature=0.8)
-
-
-@pytest.fixture
-def make_trainer(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]) -> Maker:
-    """`make_trainer(steps=..., policy=..., directory=..., on_step=...)`: knobs of PPO and arguments of the trainer."""
-
-    def make(**changes: Any) -> PPOTrainer:
-        arguments = {
-            name: changes.pop(name)
-            for name in ("critic", "reference", "directory", "on_step", "engine", "corpus", "seed")
-            if name in changes
-        }
-        policy = changes.pop("policy", None) or make_policy()
-        reward = changes.pop("reward", FunctionReward(count_of_fives))
-        sampling = changes.pop("sampling", SAMPLING)
-        config = PPO(**{"steps": 2, "episodes": 12, "minibatches": 3, "learning_rate": 1e-2, **changes})
-        return PPOTrainer(policy, tokenizer, reward, prompts, config, sampling, **arguments)
-
-    return make
-
-
-def gradients(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
-    """The gradients of policy and critic, taken away from them."""
-    named = [("policy." + name, p) for name, p in trainer.policy.named_parameters()]
-    named += [("critic." + name, p) for name, p in trainer.learner.critic.named_parameters()]
-    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
-    for _, p in named:
-        p.grad = None
-    return found
-
-
-def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-8) -> None:
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
-
-
-def shift(model: torch.nn.Module, seed: int, size: float = 0.03) -> None:
-    """Move all weights a little, so that ratios differ from 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
 
 
 def naive_loss(
@@ -174,7 +128,7 @@ def test_gradients_are_those_of_naive_ppo(make_trainer: Maker, make_policy: Poli
         trainer.learner.critic,
         trainer.config,
     )
-    experience = build_experience(episodes, estimates, trainer.config, 0.3, trainer.moments)
+    experience = build_experience(episodes, estimates, trainer.config, 0.3, trainer.moments, SAMPLING.max_tokens)
     trainer.start, trainer.start_critic = deepcopy(trainer.policy), deepcopy(trainer.learner.critic)
     shift(trainer.policy, 1)
     shift(trainer.learner.critic, 2, 0.1)

@@ -7,12 +7,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfplay.config import SamplingParams
 from selfplay.records import Prompt
 from selfplay.rl import PPOTrainer
 from selfplay.rl.experience import Experience, build_experience
-from selfplay.rl.rollouts import Episodes, Estimates, estimate, score
+from selfplay.rl.rollouts import Episodes, Estimates, build_episodes, estimate
+from selfplay.rl.sampler import collect
 
 PolicyMaker = Callable[..., LlamaForCausalLM]
+Maker = Callable[..., PPOTrainer]
+SAMPLING = SamplingParams(max_tokens=7, temperature=0.8)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -59,14 +63,44 @@ def count_of_fives(prompts: list[str], responses: list[str], meta: list[dict[str
     ]
 
 
+def by_length(prompts: list[str], responses: list[str], meta: list[dict[str, Any]]) -> list[float]:
+    """A reward with more spread: the length of the text, and the fives in it."""
+    return [len(response) / 5 + response.split().count("5") for response in responses]
+
+
 def rollout(trainer: PPOTrainer, coefficient: float = 0.05) -> tuple[Episodes, Estimates, Experience]:
     """The first step's episodes and what is made of them, without learning."""
-    episodes, _ = score(trainer.sampler.answers(0), trainer.prompts, trainer.encoded, trainer.reward, trainer.device, 0)
+    learner = trainer.learner
+    answers, _, _ = collect(trainer.sampler, 0, trainer.reward)
+    episodes, _ = build_episodes(answers, trainer.prompts, trainer.encoded, trainer.reward, trainer.device, 0)
     estimates = estimate(
-        episodes,
-        trainer.learner.policy_network,
-        trainer.learner.reference_network,
-        trainer.learner.critic,
-        trainer.config,
+        episodes, learner.policy_network, learner.reference_network, learner.critic_network, trainer.config
     )
-    return episodes, estimates, build_experience(episodes, estimates, trainer.config, coefficient, trainer.moments)
+    experience = build_experience(episodes, estimates, trainer.config, coefficient, trainer.moments, learner.max_tokens)
+    return episodes, estimates, experience
+
+
+def gradients(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    """The gradients of policy and critic, taken away from them."""
+    named = [("policy." + name, p) for name, p in trainer.policy.named_parameters()]
+    if trainer.learner.critic is not None:
+        named += [("critic." + name, p) for name, p in trainer.learner.critic.named_parameters()]
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    for _, p in named:
+        p.grad = None
+    return found
+
+
+def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-8) -> None:
+    """Two sets of named tensors agree."""
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def shift(model: torch.nn.Module, seed: int, size: float = 0.03) -> None:
+    """Move all weights a little, so that ratios differ from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
