@@ -61,6 +61,7 @@ docs: .venv/installed-docs
 bench: .venv/installed-test .venv-trl/installed
 	.venv/bin/python tests/bench/limits.py
 	.venv/bin/python tests/bench/ppo_vs_trl.py
+	.venv/bin/python tests/bench/group_vs_trl.py
 
 clean:
 	rm -rf .venv .venv-trl .venv-newest .venv-lowest build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
