@@ -15,8 +15,9 @@ from selfplay.context import sample
 from selfplay.errors import ConfigError
 from selfplay.progress import log, meter
 from selfplay.records import Message, Prompt
-from selfplay.storage.files import read_rows, write_json_lines
+from selfplay.storage.files import write_json_lines
 from selfplay.storage.journal import Journal
+from selfplay.training.pairs import read_preferences
 
 if TYPE_CHECKING:
     from selfplay.training.preference import PairRow
@@ -45,7 +46,7 @@ class DPOAlgorithm:
         before = run.files.policy(iteration - 1)
         model, tokenizer = load_policy(before), load_tokenizer(before)
         if config.demonstrations is None:
-            judged = [row for path in inputs.preferences for row in read_rows(path)]
+            judged = [row for path in inputs.preferences for row in read_preferences(path)]
             rows = [pair_of(row, tokenizer, config) for row in (judged if config.pairs == "all" else farthest(judged))]
         else:
             longest = getattr(model.config, "max_position_embeddings", 1 << 30)

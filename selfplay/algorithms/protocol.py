@@ -41,7 +41,8 @@ class Inputs:
     reward_model: Path | None
     """The checkpoint of the reward model, if the recipe trains one."""
     preferences: tuple[Path, ...]
-    """The preferences.parquet of each round of this iteration, if the algorithm needs pairs."""
+    """The preferences.parquet of each round of this iteration, if the algorithm needs pairs; read them with
+    `selfplay.training.pairs.read_preferences`."""
 
 
 class Algorithm(Protocol):

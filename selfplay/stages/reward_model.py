@@ -24,6 +24,7 @@ from selfplay.rundir import WORK
 from selfplay.stages.generate import stage_name
 from selfplay.stats.intervals import clustered_interval
 from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_json_lines
+from selfplay.training.pairs import read_preferences
 from selfplay.training.reward_model import Rows, train_reward_model
 
 CALIBRATION_BINS = 10
@@ -155,7 +156,7 @@ def train_member(
 
 def preferences(run: RunContext, iteration: int, stage: str) -> Rows:
     """Return the rows of a stage's preferences, each with the `round` of pairs that it is from."""
-    rows = read_rows(run.files.stage(iteration, stage) / "preferences.parquet")
+    rows = read_preferences(run.files.stage(iteration, stage) / "preferences.parquet")
     return [row | {"round": f"{iteration}/{stage}"} for row in rows]
 
 

@@ -41,7 +41,7 @@ def pair_of(row: dict[str, Any]) -> Pair:
 
 
 def preference_row(preference: Preference, tokenizer: Any, wins: Mapping[str, float]) -> dict[str, Any]:
-    """TRL's columns for conversations (`prompt`, `chosen`, `rejected`, and token ids of both), and our own.
+    """Return TRL's columns for conversations (`prompt`, `chosen`, `rejected`) and our own; see `selfplay.training.pairs`.
 
     `wins` is each completion's share of its pairs that it won, by the completion's id.
     """
@@ -52,8 +52,8 @@ def preference_row(preference: Preference, tokenizer: Any, wins: Mapping[str, fl
         "prompt": [message.model_dump() for message in preference.prompt.messages],
         "chosen": [{"role": "assistant", "content": preference.chosen.text}],
         "rejected": [{"role": "assistant", "content": preference.rejected.text}],
-        "chosen_ids": [*prompt_ids, *preference.chosen.token_ids],
-        "rejected_ids": [*prompt_ids, *preference.rejected.token_ids],
+        "chosen_tokens": [*prompt_ids, *preference.chosen.token_ids],
+        "rejected_tokens": [*prompt_ids, *preference.rejected.token_ids],
         "margin": preference.margin,
         "confidence": preference.confidence,
         "chosen_wins": wins[preference.chosen.id],

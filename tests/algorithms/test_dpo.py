@@ -21,6 +21,7 @@ from selfplay.rundir import RunDirectory
 from selfplay.stages.label import shares_won
 from selfplay.storage.files import read_json_lines, read_rows, write_json_lines
 from selfplay.storage.journal import Journal
+from selfplay.training.pairs import read_preferences
 from selfplay.training.preference import pair_trainer, train_on_pairs
 
 QUICK = "algorithm.batch_size=4", "algorithm.learning_rate=3e-3"
@@ -59,7 +60,7 @@ def test_the_loss_sees_the_ids_that_were_sampled(dpo_run: Path, tmp_path: Path) 
     """The log-probabilities that the trainer works with are those of the sampled ids, by a plain forward pass."""
     start = dpo_run / "iteration-000" / "policy"
     tokenizer = load_tokenizer(start)
-    judged = read_rows(dpo_run / "iteration-001/label/preferences.parquet")
+    judged = read_preferences(dpo_run / "iteration-001/label/preferences.parquet")
     sampled = {
         (row["prompt_id"], row["text"], *row["token_ids"])
         for row in read_rows(dpo_run / "iteration-001/generate/completions.parquet")
@@ -159,7 +160,7 @@ def test_a_policy_is_held_to_the_reference(dpo_run: Path, tmp_path: Path) -> Non
 
 
 def test_best_and_worst_are_one_pair_per_prompt(dpo_run: Path, tmp_path: Path) -> None:
-    judged = read_rows(dpo_run / "iteration-002/label/preferences.parquet")
+    judged = read_preferences(dpo_run / "iteration-002/label/preferences.parquet")
     steps = learn(dpo_run, tmp_path / "extremes", pairs="best-worst", epochs=2)
     assert len(steps) == 2 * -(-len({row["prompt_id"] for row in judged}) // 4)
 
@@ -169,7 +170,7 @@ def test_sppo_regresses_on_the_share_of_pairs_won(dpo_run: Path, tmp_path: Path,
     """At first all log-ratios are 0, so the loss is ((won - 1/2)^2 + (lost - 1/2)^2) / beta^2."""
     [one, *_] = learn(dpo_run, tmp_path / "sppo", **{"beta": 0.1, **settings}, epochs=1)
     beta = settings.get("beta", 0.1)
-    judged = read_rows(dpo_run / "iteration-002/label/preferences.parquet")
+    judged = read_preferences(dpo_run / "iteration-002/label/preferences.parquet")
     sides = [
         ((row["chosen_wins"] - 0.5) ** 2 + (row["rejected_wins"] - 0.5) ** 2) / beta**2
         if settings.get("soft_labels")

@@ -22,7 +22,7 @@ from selfplay.algorithms import Needs
 from selfplay.engines.hf import TransformersEngine
 from selfplay.models import load_policy, load_tokenizer, save
 from selfplay.records import Verdict
-from selfplay.storage.files import read_rows
+from selfplay.training.pairs import read_preferences
 
 
 class Imitate:
@@ -41,7 +41,7 @@ class Imitate:
         before = inputs.run.files.policy(inputs.iteration - 1)
         model, tokenizer = load_policy(before), load_tokenizer(before)
         for path in inputs.preferences:
-            for row in read_rows(path)[:8]:
+            for row in read_preferences(path)[:8]:
                 ids = torch.tensor([row["chosen_ids"]])
                 model(input_ids=ids, labels=ids).loss.backward()
         with torch.no_grad():

@@ -35,7 +35,7 @@ def test_the_preferences_of_a_real_run_are_those_of_its_rules(tiny_run: Path, nu
         better, worse = sorted((pair.first, pair.second), key=lambda one: -rule(one.text))
         assert [row["chosen"][0]["content"], row["rejected"][0]["content"]] == [better.text, worse.text]
         prompt = encode_prompt(tokenizer, pair.prompt)
-        assert row["chosen_ids"] == [*prompt, *better.token_ids] and row["rejected_ids"] == [*prompt, *worse.token_ids]
+        assert [row["chosen_tokens"], row["rejected_tokens"]] == [[*prompt, *one.token_ids] for one in (better, worse)]
         assert 0 < row["margin"] <= 1 and row["confidence"] == pytest.approx((1 + row["margin"]) / 2, abs=1e-12)
 
 

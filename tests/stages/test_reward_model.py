@@ -13,7 +13,8 @@ from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages import reward_model as reward
 from selfplay.stages.reward_model import calibration_error, draw, measure, preferences, split
 from selfplay.stats.intervals import clustered_interval
-from selfplay.storage.files import read_json, read_rows
+from selfplay.storage.files import read_json
+from selfplay.training.pairs import read_preferences
 
 
 def rows(prompts: int, each: int = 3) -> list[dict[str, Any]]:
@@ -103,7 +104,7 @@ def test_what_a_real_run_measured_is_what_its_model_says(tiny_run: Path) -> None
     run = open_run(tiny_run)
     for number in (1, 2):
         folder = tiny_run / f"iteration-00{number}"
-        everything = read_rows(folder / "label/preferences.parquet")
+        everything = read_preferences(folder / "label/preferences.parquet")
         train, heldout = split(everything, 0.3, run.seed("reward split"))
         found, again = read_json(folder / "reward/metrics.json"), measure(RewardModel.load(folder / "reward"), heldout)
         assert found["trained_on"] == len(train) and found["accuracy"]["n"] == len(heldout)
