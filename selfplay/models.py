@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,6 +31,7 @@ from selfplay.records import Prompt, TemplatedPrompt
 from selfplay.storage import durable
 from selfplay.storage.checksums import check_folder, checked
 from selfplay.storage.files import hash_of
+from selfplay.weights.saving import save_weights, write_for_older
 
 PERTURBATION = "perturbation.safetensors"
 """File beside a checkpoint with the heads of a `PerturbedHead`."""
@@ -67,27 +69,40 @@ def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], budget: int) ->
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose padding token differs from its end token.
+    """Return a tokenizer whose padding token ends no response: it is neither the end token nor another stop token.
 
-    Raises ConfigError if `path` holds none, or if it has no token that could serve as padding: with pad == eos a
-    reward model reads its score one token too early, and a response cannot be told from its padding.
+    Raises ConfigError if `path` holds none, or if it has no token that could serve as padding: else a reward model reads
+    its score one token too early, and a response cannot be told from its padding.
     """
     check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}") from None
+    try:
+        generation = GenerationConfig.from_pretrained(path, revision=revision)
+    except OSError:  # a checkpoint without one stops at its tokenizer's end token
+        generation = None
+    return complete_tokenizer(tokenizer, generation, str(path))
+
+
+def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, name: str) -> PreTrainedTokenizerBase:
+    """Return a tokenizer with a padding token that is no stop token of `config` (a model's); see `load_tokenizer`.
+
+    `name` is for errors.
+    """
     if tokenizer.eos_token is None:
         raise ConfigError(
-            f"the tokenizer of {str(path)!r} has no end-of-sequence token; set `eos_token` in its tokenizer_config.json"
+            f"the tokenizer of {name!r} has no end-of-sequence token; set `eos_token` in its tokenizer_config.json"
         )
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        taken = {tokenizer.eos_token, tokenizer.bos_token}
+    stops = set(tokenizer.convert_ids_to_tokens(list(stop_token_ids(config, tokenizer))))
+    if tokenizer.pad_token is None or tokenizer.pad_token in stops:
+        taken = {*stops, tokenizer.bos_token}
         spare = [token for token in tokenizer.all_special_tokens if token not in taken]
         spare += [token for token in tokenizer.get_added_vocab() if token not in taken and token not in spare]
         if not spare:
             raise ConfigError(
-                f"the tokenizer of {str(path)!r} pads with its end token and has no other special token; "
+                f"the tokenizer of {name!r} pads with a stop token and has no other special token; "
                 "set `pad_token` in its tokenizer_config.json to a token that text never holds"
             )
         tokenizer.pad_token = spare[0]
@@ -100,9 +115,11 @@ def load_policy(
     """Return a causal language model in `dtype`, on `device()`, with dropout off. Raises ConfigError if there is none.
 
     For a network that is going to be spread over processes, `where` is "cpu" (in the checkpoint's own precision), or "meta"
-    (without weights). What a checkpoint holds in perturbation.safetensors is added to its logits.
+    (without weights). `save` writes it in the precision that the checkpoint's config names, whatever it is trained in.
+    What a checkpoint holds in perturbation.safetensors is added to its logits.
     """
     model = _load(AutoModelForCausalLM, path, where, revision=revision, dtype=dtype)
+    model.checkpoint_dtype = AutoConfig.from_pretrained(path, revision=revision).dtype
     if (file := Path(path) / PERTURBATION).is_file():
         head = PerturbedHead(model.get_output_embeddings(), PerturbedHead.read(checked(file)))
         model.set_output_embeddings(head.to(device=model.device, dtype=model.dtype))
@@ -200,19 +217,24 @@ def save(
     directory: str | Path,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write weights, config, generation config and tokenizer, as `from_pretrained` reads them. Raises NotWritten.
+    """Write weights, config, generation config and tokenizer, as `from_pretrained` of transformers 4 and 5 reads them.
 
-    `weights`, by name, are written instead of the model's own.
+    A policy keeps the precision of the checkpoint that it was loaded from (see `load_policy`). `weights`, by name, are
+    written instead of the model's own. Raises NotWritten.
     """
     head = model.get_output_embeddings()
     if isinstance(head, PerturbedHead):
         model.set_output_embeddings(head.embedding)
+    for config in (model.config, getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
     with durable.naming(Path(directory)):
-        model.save_pretrained(directory, state_dict=weights)
+        save_weights(model, directory, weights)
         tokenizer.save_pretrained(directory)
         if isinstance(head, PerturbedHead):
             head.write(Path(directory) / PERTURBATION)
             model.set_output_embeddings(head)
+        write_for_older(Path(directory))
 
 
 def stop_token_ids(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from selfplay.rewards.python import build_python_loss, build_python_reward
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
 from selfplay.tracking import check_trackers
+from selfplay.weights.gguf import check_gguf, is_gguf
 
 BYTES_PER_WEIGHT = 4
 
@@ -153,7 +154,9 @@ def asking(spec: judges.JudgeSpec) -> list[Any]:
 
 def check_models(recipe: Recipe) -> None:
     """Raise ConfigError for a path that looks local and is not there, or a policy with no room for an answer."""
-    if recipe.policy.model:
+    if is_gguf(recipe.policy.model):
+        check_gguf("policy.model", str(recipe.policy.model))
+    elif recipe.policy.model:
         check_checkpoint("policy.model", recipe.policy.model)
     if recipe.reward.backbone not in ("previous", "policy", "start"):
         check_checkpoint("reward.backbone", recipe.reward.backbone)

@@ -24,6 +24,7 @@ ORDER = (
     "selfplay.formatting",
     "selfplay.rundir",
     "prompts",
+    "selfplay.weights",
     "selfplay.models",
     "selfplay.lora",
     "selfplay.distributed",

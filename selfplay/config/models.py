@@ -105,7 +105,7 @@ class Policy(Section):
     """The model that improves."""
 
     model: str | None = None
-    """A checkpoint on disk or a hub id."""
+    """A checkpoint on disk, a hub id, or a GGUF file (`FILE.gguf`; needs the `gguf` extra), whose weights are dequantised."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     bootstrap: Bootstrap | None = None

@@ -24,10 +24,11 @@ from prompts.sources import load_demonstrations, load_documents
 from selfplay.config import Architecture, Bootstrap, Demonstrations
 from selfplay.context import RunContext
 from selfplay.errors import ConfigError
-from selfplay.models import load_policy, load_tokenizer, right_pad, save
+from selfplay.models import complete_tokenizer, device, load_policy, load_tokenizer, right_pad, save
 from selfplay.progress import log
 from selfplay.storage.files import write_json, write_json_lines
 from selfplay.training.supervised import demonstration_rows, document_rows, packed_rows, train_supervised
+from selfplay.weights.gguf import is_gguf, load_gguf
 
 PAD, END, SYSTEM, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, END, SYSTEM, USER, ASSISTANT]
@@ -50,14 +51,24 @@ def run(run: RunContext, iteration: int = 0) -> None:
         if policy.bootstrap is not None:
             model, tokenizer, metrics = from_text(policy.bootstrap, folder / "work", seed)
         else:
-            named = str(policy.model)
-            model, tokenizer = load_policy(named, policy.revision), load_tokenizer(named, policy.revision)
+            model, tokenizer = given(str(policy.model), policy.revision)
             metrics = {}
             if policy.sft is not None:
                 fine_tune(model, tokenizer, policy.sft, folder / "work", seed)
         save(model, tokenizer, folder)
         write_json(folder / "bootstrap.json", {"parameters": model.num_parameters(), **metrics})
         write_json_lines(folder / "metrics.jsonl", [metrics] if metrics else [])
+
+
+def given(named: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model that a recipe names, and its tokenizer; of a GGUF file, the dequantised weights. ConfigError if none."""
+    if not is_gguf(named):
+        return load_policy(named, revision), load_tokenizer(named, revision)
+    model, tokenizer = load_gguf(named)
+    log(
+        f"  {Path(named).name}: {model.num_parameters():,} weights, dequantised to float32; what quantising lost stays lost"
+    )
+    return model.to(device()).eval(), complete_tokenizer(tokenizer, model.config, named)
 
 
 def from_text(

@@ -28,6 +28,7 @@ IN_EXTRAS = {
     "psutil": "cpu",
     "peft": "lora",
     "ray": "ray",
+    "gguf": "gguf",
     "resvg_py": "png",
 }
 """Modules that only an extra brings; psutil is loaded inside vLLM's processes only."""

@@ -1,0 +1,1 @@
+"""Weights on disk: GGUF files, the precision that a checkpoint came in, and what older readers need."""
