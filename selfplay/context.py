@@ -1,5 +1,7 @@
 """What every stage and algorithm of a run gets."""
 
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -7,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.config import Recipe, SamplingParams
-from selfplay.progress import Meter
+from selfplay.objects import scores_of
+from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory, iteration_name
 from selfplay.storage.files import derived_seed, hash_of
@@ -17,6 +20,10 @@ from selfplay.tracking import Tracker
 if TYPE_CHECKING:
     from selfplay.engines import Engine
     from selfplay.engines.ledger import Ledger
+    from selfplay.rewards.sources import Reward
+
+SCORED_AT_ONCE = 256
+"""Completions that a reward is asked about in one call, which a kill repeats at most."""
 
 
 @dataclass
@@ -117,3 +124,37 @@ def sample(
         results += [[Completion.model_validate(one) for one in group] for group in journal.batches[key]]
         bar.advance(len(journal.batches[key]) * count)
     return results
+
+
+def draw_prompts(prompts: Sequence[Prompt], count: int, start: int, seed: int) -> list[Prompt]:
+    """`count` prompts from place `start` of an endless stream: all prompts in a random order, then in another, ..."""
+    drawn: list[Prompt] = []
+    lap, place = divmod(start, len(prompts))
+    while len(drawn) < count:
+        order = random.Random(f"{seed}/{lap}").sample(range(len(prompts)), len(prompts))
+        drawn += [prompts[index] for index in order[place : place + count - len(drawn)]]
+        lap, place = lap + 1, 0
+    unique = {prompt.id: prompt for prompt in drawn}
+    return list(unique.values())
+
+
+def score_in_batches(
+    reward: "Reward", prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], journal: Journal, label: str
+) -> list[list[float]]:
+    """Return a reward's scores of some completions per prompt, batch by batch through a journal; NaN where there is none.
+
+    No score is asked for twice, whatever kills the caller. Raises ConfigError for what is not a number per response.
+    """
+    rows = [(prompt, one) for prompt, group in zip(prompts, groups, strict=True) for one in group]
+    name = f"the reward {type(reward).__qualname__}"
+    scores: list[float] = []
+    with meter(label, len(rows), "completions") as bar:
+        for start in range(0, len(rows), SCORED_AT_ONCE):
+            asked, answers = zip(*rows[start : start + SCORED_AT_ONCE], strict=True)
+            if str(start) not in journal.batches:
+                found = scores_of(name, reward.score(asked, answers), asked, answers)
+                journal.append(str(start), [None if math.isnan(score) else score for score in found])
+            scores += [math.nan if score is None else score for score in journal.batches[str(start)]]
+            bar.advance(len(asked))
+    left = iter(scores)
+    return [[next(left) for _ in group] for group in groups]

@@ -12,6 +12,7 @@ from selfplay.algorithms.dpo import DPOAlgorithm
 from selfplay.algorithms.ilql import ILQLAlgorithm
 from selfplay.algorithms.ppo import PPOAlgorithm
 from selfplay.algorithms.protocol import Algorithm, Inputs, Needs
+from selfplay.algorithms.rejection import RejectionAlgorithm
 from selfplay.config import Recipe
 from selfplay.objects import call, load_object
 
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Callable[[Any], Algorithm]] = {
     "ppo": PPOAlgorithm,
     "dpo": DPOAlgorithm,
     "ilql": ILQLAlgorithm,
+    "rejection": RejectionAlgorithm,
     "python": python_algorithm,
 }
 

@@ -15,6 +15,7 @@ from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_t
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
 from selfplay.config.ppo import PPO, AdaptiveKL, Pretraining
 from selfplay.config.recipe import Evaluate, Guard, Recipe
+from selfplay.config.rejection import Rejection
 from selfplay.config.rewards import AddedReward, Reward
 from selfplay.errors import ConfigError
 
@@ -47,6 +48,7 @@ __all__ = [
     "PromptSource",
     "Prompts",
     "Recipe",
+    "Rejection",
     "Reward",
     "Sampling",
     "SamplingParams",

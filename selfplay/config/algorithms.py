@@ -8,6 +8,7 @@ from selfplay.config.base import AlgorithmSection
 from selfplay.config.dpo import DPO
 from selfplay.config.ilql import ILQL
 from selfplay.config.ppo import PPO
+from selfplay.config.rejection import Rejection
 
 
 class PythonAlgorithm(AlgorithmSection):
@@ -32,6 +33,8 @@ def _ppo_unless_named(value: Any) -> Any:
 
 
 Algorithm = Annotated[
-    PPO | DPO | ILQL | PythonAlgorithm, Field(discriminator="kind"), BeforeValidator(_ppo_unless_named)
+    PPO | DPO | Rejection | ILQL | PythonAlgorithm,
+    Field(discriminator="kind"),
+    BeforeValidator(_ppo_unless_named),
 ]
 """The section `algorithm` of a recipe: the settings of one algorithm, told apart by `kind`."""

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from itertools import combinations, product
 
-from selfplay.context import RunContext, sample
+from selfplay.context import RunContext, draw_prompts, sample
 from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.rundir import WORK
@@ -88,18 +88,6 @@ def prompts_used(run: RunContext, iteration: int, extra: int) -> int:
 def round_of(folder: str) -> int:
     """Return the extra round that a folder `generate` or `generate-extra-N` belongs to."""
     return int(folder.rsplit("-", 1)[1]) if "-extra-" in folder else 0
-
-
-def draw_prompts(prompts: Sequence[Prompt], count: int, start: int, seed: int) -> list[Prompt]:
-    """`count` prompts from place `start` of an endless stream: all prompts in a random order, then in another, ..."""
-    drawn: list[Prompt] = []
-    lap, place = divmod(start, len(prompts))
-    while len(drawn) < count:
-        order = random.Random(f"{seed}/{lap}").sample(range(len(prompts)), len(prompts))
-        drawn += [prompts[index] for index in order[place : place + count - len(drawn)]]
-        lap, place = lap + 1, 0
-    unique = {prompt.id: prompt for prompt in drawn}
-    return list(unique.values())
 
 
 def opponent(run: RunContext, iteration: int, prompt: Prompt) -> int:
