@@ -142,34 +142,75 @@ def make_start(walks: Walks, folder: Path, seed: int = 0, training: Optimisation
 
 def measure(walks: Walks, checkpoint: Path, count: int = 1000, seed: int = 7) -> list[float]:
     """Return the optimality of `count` sampled answers, evenly over the starts."""
+    return [value for group in answers(walks, checkpoint, -(-count // len(walks.starts)), seed) for value in group]
+
+
+def best_of(walks: Walks, checkpoint: Path, n: int, groups: int = 50) -> tuple[list[float], float]:
+    """Return the best optimality of each of `groups` groups of n answers per start, and what other answers predict of their mean.
+
+    Of M other answers in order x_1 <= ... <= x_M, the best of n drawn from them has the mean
+    sum x_i ((i / M)^n - ((i - 1) / M)^n).
+    """
+    drawn = answers(walks, checkpoint, n * groups, seed=8)
+    best = [max(values[place : place + n]) for values in drawn for place in range(0, n * groups, n)]
+    predicted = []
+    for values in answers(walks, checkpoint, 1000, seed=9):
+        shares = (numpy.arange(1001) / 1000) ** n
+        predicted.append(float(numpy.sort(values) @ numpy.diff(shares)))
+    return best, sum(predicted) / len(predicted)
+
+
+def answers(walks: Walks, checkpoint: Path, each: int, seed: int) -> list[list[float]]:
+    """Return the optimality of so many sampled answers to each start."""
     from selfplay.config import SamplingParams
     from selfplay.engines.hf import TransformersEngine
+    from selfplay.engines.masking import load_mask
     from selfplay.models import load_policy, load_tokenizer
     from selfplay.records import Prompt
 
-    engine = TransformersEngine(load_policy(checkpoint), load_tokenizer(checkpoint), batch_size=512)
-    sampling = SamplingParams(max_tokens=LONGEST, n=-(-count // len(walks.starts)), seed=seed)
+    engine = TransformersEngine(
+        load_policy(checkpoint), load_tokenizer(checkpoint), batch_size=512, mask=load_mask(checkpoint)
+    )
+    sampling = SamplingParams(max_tokens=LONGEST, n=each, seed=seed)
     groups = engine.generate([Prompt.plain(letter, letter) for letter in walks.starts], sampling)
     return [
-        walks.optimality(letter + one.text) for letter, group in zip(walks.starts, groups, strict=True) for one in group
+        [walks.optimality(letter + one.text) for one in group]
+        for letter, group in zip(walks.starts, groups, strict=True)
     ]
 
 
 COMMON: dict[str, Any] = {"sampling": {"max_tokens": LONGEST}, "engine": {"batch_size": 512}}
 PPO: dict[str, Any] = {"kind": "ppo", "steps": 20, "episodes": 128, "missing_eos_penalty": 0.0, "kl_coefficient": 0.01}
 PPO |= {"epochs": 4, "learning_rate": 5e-4, "critic_learning_rate": 2e-3}
+WITHOUT_CRITIC = {key: value for key, value in PPO.items() if key != "critic_learning_rate"} | {"group": 8}
 ILQL: dict[str, Any] = {"kind": "ilql", "steps": 300, "batch_size": 100, "beta": 30.0}
+REJECTION = {
+    "kind": "rejection",
+    "rounds": 10,
+    "prompts": 20,
+    "completions": 7,
+    "keep": "top",
+    "epochs": 4,
+    "learning_rate": 1e-3,
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "ppo": {"algorithm": PPO},
     "dpo": {
         "algorithm": {"kind": "dpo", "beta": 0.3, "learning_rate": 1e-4, "batch_size": 32},
-        "iterations": 6,
+        "iterations": 8,
         "copies": 8,
         "generate": {"prompts": 160, "completions": 4},
     },
+    "rejection": {"algorithm": REJECTION},
     "ilql": {"algorithm": ILQL},
     "ilql-mlp": {"algorithm": ILQL | {"heads": "mlp"}},
     "ilql-beta-0": {"algorithm": ILQL | {"beta": 0.0}},  # imitation alone
+    **{name: {"algorithm": WITHOUT_CRITIC | {"advantage": name}} for name in ("rloo", "grpo", "reinforce++")},
+    **{
+        f"{name}-1280": {"algorithm": WITHOUT_CRITIC | {"advantage": name, "steps": 10}}
+        for name in ("rloo", "grpo", "reinforce++")
+    },
+    "nlpo": {"algorithm": PPO | {"nlpo": {"top_p": 0.98, "every": 5}}},
     "ppo-1280": {"algorithm": PPO | {"steps": 10}},
     "a2c": {"algorithm": PPO | {"steps": 60, "epochs": 1, "minibatches": 1, "gae_lambda": 1.0, "learning_rate": 1e-3}},
 }
@@ -196,6 +237,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
     parser.add_argument("--graph", type=int, default=1000, help="seed of the graph")
     parser.add_argument("--folder", type=Path, default=Path("runs/randomwalks"), help="where the runs are kept")
+    parser.add_argument(
+        "--best-of", type=int, nargs="*", default=[], help="also the best of so many answers of the start"
+    )
     options = parser.parse_args()
     unknown = [name for name in options.algorithms if name not in RECIPES]
     if unknown:
