@@ -72,5 +72,7 @@ class PPOAlgorithm:
             )
             trainer.train()
         save(merged(trainer.policy) if policy.lora else trainer.policy, tokenizer, inputs.folder)
+        if trainer.learner.mask is not None:
+            trainer.learner.mask.save(inputs.folder, tokenizer)
         for name in ("metrics.jsonl", "samples.jsonl"):
             durable.write(inputs.folder / name, (inputs.work / name).read_bytes())

@@ -13,7 +13,7 @@ from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
 from selfplay.config.launch import Launch
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
-from selfplay.config.ppo import PPO, AdaptiveKL, Pretraining
+from selfplay.config.ppo import NLPO, PPO, AdaptiveKL, Pretraining
 from selfplay.config.recipe import Evaluate, Guard, Recipe
 from selfplay.config.rejection import Rejection
 from selfplay.config.rewards import AddedReward, Reward
@@ -22,6 +22,7 @@ from selfplay.errors import ConfigError
 __all__ = [
     "DPO",
     "ILQL",
+    "NLPO",
     "PPO",
     "AdaptiveKL",
     "AddedReward",

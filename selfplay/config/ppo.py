@@ -43,6 +43,18 @@ class Pretraining(Section):
         return self
 
 
+class NLPO(Section):
+    """Natural language policy optimisation (Ramamurthy et al. 2022, RL4LMs): PPO over what a target policy finds likely.
+
+    The mask holds in sampling and in the ratio of the loss; the KL to the reference is between whole distributions.
+    """
+
+    top_p: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the target policy's probability whose tokens are allowed, beside special tokens."""
+    every: Count = 100
+    """Steps between two copies of the policy into the target (RL4LMs: 100 on a toy task, 5 on IMDB)."""
+
+
 class PPO(AlgorithmSection):
     """Proximal policy optimisation (Schulman et al. 2017) as used on language models since Ziegler et al. 2019."""
 
@@ -151,6 +163,9 @@ class PPO(AlgorithmSection):
     """Leave out tokens whose p_old / p_engine lies outside [1 / this, this] (IcePop, 2025)."""
     async_rollouts: bool = False
     """Sample a step's episodes during the update before, with weights one step older (Noukhovitch et al. 2024)."""
+    nlpo: NLPO | None = None
+    """Sample and learn among the tokens that an older policy finds likely. The checkpoint needs its mask, which lies beside it,
+    so the transformers engine alone samples it."""
     pretraining: Pretraining | None = None
     """Mix a language-modelling loss into the policy's (PPO-ptx)."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -209,6 +224,16 @@ class PPO(AlgorithmSection):
             f"{name}: {self.steps} steps of {self.episodes} episodes per iteration, KL coefficient "
             f"{self.kl_coefficient:g}"
         )
+
+    @model_validator(mode="after")
+    def _check_nlpo(self) -> "PPO":
+        if self.nlpo is not None and self.async_rollouts:
+            raise ValueError("nlpo moves its mask between steps, while async_rollouts samples ahead: use one of them")
+        if self.nlpo is not None and self.kl_in == "loss":
+            raise ValueError(
+                "nlpo has its KL between whole distributions, outside the masked loss: set kl_in to reward"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_advantage(self) -> "PPO":

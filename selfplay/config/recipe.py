@@ -115,6 +115,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
+        masked = self.algorithm.kind == "ppo" and self.algorithm.nlpo is not None
+        if masked and self.engine.kind != "transformers":
+            raise ValueError(
+                f"algorithm.nlpo masks tokens in sampling, which engine.kind {self.engine.kind} cannot do: set it to transformers"
+            )
+        if masked and self.policy.lora is not None:
+            raise ValueError("algorithm.nlpo copies the whole policy into its target: leave policy.lora out")
         if self.algorithm.kind == "ilql" and self.policy.lora is not None:
             raise ValueError(
                 "algorithm.kind ilql adds its heads to the output embedding, which adapters leave as it is: leave "

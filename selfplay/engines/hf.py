@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from selfplay.config import SamplingParams
+from selfplay.engines.masking import TargetMask, unlikely
 from selfplay.errors import ConfigError
 from selfplay.models import decode, encode_prompt, special_texts, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
@@ -82,10 +83,7 @@ def filtered_logprobs(logits: Tensor, sampling: SamplingParams) -> Tensor:
         smallest = logprobs.topk(min(sampling.top_k, logprobs.shape[-1])).values[:, -1:]
         logprobs = logprobs.masked_fill(logprobs < smallest, -torch.inf)
     if sampling.top_p < 1:
-        ordered, places = logprobs.sort(descending=True)
-        before = ordered.exp().cumsum(-1) - ordered.exp()
-        cut = torch.zeros_like(places, dtype=torch.bool).scatter(1, places, before >= sampling.top_p)
-        logprobs = logprobs.masked_fill(cut, -torch.inf)
+        logprobs = logprobs.masked_fill(unlikely(logprobs, sampling.top_p), -torch.inf)
     if sampling.top_k or sampling.top_p < 1:
         logprobs = torch.log_softmax(logprobs, dim=-1)
     return logprobs
@@ -108,12 +106,20 @@ def left_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) 
 
 
 class TransformersEngine:
-    """Generates with a `transformers` causal language model that is loaded already; shares its weights."""
+    """Generates with a `transformers` causal language model that is loaded already; shares its weights.
+
+    `mask` holds sampling to what another policy finds likely.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "policy", batch_size: int = 256
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "policy",
+        batch_size: int = 256,
+        mask: TargetMask | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.name, self.batch_size = model, tokenizer, name, batch_size
+        self.model, self.tokenizer, self.name, self.batch_size, self.mask = model, tokenizer, name, batch_size, mask
         self.stop_ids = frozenset(stop_token_ids(model.generation_config, tokenizer))
         self.special_tokens = special_texts(tokenizer)
 
@@ -167,18 +173,24 @@ class TransformersEngine:
         random = torch.from_numpy(
             numpy.stack([uniforms(sampling.seed, row.prompt.id, row.index, sampling.max_tokens) for row in rows])
         ).to(where)
-        layers = [GrowingLayer(width + sampling.max_tokens) for _ in range(self.model.config.num_hidden_layers)]
-        cache = Cache(layers=layers)
+        models = [self.model, *([self.mask.model] if self.mask is not None else [])]
+        layers = [[GrowingLayer(width + sampling.max_tokens) for _ in range(depth_of(model))] for model in models]
+        caches = [Cache(layers=own) for own in layers]
         active = list(rows)
         for step in range(sampling.max_tokens):
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=mask[:, : width + step],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            logits, *target = (
+                model(
+                    input_ids=ids,
+                    attention_mask=mask[:, : width + step],
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+                for model, cache in zip(models, caches, strict=True)
+            )
+            if self.mask is not None:
+                logits = self.mask.masked(logits, target[0])
             logprobs = filtered_logprobs(logits, sampling)
             tokens = draw(logprobs, random[:, step]) if sampling.temperature else logprobs.argmax(-1)
             chosen = logprobs.gather(1, tokens.unsqueeze(-1)).squeeze(-1)
@@ -189,7 +201,7 @@ class TransformersEngine:
                 return
             if len(active) - len(going) >= max(LEAST_ROWS_TO_DROP, len(active) // 8):
                 kept = torch.tensor(going, device=where)
-                for layer in layers:
+                for layer in (layer for own in layers for layer in own):
                     layer.keep(kept)
                 active = [active[place] for place in going]
                 tokens, lengths, mask, random = tokens[kept], lengths[kept], mask[kept], random[kept]
@@ -253,6 +265,11 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Nothing to give back: the model belongs to the caller."""
+
+
+def depth_of(model: PreTrainedModel) -> int:
+    """Return how many layers of keys and values a model has."""
+    return int(model.config.num_hidden_layers)
 
 
 def single_tokens(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[int]:

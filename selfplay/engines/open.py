@@ -6,6 +6,7 @@ from typing import Any
 from selfplay.config import Engine as EngineConfig
 from selfplay.engines import Engine
 from selfplay.engines.ledger import Ledger
+from selfplay.engines.masking import load_mask, needs_mask
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.objects import call, load_object
@@ -15,14 +16,16 @@ def open_engine(
     config: EngineConfig, checkpoint: str | Path, name: str, *, dtype: str = "float32", revision: str | None = None
 ) -> Engine:
     """Return an engine over a checkpoint; its completions carry `name` as their policy. Raises ConfigError if it cannot be."""
+    if config.kind != "transformers" and needs_mask(checkpoint):
+        raise _unmasked(checkpoint, config.kind)
     return ENGINES[config.kind](config, str(checkpoint), name, dtype, revision)
 
 
 def _transformers(config: EngineConfig, checkpoint: str, name: str, dtype: str, revision: str | None) -> Engine:
     from selfplay.engines.hf import TransformersEngine
 
-    model = load_policy(checkpoint, revision, dtype)
-    return TransformersEngine(model, load_tokenizer(checkpoint, revision), name, config.batch_size)
+    model, mask = load_policy(checkpoint, revision, dtype), load_mask(checkpoint)
+    return TransformersEngine(model, load_tokenizer(checkpoint, revision), name, config.batch_size, mask)
 
 
 def _vllm(config: EngineConfig, checkpoint: str, name: str, dtype: str, revision: str | None) -> Engine:
@@ -47,10 +50,22 @@ ENGINES = {"transformers": _transformers, "vllm": _vllm, "python": _python}
 """`engine.kind` -> how an engine is opened over a checkpoint. A new one is a class behind `Engine` and an entry here."""
 
 
+def _unmasked(checkpoint: str | Path, engine: str) -> ConfigError:
+    return ConfigError(
+        f"{str(checkpoint)!r} samples as it was trained only with the mask beside it (NLPO), and the engine {engine} cannot "
+        "mask: set engine.kind to transformers"
+    )
+
+
 def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "float32") -> None:
     """Give an open engine the weights of another checkpoint of the same architecture and tokenizer."""
+    mask = load_mask(checkpoint)
+    if mask is not None and not hasattr(engine, "mask"):
+        raise _unmasked(checkpoint, type(engine).__name__)
     engine.update_weights(load_policy(checkpoint, dtype=dtype))
     engine.name = name
+    if hasattr(engine, "mask"):
+        engine.mask = mask
 
 
 def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32", ledger: Ledger | None = None) -> Engine:

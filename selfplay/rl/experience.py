@@ -91,7 +91,7 @@ def build_experience(
     else:
         penalty = config.missing_eos_penalty
         scores = penalise_overlong(scores, episodes.response_lengths, max_tokens, config.overlong_buffer, penalty)
-    kl = kl_estimate(estimates.logprobs, estimates.reference_logprobs, config.kl_estimator)
+    kl = kl_estimate(estimates.whole_logprobs, estimates.reference_logprobs, config.kl_estimator)
     compared = _compared(scores, episodes.groups, config)
     rewards = token_rewards(compared, kl, coefficient if config.kl_in == "reward" else 0.0, mask)
     if config.whiten_rewards:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from selfplay.config import PPO, SamplingParams
 from selfplay.distributed.collectives import all_reduce
 from selfplay.distributed.sharding import home, shard
+from selfplay.engines.masking import TargetMask
 from selfplay.lora import unwrap_peft
 from selfplay.models import default_batch_tokens
 from selfplay.rl.batching import MicroBatch, derive_seed, micro_batches, minibatches
@@ -30,7 +31,7 @@ class Learner:
     """Policy, critic and reference, and how the first two learn from the experience of a step.
 
     `critic` None means that the settings' advantage needs none, `reference` None the policy's adapters switched off.
-    `pretraining` is mixed into the policy's gradients. `sampling` is how responses are drawn.
+    `pretraining` is mixed into the policy's gradients. `sampling` is how responses are drawn, `mask` what they are held to.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class Learner:
         sampling: SamplingParams,
         pretraining: PretrainingMix | None,
         seed: int,
+        mask: TargetMask | None = None,
     ) -> None:
+        self.mask = mask
         self.policy, self.critic, self.config, self.pretraining, self.seed = policy, critic, config, pretraining, seed
         self.device = home(policy)
         self.max_tokens, temperature = sampling.max_tokens, sampling.temperature
@@ -55,7 +58,7 @@ class Learner:
             (torch.bfloat16 if config.precision == "bfloat16" else None),
             torch.promote_types(unwrap_peft(policy).dtype, torch.float32),
         )
-        network = PolicyNetwork(policy, temperature, config.compile)
+        network = PolicyNetwork(policy, temperature, config.compile, mask)
         self.policy_network = shard(network, PolicyNetwork.METHODS, precise, half)
         self.reference_network = None
         if reference is not None:
@@ -72,6 +75,13 @@ class Learner:
             self.critic_optimiser = Optimizer(critic, config.critic_learning_rate, *common)
         self.average = None if config.ema is None else Average(policy, config.ema)
         self.controller = _controller(config)
+
+    def move_target(self, step: int) -> None:
+        """Copy the policy into the target of the mask, if there is one and it is time."""
+        if self.mask is not None and self.config.nlpo is not None and step and step % self.config.nlpo.every == 0:
+            with torch.no_grad():
+                for target, source in zip(self.mask.model.parameters(), self.policy.parameters(), strict=True):
+                    target.copy_(source)
 
     def set_learning_rates(self, step: int) -> dict[str, float]:
         """Set and return the learning rates; the policy's schedule begins behind the critic's warm-up, at 0 before."""
@@ -172,6 +182,8 @@ class Learner:
             tensors |= {"critic": self.critic.state_dict(), "critic_optimiser": self.critic_optimiser.tensors()}
         if self.average is not None:
             tensors["average"] = self.average.tensors
+        if self.mask is not None:
+            tensors["target"] = {name: one.detach() for name, one in self.mask.model.named_parameters()}
         return tensors
 
 

@@ -72,10 +72,10 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Return what the episodes of a step were like; `coefficient` is the beta that was used on them."""
     mask, lengths = experience.mask, episodes.response_lengths.double()
-    k1 = (estimates.logprobs - estimates.reference_logprobs) * mask
+    k1 = (estimates.whole_logprobs - estimates.reference_logprobs) * mask
     in_reward = coefficient if config.kl_in == "reward" else 0.0
     non_score = -in_reward * (
-        kl_estimate(estimates.logprobs, estimates.reference_logprobs, config.kl_estimator) * mask
+        kl_estimate(estimates.whole_logprobs, estimates.reference_logprobs, config.kl_estimator) * mask
     ).sum(1)
     known = ~episodes.engine_logprobs.isnan() & mask
     gap = torch.where(known, (estimates.logprobs - episodes.engine_logprobs).abs(), 0.0)
@@ -121,7 +121,7 @@ def explained_variance(experience: Experience) -> Tensor:
 
 def samples(episodes: Episodes, estimates: Estimates, step: int, count: int) -> list[dict[str, Any]]:
     """Return the first `count` episodes as rows of text: prompt, response, score, KL (nats), tokens, why it ended."""
-    kl = ((estimates.logprobs - estimates.reference_logprobs) * episodes.mask).sum(1)
+    kl = ((estimates.whole_logprobs - estimates.reference_logprobs) * episodes.mask).sum(1)
     rows = zip(episodes.prompts[:count], episodes.completions, episodes.scores.tolist(), kl.tolist(), strict=False)
     return [
         {

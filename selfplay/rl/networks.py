@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from selfplay.engines.masking import TargetMask
 from selfplay.errors import ConfigError
 from selfplay.lora import merged, unwrap_peft
 from selfplay.models import PerturbedHead
@@ -41,33 +42,46 @@ def logit_scale(config: Any) -> float:
 class PolicyNetwork(nn.Module):
     """Token log-probs and entropies of a causal language model (or a PEFT model around one) at one temperature."""
 
-    METHODS = ("logprobs", "sequence_loss")
+    METHODS = ("logprobs", "unmasked_logprobs", "sequence_loss")
     """What is called besides `forward`."""
 
-    def __init__(self, model: Any, temperature: float, compiled: bool = False) -> None:
+    def __init__(self, model: Any, temperature: float, compiled: bool = False, mask: TargetMask | None = None) -> None:
         super().__init__()
-        self.model, self.temperature = model, temperature
+        self.model, self.temperature, self.mask = model, temperature, mask
         inner = unwrap_peft(model)
         self.body = partial(torch.compile(inner.base_model, dynamic=True) if compiled else inner.base_model)
         self.scale = logit_scale(inner.config)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs (N,) and entropies (N,) of the response tokens, in nats."""
+        """Log-probs (N,) and entropies (N,) of the response tokens, in nats; among what the mask allows, if there is one."""
         return self._tokens(batch, self.temperature)
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
-        """Log-probs (N,) of the response tokens alone, in nats."""
+        """Log-probs (N,) of the response tokens alone, in nats; masked as in `forward`."""
         return self._tokens(batch, self.temperature, entropy=False)[0]
+
+    def unmasked_logprobs(self, batch: MicroBatch) -> Tensor:
+        """Log-probs (N,) of the response tokens among all tokens, in nats."""
+        return self._tokens(batch, self.temperature, entropy=False, masked=False)[0]
 
     def sequence_loss(self, batch: MicroBatch) -> Tensor:
         """Negative log-likelihood (N,) of the response tokens at temperature 1, in nats: the loss of plain training."""
-        return -self._tokens(batch, 1.0, entropy=False)[0]
+        return -self._tokens(batch, 1.0, entropy=False, masked=False)[0]
 
-    def _tokens(self, batch: MicroBatch, temperature: float, entropy: bool = True) -> tuple[Tensor, Tensor]:
+    def _tokens(
+        self, batch: MicroBatch, temperature: float, entropy: bool = True, masked: bool = True
+    ) -> tuple[Tensor, Tensor]:
         hidden = hidden_states(self.body, batch)[batch.states]
         head = unwrap_peft(self.model).get_output_embeddings()
         if isinstance(head, PerturbedHead):
             return _by_logits(head(hidden) * self.scale / temperature, batch.tokens)
+        if self.mask is not None and masked:
+            with torch.no_grad():
+                states = hidden_states(self.mask.model.base_model, batch)[batch.states]
+                target = self.mask.model.get_output_embeddings()(states) * self.scale
+            return _by_logits(
+                self.mask.masked(head(hidden) * self.scale, target, batch.tokens) / temperature, batch.tokens
+            )
         weight, bias = head.weight, getattr(head, "bias", None)
         if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
             hidden, weight = hidden.to(torch.bfloat16), weight.to(torch.bfloat16)
@@ -75,9 +89,10 @@ class PolicyNetwork(nn.Module):
 
 
 def _by_logits(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs (N,) of tokens and entropies (N,) of logits (N, V), all at once."""
-    logprobs = torch.log_softmax(logits.float(), -1)
-    return logprobs.gather(1, tokens[:, None]).squeeze(1), -(logprobs.exp() * logprobs).sum(-1)
+    """Log-probs (N,) of tokens and entropies (N,) of logits (N, V), -inf where a token cannot be, all at once."""
+    logprobs = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+    entropies = -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
+    return logprobs.gather(1, tokens[:, None]).squeeze(1), entropies
 
 
 class Critic(nn.Module):

@@ -74,6 +74,13 @@ class Estimates:
     reference_logprobs: Tensor
     values: Tensor
     final_values: Tensor
+    unmasked: Tensor | None = None
+    """The policy's log-probs among all tokens, where `logprobs` are among those that a mask allows."""
+
+    @property
+    def whole_logprobs(self) -> Tensor:
+        """The policy's log-probs among all tokens, for the KL."""
+        return self.logprobs if self.unmasked is None else self.unmasked
 
 
 def build_episodes(
@@ -151,7 +158,14 @@ def estimate(
             if critic is not None:
                 new_values, ends = critic(batch)
                 values[into], final_values[batch.rows] = new_values.to(dtype), ends.to(dtype)
-    results = (logprobs, reference_logprobs, values, final_values)
+    results = [logprobs, reference_logprobs, values, final_values]
+    if policy.mask is not None:
+        unmasked = torch.zeros_like(logprobs)
+        with torch.no_grad(), precision(config.precision, mask.device):
+            for rows in micro_batches(range(len(mask)), episodes.lengths, budget):
+                batch = episodes.batch(rows, packs(policy.model))
+                unmasked[token_places(batch.rows, mask)] = policy.unmasked_logprobs(batch)
+        results.append(unmasked)
     all_reduce(results)
     return Estimates(*results)
 

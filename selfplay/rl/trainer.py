@@ -18,9 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from selfplay import stopping
 from selfplay.config import PPO, SamplingParams
-from selfplay.distributed.collectives import all_gather, barrier, from_first, init_process_group, rank
+from selfplay.distributed.collectives import all_gather, barrier, from_first, init_process_group, rank, world_size
 from selfplay.distributed.sharding import home
 from selfplay.engines import Engine
+from selfplay.engines.hf import TransformersEngine
+from selfplay.engines.masking import TargetMask
 from selfplay.errors import ConfigError
 from selfplay.lora import unwrap_peft
 from selfplay.models import encode_prompt, weights_digest
@@ -91,6 +93,7 @@ class PPOTrainer:
             if config.pretraining is None
             else PretrainingMix(tokenizer, corpus or (), config.pretraining, self.device),
             seed,
+            _mask(policy, tokenizer, config, self.sampler),
         )
         self.moments = RunningMoments()
         self.steps_done, self.episodes_done = 0, 0
@@ -136,6 +139,7 @@ class PPOTrainer:
         """Sample, score, estimate, learn; gives the metrics."""
         begun = perf_counter()
         set_seed(derive_seed(self.seed, "step", step, rank()) % 2**32)  # for a reward that draws random numbers
+        self.learner.move_target(step)
         rates = self.learner.set_learning_rates(step)
         scored, sampling, replaced = collect(self.sampler, step, self.reward)
         pad = self.tokenizer.pad_token_id
@@ -212,6 +216,18 @@ def _critic(policy: Any, given: Any, seed: int) -> Critic:
     if given is not None:
         return Critic.from_scalar_model(given)
     return Critic.from_policy(policy, derive_seed(seed, "critic"))
+
+
+def _mask(policy: Any, tokenizer: PreTrainedTokenizerBase, config: PPO, sampler: Sampler) -> TargetMask | None:
+    """Return the mask of NLPO, in use by the engine from now on; None without `nlpo`."""
+    if config.nlpo is None:
+        return None
+    if not isinstance(sampler.engine, TransformersEngine) or unwrap_peft(policy) is not policy or world_size() > 1:
+        raise ConfigError(
+            "nlpo masks what is sampled by a copy of the whole policy: use the transformers engine, no adapters and one process"
+        )
+    sampler.engine.mask = TargetMask.of(deepcopy(policy), tokenizer, config.nlpo.top_p)
+    return sampler.engine.mask
 
 
 def _check(

@@ -14,6 +14,7 @@ import torch
 
 import judges
 from selfplay.context import RunContext, sample
+from selfplay.engines.masking import load_mask
 from selfplay.formatting import hundredths
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
 from selfplay.progress import log, meter
@@ -232,7 +233,7 @@ def response_logprobs(
 ) -> torch.Tensor:
     """Log-probability of each whole response in nats, (B,) float64."""
     model, tokenizer = load_policy(checkpoint), load_tokenizer(checkpoint)
-    network = PolicyNetwork(model, temperature)
+    network = PolicyNetwork(model, temperature, mask=load_mask(checkpoint))
     ids, mask = right_pad(
         [[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)],
         tokenizer.pad_token_id,

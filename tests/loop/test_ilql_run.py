@@ -12,13 +12,23 @@ from selfplay.preflight import check
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
 
-CHANGES = ("algorithm={kind: ilql, steps: 3, batch_size: 16}", "iterations=1", "policy.bootstrap=null")
+RECIPE = Path(__file__).parents[2] / "runs" / "ilql.yaml"
+SMALL = (
+    "policy.bootstrap=null",
+    "prompts.train.limit=64",
+    "prompts.heldout.limit=16",
+    "generate={prompts: 16, completions: 3}",
+    "sampling.max_tokens=32",
+    "algorithm.steps=3",
+    "algorithm.batch_size=16",
+    "threads=1",
+)
 
 
 def test_from_judged_completions(tiny_run: Path, tmp_path: Path, training_seed: int) -> None:
+    judge = f"judge.file={tiny_run.parent / 'tiny_judge.yaml'}"
     model = f"policy.model={tiny_run / 'iteration-000' / 'policy'}"
-    output, seed = f"output={tmp_path / 'run'}", f"seed={training_seed}"
-    recipe = load_recipe(write_recipe(tmp_path), [*CHANGES, "generate.prompts=16", model, output, seed])
+    recipe = load_recipe(RECIPE, [*SMALL, judge, model, f"output={tmp_path / 'run'}", f"seed={training_seed}"])
     directory = run(recipe)
     stages = sorted(path.name for path in (directory / "iteration-001").iterdir())
     assert stages == ["evaluate", "generate", "label", "policy"], "no reward model"
