@@ -6,10 +6,22 @@ from typing import Any
 
 import pytest
 
-from judges.criteria.ifeval import CHECKS, followed, sentences
+from judges.criteria.ifeval import CHECKS, OURS, followed, sentences, verdicts_on
+from judges.criteria.ifeval_figures import (
+    FIGURES,
+    counts_of,
+    differences_of,
+    figures_of,
+    has_conditions,
+    reference_reading,
+    strict_and_loose,
+    versions_of,
+)
 from judges.criteria.languages import LANGUAGES, is_language
 from selfplay.records import Prompt
 
+REFERENCE = Path(__file__).parents[2] / "data" / "ifeval_reference.jsonl"
+"""Made-up responses to made-up constraints, and what the reference implementation says of each: strictly, and loosely."""
 IFEVAL = Path(__file__).parents[4] / "shared" / "data" / "prompts" / "ifeval.jsonl"
 
 CASES: list[tuple[str, dict[str, Any], str, str]] = [
@@ -40,7 +52,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         "First, this.\n\nLater that.",
     ),
     ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[name] of [town]", "[name]"),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Yours.\nP.S. More.", "P.S. is all I say."),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Yours.\nP.S. More.", "PS: more."),
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "So:\n* one\n- two", "* one\n* two\n* three"),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*one* and **two**", "*one* and **"),
     (
@@ -70,8 +82,8 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("name", "given", "meets", "fails"), CASES)
 def test_a_constraint_is_met_or_not(name: str, given: dict[str, Any], meets: str, fails: str) -> None:
-    assert CHECKS[name](meets, given) is True
-    assert CHECKS[name](fails, given) is False
+    assert CHECKS[name](meets, given, OURS) is True
+    assert CHECKS[name](fails, given, OURS) is False
 
 
 def test_the_cases_cover_all_constraints() -> None:
@@ -89,6 +101,82 @@ def test_the_score_is_the_share_of_constraints_met() -> None:
     assert followed(prompt, " ") == 0.0  # nothing said meets nothing, even "no comma"
     with pytest.raises(ValueError, match="the constraint 'no:such' is not known"):
         followed(Prompt.plain("p", "?", instruction_id_list=["no:such"], kwargs=[{}]), "x")
+
+
+def reference_rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in REFERENCE.read_text(encoding="utf-8").splitlines()]
+
+
+def asked(row: dict[str, Any]) -> Prompt:
+    return Prompt.plain("p", "?", instruction_id_list=row["instruction_id_list"], kwargs=row["kwargs"])
+
+
+def test_every_verdict_is_the_reference_implementations() -> None:
+    rows = reference_rows()
+    assert {name for row in rows for name in row["instruction_id_list"]} == set(CHECKS) and len(rows) > 150
+    for row in rows:
+        strict, loose = strict_and_loose(asked(row), row["response"], reference_reading())
+        assert (strict, loose) == (row["strict"], row["loose"]), row
+
+
+def test_verdicts_of_our_own_differ_in_language_sentences_and_capitals_alone() -> None:
+    read = {"language:response_language", "length_constraints:number_sentences", "change_case:capital_word_frequency",
+            "change_case:english_capital", "change_case:english_lowercase"}  # fmt: skip
+    for row in reference_rows():
+        ours = verdicts_on(asked(row), row["response"], OURS)
+        both = zip(row["instruction_id_list"], ours, row["strict"], strict=True)
+        assert all(mine == theirs for name, mine, theirs in both if name not in read), row
+
+
+def test_the_loose_versions_of_a_response() -> None:
+    """The first line, the last and both are left out, each with asterisks and without."""
+    assert versions_of("a\n*b*\nc") == ["a\n*b*\nc", "a\nb\nc", "*b*\nc", "a\n*b*", "*b*", "b\nc", "a\nb", "b"]
+
+
+def test_the_four_figures_and_their_differences() -> None:
+    """Three prompts with 2, 1 and 1 constraints. Strict: 1 of 2, 1 of 1, 0 of 1. Loose: the third without its last line too."""
+    comma, quoted = "punctuation:no_comma", "startend:quotation"
+    prompts = [
+        Prompt.plain(str(number), "?", instruction_id_list=names, kwargs=[{}] * len(names))
+        for number, names in enumerate(([comma, quoted], [comma], [comma]))
+    ]
+    assert has_conditions(prompts) and not has_conditions([*prompts, Prompt.plain("x", "?")])
+    counts = counts_of(prompts, ["No quotes", "None", "Nothing\nbut, this"], OURS)
+    assert counts.tolist() == [[0, 1, 0, 1, 1, 2], [1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
+    found = figures_of(counts)
+    assert {name: found[name].share for name in FIGURES} == {
+        "prompt_strict": pytest.approx(1 / 3),
+        "instruction_strict": pytest.approx(2 / 4),
+        "prompt_loose": pytest.approx(2 / 3),
+        "instruction_loose": pytest.approx(3 / 4),
+    }
+    assert found["prompt_strict"].n == 3 and found["instruction_loose"].n == 4
+    assert all(one.low <= one.share <= one.high for one in found.values())
+    better = counts_of(prompts, ['"Quotes"', "None", "Nothing"], OURS)
+    apart = differences_of(better, counts)
+    assert apart["prompt_strict"].share == pytest.approx(2 / 3) and apart["instruction_strict"].share == pytest.approx(
+        2 / 4
+    )
+    assert all(one.low <= one.share <= one.high for one in apart.values())
+
+
+SHORT_ENGLISH = (
+    "feed birds daily.", "water plants every morning.", "bring warm clothes tonight.", "buy two tickets.", "swim slowly",
+    "dear neighbour, please keep dogs inside.", "mix flour, salt, water. bake slowly.", "he was very happy.",
+    "then, something unexpected happened.", "they became good friends.", "look what i found!", "tickets cost five pounds.",
+    "come early, stay late.", "she asked what happened.", "birds need fresh water.", "choose books you love.",
+)  # fmt: skip
+SHORT_OTHERS = (
+    "hunde bellen laut.", "bitte morgen früh anrufen.", "vögel fressen gern körner.", "les chiens aboient fort.",
+    "le chat dort encore.", "los perros ladran fuerte.", "traiga ropa abrigada.", "i cani abbaiano forte.",
+    "os cachorros latem alto.", "honden blaffen hard.", "koirat haukkuvat kovaa.", "hundar skäller högt.",
+    "psy szczekają głośno.", "bugün yağmur yağıyor.", "mbwa hubweka kwa sauti.",
+)  # fmt: skip
+
+
+def test_short_texts_are_told_apart_without_function_words() -> None:
+    assert [text for text in SHORT_ENGLISH if not is_language(text, "en")] == []
+    assert [text for text in SHORT_OTHERS if is_language(text, "en")] == []
 
 
 def test_sentences_are_counted_as_people_would() -> None:
