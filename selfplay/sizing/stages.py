@@ -202,6 +202,8 @@ def _policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
     state = memory.training_state(sizes.trained, shards)
     parts = {"libraries": sizes.overhead, "policy": memory.FLOAT32 * sizes.policy.total // shards}
     parts["policy: optimizer"] = state["optimizer"] + (state["weights"] if adapted else 0)
+    if getattr(recipe.algorithm, "ema", None) is not None:
+        parts["policy: average"] = state["weights"]
     if needs.critic:
         critic = memory.training_state(_scorer(sizes).body, shards)
         parts |= {"critic": critic["weights"], "critic: optimizer": critic["optimizer"]}

@@ -138,7 +138,7 @@ def theirs(given: argparse.Namespace) -> dict[str, Any]:
     )
     watcher = Watcher()
     trainer = kind(
-        given.policy,
+        str(given.policy),
         score,
         args,
         Dataset.from_list([{"prompt": text} for text in known]),

@@ -69,6 +69,19 @@ def test_the_update_of_a_small_model_by_hand(tmp_path: Path) -> None:
     assert rows["start"].parts["logits"] == 3 * 4 * 64 * 256 * 300
 
 
+def test_groups_need_no_critic_and_an_average_is_one_more_copy(tmp_path: Path) -> None:
+    machine = Machine(0, None, 8 * GB)
+    plain, groups = (
+        {row.stage: row for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED, *more), machine))}[
+            "policy: update"
+        ].parts
+        for more in ((), ("algorithm.advantage=rloo", "algorithm.ema=0.99"))
+    )
+    critic = {name for name in plain if name.startswith("critic")}
+    assert len(critic) == 3 and groups.keys() == plain.keys() - critic | {"policy: average"}
+    assert groups["policy: average"] == 4 * TOTAL
+
+
 def test_workers_share_what_learns(tmp_path: Path) -> None:
     machine = Machine(0, None, 8 * GB)
     one, two = (
