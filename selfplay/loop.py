@@ -95,7 +95,7 @@ def iterate(run: RunContext) -> None:
         if not learn_reward(run, iteration):
             stopped = (
                 f"the reward model of iteration {iteration} is not better than chance on held-out pairs, even after "
-                f"{run.recipe.reward.extra_rounds} more rounds of them: training on it would follow noise. Look at "
+                f"{extra_rounds(run)} more rounds of them: training on it would follow noise. Look at "
                 "judge_health.json beside the labels; a clearer judge, or more generate.prompts or another "
                 "reward.learning_rate in a new output, may help"
             )
@@ -119,13 +119,19 @@ def learn_reward(run: RunContext, iteration: int) -> bool:
     from selfplay.stages import generate, reward_model
 
     needs = algorithm_of(run.recipe).needs(run.recipe)
-    for extra in range(run.recipe.reward.extra_rounds + 1):
+    rounds = extra_rounds(run)
+    for extra in range(rounds + 1):
         for name in stages_before_policy(needs):
             ensure_stage(run, iteration, generate.stage_name(name, extra), module_of(name), extra)
         if not needs.reward_model or reward_model.above_chance(run, iteration, extra):
             return True
-        log(f"  not above chance: round {extra + 1} of {run.recipe.reward.extra_rounds} of more pairs")
+        log(f"  not above chance: round {extra + 1} of {rounds} of more pairs")
     return False
+
+
+def extra_rounds(run: RunContext) -> int:
+    """Return how often more pairs may be fetched for a reward model: never where they come from a file."""
+    return run.recipe.reward.extra_rounds if run.recipe.reward.data is None else 0
 
 
 def stages_before_policy(needs: Needs) -> list[str]:

@@ -12,6 +12,7 @@ from judges.audit.cautions import cautions
 from judges.audit.costs import BYTES_PER_TOKEN, Asked, judge_dollars, longest_pairs, questions
 from judges.distill import RuleTeacher
 from judges.spec.load import reward_judge
+from prompts.preferences import load_preferences
 from prompts.sources import load_prompts
 from selfplay.algorithms import algorithm_of
 from selfplay.config import Recipe, SamplingParams
@@ -21,6 +22,7 @@ from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.progress import log
 from selfplay.records import Prompt
+from selfplay.rewards.metrics import MetricReward, references_of
 from selfplay.rewards.python import build_python_loss, build_python_reward
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json
@@ -61,7 +63,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         RuleTeacher(judges.load_spec(recipe.judge.bootstrap.rules), [labelling, *also])
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
-    check_rewards(recipe)
+    check_rewards(recipe, train)
     beware = [caution for spec in judges_of(recipe) for caution in cautions(spec, (*train, *heldout))]
     for caution in dict.fromkeys(beware):
         log(f"  caution: {caution}")
@@ -83,15 +85,20 @@ def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
     return specs
 
 
-def check_rewards(recipe: Recipe) -> None:
+def check_rewards(recipe: Recipe, train: Sequence[Prompt]) -> None:
     """Raise ConfigError for a reward function or loss that is not there, or a judge that cannot be asked about one response."""
     if recipe.reward.loss == "python":
         build_python_loss(recipe.reward)
+    if recipe.reward.data is not None:
+        load_preferences(recipe.reward.data)
     for part in recipe.rewards:
         if part.function is not None:
             check_function(part.function)
         if part.kind == "python":
             build_python_reward(part)
+        if part.metric is not None and (metric := MetricReward(part.metric, part.reference)).compare:
+            for prompt in train:
+                references_of(prompt, metric.reference)
         if part.kind == "judge":
             spec = reward_judge(recipe, part)
             check_judge(recipe, spec)

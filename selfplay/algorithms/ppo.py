@@ -20,9 +20,10 @@ class PPOAlgorithm:
         self.config = config
 
     def needs(self, recipe: Recipe) -> Needs:
-        """Return a reward; a critic unless the advantage has none; pairs and a reward model where the reward is one."""
+        """Return a reward; a critic unless the advantage has none; a reward model where the reward is one, and its pairs."""
         trained = recipe.reward.kind == "model"
-        return Needs(pairs=trained, reward_model=trained, reward=True, critic=self.config.has_critic)
+        pairs = trained and recipe.reward.data is None
+        return Needs(pairs=pairs, reward_model=trained, reward=True, critic=self.config.has_critic)
 
     def settings(self) -> Any:
         """Return all settings of the section but its name."""

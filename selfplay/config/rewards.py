@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
 
 
-class PythonParts(Section):
-    """What rewards in Python have: a function, or a class with its options."""
+class RewardParts(Section):
+    """What rewards name: a function or a class in Python with its options, or a text metric with its reference."""
 
     function: str | None = None
     """kind function: `package.module:name` or `./file.py:name`, from (prompts, responses, meta), lists of text, text and
@@ -18,23 +18,29 @@ class PythonParts(Section):
     each, like a function's; the records are those of `selfplay.records`. With loss python, the loss."""
     options: dict[str, Any] = Field(default_factory=dict)
     """kind python: passed to the class as keywords."""
+    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "distinct1", "distinct2"] | None = None
+    """kind metric: F of ROUGE with stems, BLEU or chrF against a reference, or the share of a response's n-grams that
+    are different; in [0, 1]. All but distinct need `pip install 'selfplay-loop[metrics]'`."""
+    reference: str = "reference"
+    """kind metric: column of the prompts with the reference, a text or a list of texts."""
 
     @model_validator(mode="after")
     def _check_python(self) -> Self:
-        for name, reference in (("function", self.function), ("python", self.python)):
+        for name, reference in (("function", self.function), ("python", self.python), ("metric", self.metric)):
             wanted = name in (getattr(self, "kind", None), getattr(self, "loss", None))
             if wanted != (reference is not None):
-                raise ValueError(f"`{name}` names the Python of kind {name}, and only of that: set both or neither")
+                what = "metric" if name == "metric" else "Python"
+                raise ValueError(f"`{name}` names the {what} of kind {name}, and only of that: set both or neither")
         if self.options and self.python is None:
             raise ValueError("`options` belong to kind python: remove them")
         return self
 
 
-class AddedReward(PythonParts):
+class AddedReward(RewardParts):
     """A reward that is added to another one."""
 
-    kind: Literal["judge", "function", "python"]
-    """A judge asked directly, a Python function, or a class of your own."""
+    kind: Literal["judge", "function", "python", "metric"]
+    """A judge asked directly, a Python function, a class of your own, or a text metric."""
     weight: float = 1.0
     """Its score times this is added; below 0 it counts against a response."""
     judge: str | None = None
@@ -47,13 +53,13 @@ class AddedReward(PythonParts):
         return self
 
 
-class Reward(PythonParts):
+class Reward(RewardParts):
     """What PPO follows: by default a reward model, trained on the verdicts."""
 
-    kind: Literal["model", "judge", "function", "python"] = "model"
+    kind: Literal["model", "judge", "function", "python", "metric"] = "model"
     """`model`: a reward model, trained on the preferences. `judge`: the recipe's judge asked about every response (one
     that compares is shown the answer of the policy before), with no pairs, labels or reward model. `function`: a function
-    in Python. `python`: a class of your own."""
+    in Python. `python`: a class of your own. `metric`: a text metric, such as ROUGE against the prompts' references."""
     weight: Positive = 1.0
     """Its share in the sum with `added`."""
     added: Annotated[tuple[AddedReward, ...], Field(strict=False)] = ()
@@ -66,6 +72,10 @@ class Reward(PythonParts):
     completions of a prompt at once and forward each of them once. `ranking`: the mean over the prompt's pairs (InstructGPT,
     Ouyang et al. 2022). `best`: cross-entropy on the judge's best of K (Ziegler et al. 2019). `soft`: cross-entropy on
     the judge's probability. `python`: a class or function that `python` names, from (scores, verdicts) to a scalar."""
+    data: str | None = None
+    """Preferences that exist already, which a reward model learns from instead of the judge's: a file, folder or dataset
+    with `chosen`, `rejected` and, unless both begin with it, `prompt`, as texts, messages or HH's transcripts. Then there
+    are no pairs and no labels; with backbone previous it is trained in the first iteration and kept."""
     ensemble: Count = 1
     """Reward models, trained on the same preferences from seeds and heads of their own (Coste et al. 2023)."""
     conservative: Literal["worst", "uncertainty", "mean"] = "worst"
@@ -94,11 +104,15 @@ class Reward(PythonParts):
 
     @model_validator(mode="after")
     def _check(self) -> "Reward":
-        for name in ("loss", "ensemble", "normalise"):
+        for name in ("data", "loss", "ensemble", "normalise"):
             if self.kind != "model" and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(
                     f"`{name}` is a reward model's, and kind is {self.kind}: remove it, or set kind to model"
                 )
+        if self.data is not None and self.replay:
+            raise ValueError(
+                "`replay` mixes in the judge's earlier preferences, and `data` takes their place: remove one"
+            )
         if self.ensemble == 1 and self.conservative != "worst":
             raise ValueError(
                 f"conservative {self.conservative} is about several reward models: set `ensemble`, such as 3"

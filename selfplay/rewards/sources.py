@@ -14,6 +14,7 @@ from selfplay.models import weights_digest
 from selfplay.objects import call, scores_of
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rewards.ensemble import RewardEnsemble
+from selfplay.rewards.metrics import MetricReward
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.storage.files import hash_of
 
@@ -43,6 +44,8 @@ def identity(reward: Reward) -> str:
         return f"model {weights_digest(reward.model)}"
     if isinstance(reward, RewardEnsemble):
         return f"{reward.how} {reward.uncertainty} of " + ", ".join(map(identity, reward.members))
+    if isinstance(reward, MetricReward):
+        return f"{reward.metric} {reward.reference}"
     return type(reward).__qualname__
 
 

@@ -19,6 +19,7 @@ from selfplay.objects import load_object, source_of
 from selfplay.progress import meter
 from selfplay.records import Completion
 from selfplay.rewards.ensemble import load_reward_model
+from selfplay.rewards.metrics import MetricReward
 from selfplay.rewards.python import build_python_reward
 from selfplay.rewards.sources import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
 from selfplay.rundir import WORK
@@ -44,6 +45,8 @@ def settings(run: RunContext) -> list[Any]:
             reference = str(part.function or part.python)
             source = hashlib.sha256(source_of(reference)).hexdigest()
             found.append([part.weight, reference, source, *([part.options] if part.options else [])])
+        elif part.kind == "metric":
+            found.append([part.weight, part.metric, part.reference])
         else:
             found.append([part.weight])
     return found
@@ -82,6 +85,7 @@ REWARDS: dict[str, Callable[[Asked, Any], Reward]] = {
     "judge": _judge_reward,
     "function": lambda asked, part: FunctionReward(load_object(str(part.function))),
     "python": lambda asked, part: build_python_reward(part),
+    "metric": lambda asked, part: MetricReward(part.metric, part.reference),
 }
 """`reward.kind` -> how a reward is built. A new one is a class behind `selfplay.rewards.sources.Reward` and an entry here."""
 

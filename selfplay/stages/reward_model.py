@@ -22,15 +22,17 @@ from selfplay.rewards.ensemble import RewardEnsemble, member_folder
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rundir import WORK
 from selfplay.stages.generate import stage_name
+from selfplay.stages.given_preferences import digest, given_rows, sample_start
 from selfplay.stats.intervals import clustered_interval
 from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_json_lines
 from selfplay.training.pairs import read_preferences
 from selfplay.training.reward_model import Rows, train_reward_model
 
 CALIBRATION_BINS = 10
-OF_PYTHON: Any = {"python": True, "options": True, "added": {"__all__": {"python", "options"}}}
-"""Settings of rewards of the user's own, of which a reward model knows nothing."""
-ADDED = ("loss", "ensemble", "conservative", "uncertainty", "normalise")
+OF_OTHERS: Any = dict.fromkeys(("python", "options", "metric", "reference"), True)
+OF_OTHERS |= {"added": {"__all__": set(OF_OTHERS)}}
+"""Settings of rewards of other kinds, of which a reward model knows nothing."""
+ADDED = ("data", "loss", "ensemble", "conservative", "uncertainty", "normalise")
 """Settings that came later than the first runs: at their defaults they are left out of a fingerprint, as they were then."""
 
 
@@ -44,6 +46,10 @@ def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     """Return what the reward model follows from."""
     own, replayed = sources(run, iteration, extra)
     before = [(iteration - 1, folder.name) for folder in run.files.rounds(iteration - 1, "reward")[-1:]]
+    data = run.recipe.reward.data
+    if data is not None:
+        made_from = [settings(run.recipe.reward), digest(data), run.prompts_asked["train"], run.sampling().model_dump()]
+        return run.fingerprint(made_from, (iteration - 1, "policy"), (0, "policy"), *before)
     return run.fingerprint(
         settings(run.recipe.reward),
         (iteration - 1, "policy"),
@@ -56,7 +62,7 @@ def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
 
 def settings(config: Reward) -> Any:
     """Return the settings that a reward model follows from, with the source of a loss of the user's own."""
-    found = config.model_dump(exclude=OF_PYTHON)
+    found = config.model_dump(exclude=OF_OTHERS)
     for name in ADDED:
         if found[name] == type(config).model_fields[name].default:
             del found[name]
@@ -84,23 +90,42 @@ def check_vocabulary(kind: str, checkpoint: str | Path, tokenizer: Any) -> None:
         )
 
 
+def learned_rows(run: RunContext, iteration: int, extra: int, tokenizer: Any) -> tuple[Rows, Rows]:
+    """Return the preferences to train on and those to measure on. Raises ConfigError if one of the two would be empty."""
+    config, seed = run.recipe.reward, run.seed("reward split")
+    if config.data is not None:
+        rows, earlier = given_rows(config.data, tokenizer, context_of(run.files.policy(iteration - 1))), []
+    else:
+        rows, earlier = (
+            [row for stage in stages for row in preferences(run, *stage)] for stages in sources(run, iteration, extra)
+        )
+    train, heldout = split(rows, config.heldout_share, seed)
+    mixed_in = split(earlier, config.heldout_share, seed)[0]
+    train += draw(mixed_in, config.replay, run.seed("reward", iteration, extra))
+    if not train or not heldout:
+        raise ConfigError(
+            f"{len(rows)} decided pairs are too few to train a reward model on and keep {config.heldout_share:g} of the "
+            f"prompts back: {'raise generate.prompts' if config.data is None else 'give more rows in reward.data'}"
+        )
+    return train, heldout
+
+
+def context_of(checkpoint: Path) -> int | None:
+    """Return the most tokens that a checkpoint's positions are for, if its config says so."""
+    known: int | None = read_json(checkpoint / "config.json").get("max_position_embeddings")
+    return known
+
+
 def run(run: RunContext, iteration: int, extra: int = 0) -> None:
-    """Make `iteration-NNN/reward` from the preferences of all rounds of this iteration."""
+    """Make `iteration-NNN/reward` from the preferences of all rounds of this iteration, or from those of `reward.data`."""
     config, name = run.recipe.reward, stage_name("reward", extra)
-    own, replayed = sources(run, iteration, extra)
     with run.files.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
         seed = run.seed("reward", iteration, extra)
-        rows, earlier = ([row for stage in stages for row in preferences(run, *stage)] for stages in (own, replayed))
-        train, heldout = split(rows, config.heldout_share, run.seed("reward split"))
-        train += draw(split(earlier, config.heldout_share, run.seed("reward split"))[0], config.replay, seed)
-        if not train or not heldout:
-            raise ConfigError(
-                f"{len(rows)} decided pairs are too few to train a reward model on and keep "
-                f"{config.heldout_share:g} of the prompts back: raise generate.prompts"
-            )
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
+        train, heldout = learned_rows(run, iteration, extra, tokenizer)
         check_vocabulary(config.backbone, backbone(run, iteration), tokenizer)
-        samples, rows_of_metrics, members = start_samples(run, tokenizer), [], []
+        samples = start_samples(run, tokenizer) if config.data is None else sample_start(run, folder / WORK, tokenizer)
+        rows_of_metrics, members = [], []
         for number in range(config.ensemble):
             own_seed = run.seed("reward", iteration, extra, number) if number else seed
             work = member_folder(folder / WORK, number)
@@ -141,11 +166,14 @@ def train_member(
     """Return a reward model trained on the rows, and what its training logged.
 
     `number` is its place in the ensemble, from 0; `samples` are the start's, on which its scores get mean 0 and deviation 1.
+    One that goes on from the iteration before has seen the rows of `reward.data`: it is kept as it is.
     """
     config = run.recipe.reward
     set_seed(seed)
     model = RewardModel(load_scalar_model(backbone(run, iteration, number)), tokenizer)
     model.model.config.pad_token_id = tokenizer.pad_token_id
+    if config.data is not None and config.backbone == "previous" and iteration > 1:
+        return model, []
     if config.normalise == "both":
         model.rescale(model.raw(samples))
     label = "train reward model" + (f" {number + 1} of {config.ensemble}" if config.ensemble > 1 else "")
