@@ -22,8 +22,8 @@ class PPOAlgorithm:
     def needs(self, recipe: Recipe) -> Needs:
         """Return a reward; a critic unless the advantage has none; a reward model where the reward is one, and its pairs."""
         trained = recipe.reward.kind == "model"
-        pairs = trained and recipe.reward.data is None
-        return Needs(pairs=pairs, reward_model=trained, reward=True, critic=self.config.has_critic)
+        critic = self.config.has_critic
+        return Needs(pairs=recipe.reward.needs_pairs, reward_model=trained, reward=True, critic=critic)
 
     def settings(self) -> Any:
         """Return all settings of the section but its name."""

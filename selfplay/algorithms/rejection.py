@@ -31,9 +31,9 @@ class RejectionAlgorithm:
         self.config = config
 
     def needs(self, recipe: Recipe) -> Needs:
-        """Return a reward; pairs and a reward model where the recipe's reward is one."""
+        """Return a reward; a reward model where the recipe's reward is one, and the pairs that train it."""
         trained = recipe.reward.kind == "model"
-        return Needs(pairs=trained, reward_model=trained, reward=True, critic=False)
+        return Needs(pairs=recipe.reward.needs_pairs, reward_model=trained, reward=True, critic=False)
 
     def settings(self) -> Any:
         """Return all settings of the section but its name."""

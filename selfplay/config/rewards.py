@@ -102,6 +102,11 @@ class Reward(RewardParts):
     extra_rounds: Annotated[int, Field(ge=0)] = 2
     """How often to fetch as many pairs again if the held-out accuracy is not above chance (lower bound <= 0.5)."""
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether a reward model is trained, and on the judge's verdicts."""
+        return self.kind == "model" and self.data is None
+
     @model_validator(mode="after")
     def _check(self) -> "Reward":
         for name in ("data", "loss", "ensemble", "normalise"):

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from prompts.preferences import load_preferences
-from selfplay.context import RunContext
+from selfplay.context import RunContext, draw_prompts, sample
 from selfplay.models import encode_prompt
 from selfplay.progress import log, meter
-from selfplay.stages.generate import draw_prompts, sample
 from selfplay.storage.checksums import fast_hash
 from selfplay.storage.journal import Journal
 
