@@ -75,7 +75,10 @@ def hours(sizes: Sizes, work: Work) -> dict[str, float]:
     engines = max(1, workers // recipe.engine.tensor_parallel) if recipe.engine.kind == "vllm" else workers
     needs = algorithm_of(recipe).needs(recipe)
     whole, scorer = work.prompt + work.answer, (sizes.backbone or sizes.policy).body
-    judging = sum(_judge_seconds(card, shape, work, work.judge_calls // engines, sizes) for shape in sizes.judges)
+    judging, measuring = (
+        sum(_judge_seconds(card, shape, work, work.judge_calls // engines, sizes) for shape in shapes)
+        for shapes in (sizes.judges, sizes.measuring)
+    )
     found: dict[str, float] = {}
     if needs.pairs:
         found["generate"] = decode_seconds(card, sizes.policy, work, -(-work.generated // engines), sizes)
@@ -85,7 +88,7 @@ def hours(sizes: Sizes, work: Work) -> dict[str, float]:
         found["reward"] = training_seconds(card, scorer, tokens, recompute=True)
     found["policy"] = policy_seconds(card, sizes, work, needs, engines)
     answers = decode_seconds(card, sizes.policy, work, -(-work.heldout // engines), sizes)
-    found["evaluate"] = answers + judging * work.heldout / max(work.pairs, 1)
+    found["evaluate"] = answers + measuring * work.heldout / max(work.pairs, 1)
     return {stage: seconds / 3600 for stage, seconds in found.items()}
 
 

@@ -39,6 +39,7 @@ class Sizes:
     policy: Shape
     backbone: Shape | None
     judges: tuple[Shape, ...]
+    measuring: tuple[Shape, ...]
     prompt: int
 
     @property
@@ -84,22 +85,23 @@ class Sizes:
 
 def sizes_of(recipe: Recipe, machine: Machine, prompt: int) -> Sizes | None:
     """Return the sizes of a recipe's models; None if there is no `config.json` at hand for its policy."""
-    made = recipe.policy.bootstrap
-    policy = shape_of_bootstrap(made) if made else shape_of_model(str(recipe.policy.model))
+    start = recipe.policy.bootstrap
+    policy = shape_of_bootstrap(start) if start else shape_of_model(str(recipe.policy.model))
     if policy is None:
         return None
     kind = recipe.reward.backbone
     backbone = policy if kind in ("previous", "policy", "start") else shape_of_model(kind)
-    specs = [judges.load_spec(recipe.judge.file, recipe.judge_model)]
-    specs += [judges.load_spec(recipe.evaluate.judge)] if recipe.evaluate.judge else []
-    names = {
-        part.model
-        for spec in specs
-        for part in asking(spec)
-        if part.endpoint is None and part.model not in (None, "policy")
-    }
-    found = [policy if recipe.judge.bootstrap else shape_of_model(str(name)) for name in sorted(map(str, names))]
-    return Sizes(recipe, machine, policy, backbone, tuple(one for one in found if one is not None), prompt)
+    labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
+    measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
+    made = policy if recipe.judge.bootstrap else None
+    return Sizes(recipe, machine, policy, backbone, _models(labelling, made), _models(measuring, made), prompt)
+
+
+def _models(spec: judges.JudgeSpec, made: Shape | None) -> tuple[Shape, ...]:
+    """Return the sizes of a judge's own models that run here; `made` are those of a model that the run makes."""
+    names = {str(part.model) for part in asking(spec) if part.endpoint is None and part.model not in (None, "policy")}
+    found = (made or shape_of_model(name) for name in sorted(names))
+    return tuple(one for one in found if one is not None)
 
 
 def stages(sizes: Sizes) -> list[StageMemory]:
@@ -110,10 +112,12 @@ def stages(sizes: Sizes) -> list[StageMemory]:
         rows += [StageMemory("generate", _engines(sizes)), StageMemory("label", _engines(sizes, *sizes.judges))]
     if needs.reward_model and sizes.backbone is not None:
         rows.append(_reward(sizes, sizes.backbone))
-    state = _policy_state(sizes, needs)
     if sizes.recipe.algorithm.episodes_per_step:
+        state = _policy_state(sizes, needs)
         rows.append(StageMemory("policy: sampling", {**state, **_sampling_beside(sizes)}))
-    rows.append(StageMemory("policy: update", {**state, **_update(sizes, needs)}))
+        rows.append(StageMemory("policy: update", {**state, **_update(sizes, needs)}))
+    else:
+        rows.append(_on_pairs(sizes))
     rows.append(_evaluate(sizes, needs.reward_model))
     return rows
 
@@ -137,6 +141,27 @@ def _supervised(sizes: Sizes) -> StageMemory:
 def _reward(sizes: Sizes, shape: Shape) -> StageMemory:
     tokens = 2 * -(-sizes.recipe.reward.batch_size // sizes.workers) * sizes.sequence
     return StageMemory("reward", _trl_parts(sizes, shape, shape.body, tokens))
+
+
+def _on_pairs(sizes: Sizes) -> StageMemory:
+    """Return training on pairs or examples by TRL, with a float32 reference and whole logits."""
+    recipe = sizes.recipe
+    each = _pairs_at_once(recipe)
+    tokens = 2 * -(-each // sizes.workers) * sizes.sequence
+    parts = _trl_parts(sizes, sizes.policy, sizes.trained, tokens)
+    if recipe.policy.lora is not None:
+        parts["frozen weights"] = memory.FLOAT32 * sizes.policy.total
+    else:
+        parts["reference"] = memory.FLOAT32 * sizes.policy.total // (sizes.workers if sizes.machine.card else 1)
+    if recipe.engine.kind == "vllm" and recipe.launch is None:
+        parts |= _engine(sizes, sizes.policy, "engine")
+    return StageMemory("policy", {**parts, "logits": memory.whole_logits(sizes.policy, tokens)})
+
+
+def _pairs_at_once(recipe: Recipe) -> Any:
+    """Return the pairs in one forward pass of an algorithm that learns from pairs."""
+    algorithm: Any = recipe.algorithm
+    return getattr(algorithm, "micro_batch", None) or getattr(algorithm, "batch_size", None) or 32
 
 
 def _trl_parts(sizes: Sizes, shape: Shape, trained: int, tokens: int) -> dict[str, int]:
@@ -189,7 +214,7 @@ def least_share(sizes: Sizes) -> float | None:
         sizes.weight_bytes * shape.total // engine.tensor_parallel
         + shape.cache_per_token(memory.BFLOAT16) * sizes.sequence
         + memory.VLLM_OVERHEAD
-        for shape in (sizes.policy, *sizes.judges)
+        for shape in (sizes.policy, *sizes.judges, *sizes.measuring)
     )
     share = -(-100 * needed // card.memory) / 100
     return share if share > engine.gpu_memory else None
@@ -207,22 +232,21 @@ def _policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
     if needs.critic:
         critic = memory.training_state(_scorer(sizes).body, shards)
         parts |= {"critic": critic["weights"], "critic: optimizer": critic["optimizer"]}
-    frozen = frozen_bytes(sizes)
     if not (adapted and getattr(recipe.algorithm, "reference", "previous") == "previous"):
-        parts["reference"] = frozen * sizes.policy.total // shards
+        half = shards > 1 and _precision(recipe).bf16
+        parts["reference"] = (memory.BFLOAT16 if half else memory.FLOAT32) * sizes.policy.total // shards
     if needs.reward_model and needs.reward:
-        parts["reward model"] = frozen * _scorer(sizes).body // shards
+        parts["reward model"] = memory.FLOAT32 * _scorer(sizes).body  # whole in each process
     return parts
+
+
+def _precision(recipe: Recipe) -> Precision:
+    return Precision(getattr(recipe.algorithm, "precision", "float32") == "bfloat16")
 
 
 def _scorer(sizes: Sizes) -> Shape:
     """Return the reward model, which the critic begins as."""
     return sizes.backbone or sizes.policy
-
-
-def frozen_bytes(sizes: Sizes) -> int:
-    """Return the bytes of a weight of the reference and of the reward model."""
-    return memory.FLOAT32
 
 
 def _sampling_beside(sizes: Sizes) -> dict[str, int]:
@@ -233,7 +257,7 @@ def _sampling_beside(sizes: Sizes) -> dict[str, int]:
 def _update(sizes: Sizes, needs: Any) -> dict[str, int]:
     """Return gradients, gathered layers, activations and logits of the larger of the two networks' passes, and what stays."""
     recipe, shards, algorithm = sizes.recipe, sizes.workers, sizes.recipe.algorithm
-    precision = Precision(getattr(algorithm, "precision", "float32") == "bfloat16")
+    precision = _precision(recipe)
     checkpointing = getattr(algorithm, "gradient_checkpointing", False)
     tokens = max(getattr(algorithm, "micro_batch_tokens", None) or DEFAULT_TOKENS[sizes.device], sizes.sequence)
     parts = {"policy: gradients": memory.training_state(sizes.trained, shards)["gradients"]}
@@ -252,7 +276,7 @@ def _evaluate(sizes: Sizes, scored: bool) -> StageMemory:
     """Return the engines with the reward model, or with one policy in float32 whose log-probabilities the KL needs."""
     scorer = _scorer(sizes).body if scored else 0
     passes = memory.FLOAT32 * max(scorer, sizes.policy.total)
-    parts = {**_engines(sizes, *sizes.judges), "scoring and KL": passes}
+    parts = {**_engines(sizes, *sizes.measuring), "scoring and KL": passes}
     parts["logits"] = 3 * memory.LOGITS_AT_ONCE[sizes.device]
     return StageMemory("evaluate", parts)
 
@@ -271,6 +295,8 @@ def mends(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
         tokens = algorithm.micro_batch_tokens or DEFAULT_TOKENS[sizes.device]
         while (tokens := tokens // 2) >= sizes.sequence:
             yield f"algorithm.micro_batch_tokens={tokens}", {"algorithm": {"micro_batch_tokens": tokens}}
+    if not algorithm.episodes_per_step and _pairs_at_once(recipe) > 2:
+        yield "algorithm.micro_batch=2", {"algorithm": {"micro_batch": 2}}
     if recipe.reward.batch_size > 8:
         yield "reward.batch_size=8", {"reward": {"batch_size": 8}}
     if vllm and recipe.engine.gpu_memory > 0.3:
