@@ -2,13 +2,15 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfplay.config import Recipe, SamplingParams
+from selfplay.distributed.cluster import started_by_launcher
 from selfplay.objects import scores_of
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
@@ -64,6 +66,29 @@ class RunContext:
     def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
         """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""
         return hash_of([self.recipe.seed, settings, [self.files.manifest_hash(*stage) for stage in inputs]])
+
+    @contextmanager
+    def writing(self, iteration: int, name: str, fingerprint: str) -> Iterator[Path]:
+        """Open a stage's folder as `RunDirectory.writing` does, for all processes that work on the stage.
+
+        The first one alone makes it ready and gives it its name, once all have left the block.
+        """
+        if not started_by_launcher():
+            with self.files.writing(iteration, name, fingerprint) as folder:
+                yield folder
+            return
+        from selfplay.distributed.collectives import barrier, init_process_group, rank
+
+        init_process_group()
+        if rank() > 0:
+            barrier()
+            yield self.files.stage(iteration, name).with_name(f"{name}.partial")
+            barrier()
+            return
+        with self.files.writing(iteration, name, fingerprint) as folder:
+            barrier()
+            yield folder
+            barrier()
 
     def engine(self, checkpoint: Path, name: str, to_train: bool = False) -> "Engine":
         """Return the recipe's engine with a checkpoint's weights; valid until the next call for another checkpoint.

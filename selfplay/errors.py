@@ -32,6 +32,10 @@ class EngineFailed(SelfplayError):
     """An engine's process died or no longer answers. What is finished is saved: the same command goes on."""
 
 
+class WorkersFailed(SelfplayError):
+    """A stage's workers failed more often than they may be restarted. What is finished is saved: the same command goes on."""
+
+
 class Stopped(SelfplayError):
     """A signal asked to stop, and what was done is saved. The code is EX_TEMPFAIL: the same command goes on."""
 

@@ -8,12 +8,9 @@ Every stage reads files and writes files (`selfplay.rundir`), so running the sam
 """
 
 import importlib
-import logging
-import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,13 +23,14 @@ from selfplay.distributed.cluster import connected
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
 from selfplay.preflight import check, refuse_pruned
-from selfplay.progress import log
+from selfplay.progress import is_first, log
 from selfplay.records import Prompt
 from selfplay.report.html import write_report
 from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, RunData
 from selfplay.rundir import RunDirectory
+from selfplay.stages.launch import decided_by_first, refuse_many, run_on_workers, settle_libraries
 from selfplay.storage.checksums import read_sealed
 from selfplay.tracking import Tracker
 
@@ -66,7 +64,7 @@ def open_run(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], l
     settings = recipe.model_dump(mode="json")
     with (
         connected(recipe.launch),
-        closing(Tracker(recipe.report_to, files.path, recipe.name, settings)) as tracker,
+        closing(Tracker(recipe.report_to if is_first() else (), files.path, recipe.name, settings)) as tracker,
         closing(RunContext(recipe, files, *prompts, tracker=tracker)) as current,
     ):
         tell_trackers(current)
@@ -150,14 +148,21 @@ def ensure_stage(run: RunContext, iteration: int, name: str, stage: ModuleType, 
     Raises Stopped, between stages and within them, if a signal asked to stop.
     """
     stopping.check()
-    made_from = stage.fingerprint(run, iteration, *extra)
-    run.files.recover(iteration, name, made_from)
-    if run.files.finished(iteration, name):
-        run.files.check_fingerprint(iteration, name, made_from)
+    if decided_by_first(lambda: is_done(run, iteration, name, stage, *extra)):
         return
     log(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
-    stage.run(run, iteration, *extra)
+    run_on_workers(run, iteration, name, stage, *extra)
     tell_trackers(run)
+
+
+def is_done(run: RunContext, iteration: int, name: str, stage: ModuleType, *extra: int) -> bool:
+    """Return whether a stage is done, from what is there now; one that a kill left almost done is finished first."""
+    made_from = stage.fingerprint(run, iteration, *extra)
+    run.files.recover(iteration, name, made_from)
+    if not run.files.finished(iteration, name):
+        return False
+    run.files.check_fingerprint(iteration, name, made_from)
+    return True
 
 
 def tell_trackers(run: RunContext) -> None:
@@ -221,8 +226,10 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
         )
     prompts = check(recipe)
     refuse_pruned(files)
-    with files.locked(), open_run(recipe, files, prompts) as current:
-        files.tidy()
+    refuse_many(recipe, name, module_of(name))
+    with files.locked() if is_first() else nullcontext(), open_run(recipe, files, prompts) as current:
+        if is_first():
+            files.tidy()
         ensure_stage(current, iteration, name, module_of(name))
         if name == "evaluate":
             write_cards(read_run(directory))
@@ -248,25 +255,6 @@ def conclude(run: RunContext, stopped: str) -> None:
         log(f"alarm: {alarm.sentence}")
     log(f"best: {found.reason}")
     log(f"report: {write_report(run.files.path)}")
-
-
-def settle_libraries(threads: int | None) -> None:
-    """Threads, determinism, and no chatter: what matters is said by us."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    import datasets
-    import torch
-    import transformers
-
-    if threads:
-        torch.set_num_threads(threads)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("trl", "accelerate", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def outcome(directory: Path) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     for caution in dict.fromkeys(beware):
         log(f"  caution: {caution}")
     check_models(recipe)
+    check_launch(recipe)
     check_trackers(recipe.report_to)
     return train, heldout
 
@@ -177,6 +178,28 @@ def check_models(recipe: Recipe) -> None:
             f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
             f"{where} {context}: shorten the answers, or take a longer context"
         )
+
+
+def check_launch(recipe: Recipe) -> None:
+    """Raise ConfigError for a batch of a supervised training that the workers cannot share evenly."""
+    if recipe.launch is None:
+        return
+    begun = RunDirectory(recipe.directory).finished(0, "policy")
+    policy, judge = recipe.policy, recipe.judge.bootstrap
+    batches = {"reward.batch_size": recipe.reward.batch_size} if algorithm_of(recipe).needs(recipe).reward_model else {}
+    for key, training in (
+        ("policy.sft", policy.sft and policy.sft.training),
+        ("policy.bootstrap.pretrain", policy.bootstrap and policy.bootstrap.pretrain),
+        ("policy.bootstrap.sft", policy.bootstrap and policy.bootstrap.sft and policy.bootstrap.sft.training),
+        ("judge.bootstrap", judge and judge.training),
+    ):
+        batches |= {f"{key}.batch_size": training.batch_size} if training and not begun else {}
+    for key, size in batches.items():
+        if size % recipe.launch.size:
+            raise ConfigError(
+                f"{key} is {size}, which {recipe.launch.size} workers cannot share evenly: make it a multiple of that, or change "
+                "launch"
+            )
 
 
 def check_checkpoint(key: str, value: str) -> None:

@@ -1,5 +1,9 @@
-"""What the user sees while a stage works: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""What the user sees while a stage works: a bar with rate and time left on a terminal, plain lines elsewhere.
 
+Of several processes that work together (torchrun and Ray Train number them in RANK) the first alone speaks.
+"""
+
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
+
+
+def is_first() -> bool:
+    """Return whether this process is the first of those that work together, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 LINE_EVERY_SECONDS = 15.0
 SAID: set[str] = set()
 """Lines of `log_once` that this process has written."""
@@ -39,7 +50,7 @@ class Meter:
 @contextmanager
 def meter(label: str, total: int, unit: str) -> Iterator[Meter]:
     """Open a meter for `total` units of work, closed with one line that says what was done and how long it took."""
-    if console.is_terminal:
+    if console.is_terminal and is_first():
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -58,8 +69,9 @@ def meter(label: str, total: int, unit: str) -> Iterator[Meter]:
 
 def log(text: str) -> None:
     """Write one line to the user, on standard error: standard output is for results."""
-    console.print(text, markup=False, soft_wrap=True)
-    sys.stderr.flush()
+    if is_first():
+        console.print(text, markup=False, soft_wrap=True)
+        sys.stderr.flush()
 
 
 def log_once(text: str) -> None:

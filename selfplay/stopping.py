@@ -63,6 +63,12 @@ def _ask(number: signal.Signals) -> None:
         os.write(2, f"{line}\n".encode())  # a handler may have come in the middle of a print
 
 
+def ask(name: str) -> None:
+    """Ask this process to stop as the signal of that name would, on behalf of another process that got it."""
+    if name not in _asked:
+        _asked.append(name)
+
+
 def requested() -> bool:
     """Return whether a signal has asked to stop."""
     return bool(_asked)

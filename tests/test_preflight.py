@@ -152,6 +152,14 @@ def test_packages_that_a_recipe_needs(
     check(bootstrapped(tmp_path))
 
 
+def test_batches_that_workers_cannot_share(tmp_path: Path) -> None:
+    said = refusal(bootstrapped(tmp_path, "launch={workers: 3}", "reward.batch_size=32"))
+    assert said.startswith("reward.batch_size is 32, which 3 workers cannot share evenly: make it a multiple of that")
+    said = refusal(bootstrapped(tmp_path, "launch={workers: 3}", "reward.batch_size=33"))
+    assert said.startswith("policy.bootstrap.pretrain.batch_size is 64, which 3 workers")
+    check(bootstrapped(tmp_path, "launch={workers: 4}", "reward.batch_size=32"))
+
+
 @pytest.mark.parametrize("model", ["./none", "../none/", "/no/such/place", "~/none", "runs/none/iteration-001/policy"])
 def test_a_path_that_is_not_there(tmp_path: Path, model: str) -> None:
     said = refusal(bootstrapped(tmp_path, "policy.bootstrap=null", f"policy.model={model}"))

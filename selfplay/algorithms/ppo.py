@@ -8,7 +8,7 @@ from typing import Any
 from prompts.sources import load_documents
 from selfplay.algorithms.protocol import Inputs, Needs
 from selfplay.config import PPO, Recipe
-from selfplay.progress import meter
+from selfplay.progress import is_first, meter
 from selfplay.rundir import iteration_name
 from selfplay.storage import durable
 
@@ -18,6 +18,7 @@ class PPOAlgorithm:
 
     def __init__(self, config: PPO) -> None:
         self.config = config
+        self.spreads = config.nlpo is None
 
     def needs(self, recipe: Recipe) -> Needs:
         """Return a reward; a critic unless the advantage has none; a reward model where the reward is one, and its pairs."""
@@ -31,17 +32,19 @@ class PPOAlgorithm:
 
     def train(self, inputs: Inputs) -> None:
         """Train on rollouts. A critic begins as a copy of the reward model; without one, as the policy with a new head."""
+        from selfplay.distributed.collectives import world_size
+        from selfplay.distributed.sharding import load_on_first, save_whole
         from selfplay.engines.hf import TransformersEngine
-        from selfplay.lora import add_adapter, merged
-        from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
+        from selfplay.lora import add_adapter
+        from selfplay.models import load_policy, load_scalar_model, load_tokenizer
         from selfplay.rl.trainer import PPOTrainer
 
         run, iteration, config, policy = inputs.run, inputs.iteration, self.config, inputs.run.recipe.policy
         assert inputs.reward is not None
         before = run.files.policy(iteration - 1)
         reference = run.files.policy(0) if config.reference == "start" else before
-        model, tokenizer = load_policy(before), load_tokenizer(before)
-        if run.recipe.engine.kind == "transformers":  # with the very weights that learn
+        model, tokenizer = load_on_first(load_policy, before), load_tokenizer(before)
+        if run.recipe.engine.kind == "transformers" and world_size() == 1:  # with the very weights that learn
             engine: Any = TransformersEngine(model, tokenizer, batch_size=run.recipe.engine.batch_size)
         else:
             engine = run.engine(before, iteration_name(iteration), to_train=True)
@@ -64,16 +67,20 @@ class PPOAlgorithm:
                 config,
                 run.sampling(),
                 engine=engine,
-                critic=load_scalar_model(inputs.reward_model) if inputs.reward_model and config.has_critic else None,
-                reference=None if policy.lora and config.reference == "previous" else load_policy(reference),
+                critic=load_on_first(load_scalar_model, inputs.reward_model)
+                if inputs.reward_model and config.has_critic
+                else None,
+                reference=None
+                if policy.lora and config.reference == "previous"
+                else load_on_first(load_policy, reference),
                 corpus=corpus,
                 directory=inputs.work,
                 seed=run.seed("ppo", iteration),
                 on_step=show,
             )
             trainer.train()
-        save(merged(trainer.policy) if policy.lora else trainer.policy, tokenizer, inputs.folder)
+        save_whole(trainer.policy, tokenizer, inputs.folder)
         if trainer.learner.mask is not None:
             trainer.learner.mask.save(inputs.folder, tokenizer)
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl") if is_first() else ():
             durable.write(inputs.folder / name, (inputs.work / name).read_bytes())

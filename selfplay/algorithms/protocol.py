@@ -46,7 +46,11 @@ class Inputs:
 
 
 class Algorithm(Protocol):
-    """Trains the policy of one iteration; built with the recipe's `algorithm` section (or with a user's `options`)."""
+    """Trains the policy of one iteration; built with the recipe's `algorithm` section (or with a user's `options`).
+
+    One with the attribute `spreads` = True is called in each worker where the recipe has a `launch` section, or under torchrun
+    (see `selfplay.distributed`), and only the first may write to the folder; others train in one process.
+    """
 
     def needs(self, recipe: Recipe) -> Needs:
         """Return what must be there before `train`."""

@@ -1,12 +1,13 @@
 """Ray, where the recipe has a `launch` section: started on this machine or joined, for as long as a run is open.
 
 Without that section Ray is never imported. Under torchrun there are workers already, and `launch` does not count. Left out:
-what runs on the cluster (`selfplay.launch`).
+what runs on the cluster (`selfplay.stages.launch`).
 """
 
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -28,9 +29,10 @@ def connected(launch: Launch | None) -> Iterator[None]:
     if launch is None or started_by_launcher():
         yield
         return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its default from now on, which it says at length
     os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # Ray's default from now on, and it says so at length
+        "RAY_worker_niceness", "0"
+    )  # 15 otherwise: last of all on a machine that does something else too
     import ray
 
     if ray.is_initialized():  # by the caller, whose it stays
@@ -38,6 +40,7 @@ def connected(launch: Launch | None) -> Iterator[None]:
         return
     local = launch.address is None
     try:
+        _knock(launch.address or "auto")
         ray.init(
             address="local" if local else launch.address,
             num_cpus=max(os.cpu_count() or 1, launch.size + 1) if local else None,
@@ -46,9 +49,16 @@ def connected(launch: Launch | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at launch.address {launch.address!r}: {error}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at a cluster's HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()

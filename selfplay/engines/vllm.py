@@ -281,6 +281,11 @@ def _environment(on_gpu: bool) -> Iterator[None]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
+    if on_gpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of several workers, with an engine on its own GPU
+        mine, shown = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[mine] if shown else str(mine)
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of the workers, not of vLLM's
+        os.environ.pop(variable, None)
     if on_gpu:
         defaults["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # CUDA handles travel pickled, among our own processes
     for variable, value in defaults.items():

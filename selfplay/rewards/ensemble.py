@@ -66,11 +66,11 @@ def member_folder(directory: Path, place: int) -> Path:
     return directory / f"member-{place + 1}" if place else directory
 
 
-def load_reward_model(directory: str | Path) -> RewardModel | RewardEnsemble:
-    """Read what the stage `reward` wrote: one reward model, or an ensemble."""
-    first = RewardModel.load(directory)
+def load_reward_model(directory: str | Path, spread: bool = False) -> RewardModel | RewardEnsemble:
+    """Read what the stage `reward` wrote: one reward model, or an ensemble; `spread` as in `RewardModel.load`."""
+    first = RewardModel.load(directory, spread)
     known: dict[str, Any] = getattr(first.model.config, "selfplay_reward", {}).get("ensemble", {})
     if not known:
         return first
-    others = [RewardModel.load(member_folder(Path(directory), place)) for place in range(1, known["members"])]
+    others = [RewardModel.load(member_folder(Path(directory), place), spread) for place in range(1, known["members"])]
     return RewardEnsemble([first, *others], known["conservative"], known["uncertainty"])

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from selfplay.distributed.collectives import all_gather, from_first, world_size
+from selfplay.distributed.sharding import home, load_on_first, shard
 from selfplay.models import (
     default_batch_tokens,
     encode_prompt,
@@ -15,6 +18,7 @@ from selfplay.models import (
     right_pad,
     save,
     split_by_tokens,
+    weights_digest,
 )
 from selfplay.records import Completion, Prompt
 
@@ -23,6 +27,23 @@ def score_shift_and_scale(model_config: Any) -> tuple[float, float]:
     """Mean and standard deviation of a reward model's raw scores on the start's samples; 0 and 1 if it has none."""
     known = getattr(model_config, "selfplay_reward", {})
     return float(known.get("mean", 0.0)), float(known.get("deviation", 1.0))
+
+
+class ScoreNetwork(nn.Module):
+    """The score of each sequence of a batch, before shift and scale."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, last: Tensor) -> Tensor:
+        """Return (B,) outputs of the head for token ids (B, T), at the place (B,) of each sequence's last token.
+
+        Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
+        """
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        scores: Tensor = self.model.score(hidden[torch.arange(len(ids), device=ids.device), last])
+        return scores.squeeze(-1)
 
 
 class RewardModel:
@@ -35,13 +56,23 @@ class RewardModel:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int | None = None
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
+        self.model, self.tokenizer, self.network = model, tokenizer, ScoreNetwork(model)
+        self.batch_tokens = batch_tokens or default_batch_tokens(home(model))
+        self.digest: str | None = None
+        """Of its weights, where no process holds all of them any more."""
 
     @classmethod
-    def load(cls, directory: str | Path) -> "RewardModel":
-        """Read a checkpoint written by `save`."""
-        return cls(load_scalar_model(directory), load_tokenizer(directory))
+    def load(cls, directory: str | Path, spread: bool = False) -> "RewardModel":
+        """Read a checkpoint written by `save`; `spread` its weights over all processes, if there are several.
+
+        Then all must score equally often, though not equally much.
+        """
+        if not spread or world_size() == 1:
+            return cls(load_scalar_model(directory), load_tokenizer(directory))
+        found = cls(load_on_first(load_scalar_model, directory), load_tokenizer(directory))
+        found.digest = from_first(lambda: weights_digest(found.model))
+        shard(found.network, dtype=torch.float32)
+        return found
 
     @property
     def mean(self) -> float:
@@ -80,18 +111,19 @@ class RewardModel:
         ]
         return self.standardise(self.raw(encoded))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def raw(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Return the head's output at the last token of each sequence of token ids."""
         scores = [0.0] * len(sequences)
-        for rows in split_by_tokens(
-            range(len(sequences)), [len(sequence) for sequence in sequences], self.batch_tokens
-        ):
-            ids, mask = right_pad([sequences[row] for row in rows], self.tokenizer.pad_token_id, self.model.device)
-            # Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            last = hidden[torch.arange(len(rows), device=ids.device), mask.sum(1) - 1]
-            for row, value in zip(rows, self.model.score(last).squeeze(-1).float().tolist(), strict=True):
+        batches = split_by_tokens(range(len(sequences)), [len(one) for one in sequences], self.batch_tokens)
+        if self.digest is not None:  # weights are gathered by all processes together
+            batches += [[] for _ in range(max(all_gather(len(batches))) - len(batches))]
+        where = self.model.device
+        pad = self.tokenizer.pad_token_id
+        for rows in batches:
+            ids, mask = right_pad([sequences[row] for row in rows] or [[pad]], pad, where)
+            found = self.network(ids, mask.sum(1) - 1).float().tolist()
+            for row, value in zip(rows, found, strict=False):
                 scores[row] = value
         return scores
 

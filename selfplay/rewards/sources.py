@@ -41,7 +41,7 @@ def identity(reward: Reward) -> str:
             source = ""
         return f"{getattr(reward.function, '__qualname__', type(reward.function).__qualname__)} {hash_of(source)}"
     if isinstance(reward, RewardModel):
-        return f"model {weights_digest(reward.model)}"
+        return f"model {reward.digest or weights_digest(reward.model)}"
     if isinstance(reward, RewardEnsemble):
         return f"{reward.how} {reward.uncertainty} of " + ", ".join(map(identity, reward.members))
     if isinstance(reward, MetricReward):

@@ -25,7 +25,7 @@ from selfplay.config import Architecture, Bootstrap, Demonstrations
 from selfplay.context import RunContext
 from selfplay.errors import ConfigError
 from selfplay.models import complete_tokenizer, device, load_policy, load_tokenizer, right_pad, save
-from selfplay.progress import log
+from selfplay.progress import is_first, log
 from selfplay.storage.files import write_json, write_json_lines
 from selfplay.training.supervised import demonstration_rows, document_rows, packed_rows, train_supervised
 from selfplay.weights.gguf import is_gguf, load_gguf
@@ -46,7 +46,7 @@ def fingerprint(run: RunContext, iteration: int = 0) -> str:
 def run(run: RunContext, iteration: int = 0) -> None:
     """Make `iteration-000/policy`."""
     policy = run.recipe.policy
-    with run.files.writing(0, "policy", fingerprint(run)) as folder:
+    with run.writing(0, "policy", fingerprint(run)) as folder:
         seed = run.seed("bootstrap")
         if policy.bootstrap is not None:
             model, tokenizer, metrics = from_text(policy.bootstrap, folder / "work", seed)
@@ -55,9 +55,10 @@ def run(run: RunContext, iteration: int = 0) -> None:
             metrics = {}
             if policy.sft is not None:
                 fine_tune(model, tokenizer, policy.sft, folder / "work", seed)
-        save(model, tokenizer, folder)
-        write_json(folder / "bootstrap.json", {"parameters": model.num_parameters(), **metrics})
-        write_json_lines(folder / "metrics.jsonl", [metrics] if metrics else [])
+        if is_first():
+            save(model, tokenizer, folder)
+            write_json(folder / "bootstrap.json", {"parameters": model.num_parameters(), **metrics})
+            write_json_lines(folder / "metrics.jsonl", [metrics] if metrics else [])
 
 
 def given(named: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -27,7 +27,7 @@ from selfplay.context import RunContext
 from selfplay.engines.hf import TransformersEngine, single_tokens
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, save
-from selfplay.progress import log
+from selfplay.progress import is_first, log
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.stages.bootstrap import SPECIAL, finished_tokenizer, llama_config
 from selfplay.storage.files import write_json, write_json_lines
@@ -47,18 +47,21 @@ def fingerprint(run: RunContext, iteration: int = 0) -> str:
 def run(run: RunContext, iteration: int = 0) -> None:
     """Make `iteration-000/judge`."""
     config, files = bootstrap_of(run), files_of(run)
-    with run.files.writing(0, "judge", fingerprint(run)) as folder:
+    with run.writing(0, "judge", fingerprint(run)) as folder:
         rules = judges.load_spec(config.rules)
         model, tokenizer = taught(config, RuleTeacher(rules, files), folder / "work", run.seed("judge", "bootstrap"))
-        save(model, tokenizer, folder)
+        if is_first():
+            save(model, tokenizer, folder)
         engine = TransformersEngine(model, tokenizer, "judge", run.recipe.engine.batch_size)
         heldout = list(islice(pairs("heldout", run.recipe.seed), config.heldout))
         found = {
             spec.name: agreement(rules, judges.build(spec.model_copy(update={"model": "judge"}), engine), heldout)
             for spec in files
         }
-        write_json(folder / "judge.json", {"parameters": model.num_parameters(), "rules": rules.name, "files": found})
-        write_json_lines(folder / "metrics.jsonl", [{"judge": name, **row} for name, row in found.items()])
+        if is_first():
+            told = {"parameters": model.num_parameters(), "rules": rules.name, "files": found}
+            write_json(folder / "judge.json", told)
+            write_json_lines(folder / "metrics.jsonl", [{"judge": name, **row} for name, row in found.items()])
     for name, row in found.items():
         log(
             f"  {name} agrees with {rules.name} on {row['agreement']:.1%} [{row['low']:.1%}, {row['high']:.1%}] of "

@@ -35,7 +35,7 @@ def run(run: RunContext, iteration: int) -> None:
     """Make `iteration-NNN/policy` from the policy before and what the algorithm needs."""
     algorithm = algorithm_of(run.recipe)
     needs = algorithm.needs(run.recipe)
-    writing = run.files.writing(iteration, "policy", fingerprint(run, iteration))
+    writing = run.writing(iteration, "policy", fingerprint(run, iteration))
     with writing as folder, ExitStack() as engines:
         algorithm.train(
             Inputs(

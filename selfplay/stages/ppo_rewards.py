@@ -15,8 +15,9 @@ import judges
 from judges.audit.check import enforce_thresholds, measure_health
 from judges.spec.load import reward_judge
 from selfplay.context import RunContext, sample
+from selfplay.distributed.collectives import first_process_first
 from selfplay.objects import load_object, source_of
-from selfplay.progress import meter
+from selfplay.progress import is_first, meter
 from selfplay.records import Completion
 from selfplay.rewards.ensemble import load_reward_model
 from selfplay.rewards.metrics import MetricReward
@@ -67,17 +68,18 @@ class Asked:
 def _model_reward(asked: Asked, part: Any) -> Reward:
     model = folder_of_model(asked.run, asked.iteration)
     assert model is not None
-    return load_reward_model(model)
+    return load_reward_model(model, spread=True)
 
 
 def _judge_reward(asked: Asked, part: Any) -> Reward:
     spec = reward_judge(asked.run.recipe, part)
     judge: Any = open_judge(asked.run, spec, asked.iteration - 1, asked.engines, own_engine=True)
-    asked.health[spec.name] = measure_health(judge, [], [])
-    enforce_thresholds(spec, asked.health[spec.name])
-    return (
-        ScoringReward(judge) if spec.scores else JudgeReward(judge, opponents(asked.run, asked.iteration, asked.folder))
-    )
+    with first_process_first():  # the others find its answers in the cache and in the journal
+        asked.health[spec.name] = measure_health(judge, [], [])
+        enforce_thresholds(spec, asked.health[spec.name])
+        if spec.scores:
+            return ScoringReward(judge)
+        return JudgeReward(judge, opponents(asked.run, asked.iteration, asked.folder))
 
 
 REWARDS: dict[str, Callable[[Asked, Any], Reward]] = {
@@ -98,7 +100,7 @@ def build_reward(run: RunContext, iteration: int, folder: Path, engines: ExitSta
     """
     asked = Asked(run, iteration, folder, engines, {})
     built = [(part.weight, REWARDS[part.kind](asked, part)) for part in run.recipe.rewards]
-    if asked.health:
+    if asked.health and is_first():
         write_json(folder / "judge_health.json", asked.health)
     return built[0][1] if len(built) == 1 and built[0][0] == 1.0 else WeightedSum(built)
 

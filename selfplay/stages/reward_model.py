@@ -14,10 +14,11 @@ from transformers import set_seed
 
 from selfplay.config import Reward
 from selfplay.context import RunContext
+from selfplay.distributed.collectives import first_process_first
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
 from selfplay.objects import source_of
-from selfplay.progress import log
+from selfplay.progress import is_first, log
 from selfplay.rewards.ensemble import RewardEnsemble, member_folder
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rundir import WORK
@@ -119,12 +120,14 @@ def context_of(checkpoint: Path) -> int | None:
 def run(run: RunContext, iteration: int, extra: int = 0) -> None:
     """Make `iteration-NNN/reward` from the preferences of all rounds of this iteration, or from those of `reward.data`."""
     config, name = run.recipe.reward, stage_name("reward", extra)
-    with run.files.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
+    with run.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
         seed = run.seed("reward", iteration, extra)
         tokenizer = load_tokenizer(run.files.policy(iteration - 1))
         train, heldout = learned_rows(run, iteration, extra, tokenizer)
         check_vocabulary(config.backbone, backbone(run, iteration), tokenizer)
-        samples = start_samples(run, tokenizer) if config.data is None else sample_start(run, folder / WORK, tokenizer)
+        with first_process_first():  # the others find the answers in the journal
+            given = config.data is not None
+            samples = sample_start(run, folder / WORK, tokenizer) if given else start_samples(run, tokenizer)
         rows_of_metrics, members = [], []
         for number in range(config.ensemble):
             own_seed = run.seed("reward", iteration, extra, number) if number else seed
@@ -143,9 +146,10 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
         if config.ensemble > 1:
             metrics["disagreement"] = ensemble.disagreement
             metrics["members"] = [measure(member, heldout)["accuracy"]["value"] for member in members]
-        model.save(folder)
-        write_json(folder / "metrics.json", metrics)
-        write_json_lines(folder / "metrics.jsonl", rows_of_metrics)
+        if is_first():
+            model.save(folder)
+            write_json(folder / "metrics.json", metrics)
+            write_json_lines(folder / "metrics.jsonl", rows_of_metrics)
     accuracy = metrics["accuracy"]
     log(
         f"  reward model: held-out accuracy {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] on "

@@ -7,6 +7,7 @@ once, before the first step, by TRL's own forward, so no second model stays in m
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypedDict
 
 import torch
@@ -17,6 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from selfplay.config import DPO, Lora, Optimisation
+from selfplay.distributed.collectives import all_gather
 from selfplay.lora import adapter_config, merged
 from selfplay.training.pair_losses import PAIR_LOSSES, LogRatios
 from selfplay.training.supervised import one_device, train_or_load, trainer_options
@@ -92,7 +94,7 @@ class PairTrainer(DPOTrainer):
     ) -> None:
         """Note the metrics of a batch; the trainer averages them over the micro-batches of a step."""
         rewards = [self.settings.beta * ratios.detach() for ratios in (pairs.chosen, pairs.rejected)]
-        self._total_train_tokens += tokens
+        self._total_train_tokens += sum(all_gather(tokens))
         found = {
             "rewards/chosen": rewards[0],
             "rewards/rejected": rewards[1],
@@ -104,7 +106,7 @@ class PairTrainer(DPOTrainer):
         }
         metrics = self._metrics["train"]
         for key, values in found.items():
-            metrics[key].append(values.mean().item())
+            metrics[key].append(fmean(all_gather(values.mean().item())))
         metrics["num_tokens"] = [self._total_train_tokens]
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
 from selfplay.config import Optimisation, Reward
+from selfplay.distributed.collectives import all_gather
 from selfplay.models import right_pad
 from selfplay.rewards.losses import LOSSES, RewardLoss, Verdicts
 from selfplay.rewards.python import build_python_loss
@@ -101,7 +103,7 @@ class GroupTrainer(RewardTrainer):
         groups = [(group, Verdicts(*verdicts)) for group, *verdicts in zip(*parts, strict=True)]
         loss = torch.stack([self.loss(group, verdicts) for group, verdicts in groups]).mean()
         gaps = torch.cat([group[verdicts.chosen] - group[verdicts.rejected] for group, verdicts in groups]).detach()
-        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        self._total_train_tokens += sum(all_gather(int(inputs["attention_mask"].sum())))
         logged = self._metrics["train"]
         logged["num_tokens"] = [self._total_train_tokens]
         for name, value in (
@@ -111,7 +113,8 @@ class GroupTrainer(RewardTrainer):
             ("accuracy", (gaps > 0).float().mean()),
             ("margin", gaps.mean()),
         ):
-            logged[name].append(float(value))
+            values = all_gather(float(value))
+            logged[name].append({"min_reward": min, "max_reward": max}.get(name, fmean)(values))
         return (loss, outputs) if return_outputs else loss
 
 

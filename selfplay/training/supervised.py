@@ -14,7 +14,8 @@ from trl import SFTConfig, SFTTrainer
 
 from selfplay import stopping
 from selfplay.config import Optimisation
-from selfplay.errors import Diverged
+from selfplay.distributed.collectives import all_gather, barrier, from_first, rank, world_size
+from selfplay.errors import ConfigError, Diverged
 from selfplay.models import encode_prompt
 from selfplay.progress import Meter, meter
 from selfplay.records import Prompt
@@ -38,11 +39,21 @@ def prefers_bfloat16(model: PreTrainedModel) -> bool:
 def trainer_options(
     model: PreTrainedModel, training: Optimisation, directory: Path, seed: int, checkpoint_every: int
 ) -> dict[str, Any]:
-    """Return the arguments that every trainer of ours shares; nothing is reported but through our own callback."""
+    """Return the arguments that every trainer of ours shares; nothing is reported but through our own callback.
+
+    Several processes share each batch. Raises ConfigError for one that cannot be dealt evenly.
+    """
+    if training.batch_size % world_size():
+        raise ConfigError(
+            f"a batch of {training.batch_size} cannot be dealt evenly to {world_size()} workers: make batch_size a multiple of "
+            "it, or change launch.workers"
+        )
     return {
         "output_dir": str(directory / WRITING),
         "max_steps": training.steps,
-        "per_device_train_batch_size": training.batch_size,
+        "per_device_train_batch_size": training.batch_size // world_size(),
+        "ddp_backend": "gloo" if world_size() > 1 and not torch.cuda.is_available() else None,
+        "ddp_find_unused_parameters": False,
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,
         "adam_beta2": 0.95,
@@ -80,7 +91,7 @@ class Watcher(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count an optimizer step, and ask for a checkpoint behind it if a signal asked to stop."""
-        control.should_save = control.should_save or stopping.requested()
+        control.should_save = control.should_save or any(all_gather(stopping.requested()))
         self.bar.advance(state.global_step - self.bar.done, self.note)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -98,8 +109,12 @@ class Watcher(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put a checkpoint that is now written in its place. Raises Stopped if a signal asked to stop."""
-        publish(self.directory, state.global_step)
-        stopping.check()
+        barrier()
+        if rank() == 0:
+            publish(self.directory, state.global_step)
+        barrier()
+        if any(all_gather(stopping.requested())):
+            raise stopping.stopped()
 
 
 def train_or_load(trainer: Any, directory: Path, label: str) -> list[dict[str, float]]:
@@ -109,7 +124,7 @@ def train_or_load(trainer: Any, directory: Path, label: str) -> list[dict[str, f
     result is loaded. Raises Diverged for a loss that is not a number, NotWritten where the disk refuses a checkpoint, Stopped
     where a signal asked to stop, behind a checkpoint of the step that was under way.
     """
-    checkpoint, steps = newest(directory), trainer.args.max_steps
+    checkpoint, steps = from_first(lambda: newest(directory)), trainer.args.max_steps
     if checkpoint is not None and step_of(checkpoint) == steps:
         align_special_tokens(trainer.model, trainer.processing_class)  # as training does first
         trainer._load_from_checkpoint(str(checkpoint))

@@ -66,7 +66,7 @@ def chat(
     """Talk to a checkpoint, line by line. /new begins a new conversation; Ctrl-D ends."""
     from selfplay.compare.targets import recipes, resolve
     from selfplay.config import SamplingParams
-    from selfplay.loop import settle_libraries
+    from selfplay.stages.launch import settle_libraries
 
     one = resolve(target)
     found = [one] if beside is None else [one, _beside(one, target, beside)]

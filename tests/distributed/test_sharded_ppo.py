@@ -60,7 +60,9 @@ def train(seed: int, folder: Path, changes: dict[str, Any], stop_after: int | No
         assert trainer.steps_done == stop_after
         return {}
     save_whole(trainer.policy, trainer.tokenizer, folder / "saved")
-    networks = {"policy": trainer.learner.policy, "critic": trainer.learner.critic}
+    networks = {"policy": trainer.learner.policy}
+    if trainer.learner.critic is not None:
+        networks["critic"] = trainer.learner.critic
     moments = [
         one for entry in trainer.learner.tensors()["policy_optimiser"].values() for one in entry.values() if one.dim()
     ]
@@ -89,6 +91,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "a head of its own, rollouts ahead": {"tied": False, "async_rollouts": True, "kl_in": "loss", "kl_estimator": "k2"},
     "a micro-batch for each row": {"micro_batch_tokens": 1, "gradient_checkpointing": True, "episodes": 15},
     "adapters": {"lora": True},
+    "RLOO": {"advantage": "rloo", "group": 3},
 }
 
 
@@ -104,7 +107,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, training_seed: int) -> tuple
     return folder, found
 
 
-@pytest.mark.parametrize(("count", "names"), [(2, list(KNOBS)), (3, list(KNOBS)[:1])])
+@pytest.mark.parametrize(("count", "names"), [(2, list(KNOBS)), (3, [next(iter(KNOBS)), "RLOO"])])
 def test_any_number_of_processes_learns_the_same(
     alone: tuple[Path, dict[str, dict[str, Any]]], count: int, names: list[str], tmp_path: Path, training_seed: int
 ) -> None:

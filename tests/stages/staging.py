@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.context import RunContext
-from selfplay.loop import settle_libraries
 from selfplay.preflight import check
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory
+from selfplay.stages.launch import settle_libraries
 
 
 def completion(text: str, id: str = "p/0", tokens: tuple[int, ...] = (5, 6), reason: Any = "stop") -> Completion:
