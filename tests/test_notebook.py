@@ -94,6 +94,15 @@ def test_a_call_that_was_stopped_goes_on(
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
+def test_pairs_are_made_by_the_reward(model: Path, tmp_path: Path, training_seed: int) -> None:
+    settings = {"sampling": {"max_tokens": 12}, "generate": {"completions": 3}, "seed": training_seed}
+    dpo = {"kind": "dpo", "batch_size": 4}
+    trained = selfplay.train(model, reward=short, prompts=PROMPTS, algorithm=dpo, output=tmp_path / "run", **settings)
+    rows = read_rows(trained.directory / "iteration-001" / "label" / "preferences.parquet")
+    assert rows and all(len(row["chosen"][-1]["content"]) < len(row["rejected"][-1]["content"]) for row in rows)
+    assert trained.metrics and load_policy(trained.policy) is not None
+
+
 def test_samples_with_rewards(model: Path, tmp_path: Path, training_seed: int) -> None:
     samples = [
         (prompt, text) for prompt in PROMPTS for text in ("The end.", "It was a good day and it ran up the hill.")

@@ -10,7 +10,8 @@ from selfplay.algorithms.protocol import Inputs, Needs
 from selfplay.config import ILQL, Recipe
 from selfplay.progress import meter
 from selfplay.storage import durable
-from selfplay.storage.files import hash_of, read_rows
+from selfplay.storage.files import hash_of
+from selfplay.training.pairs import read_preferences
 
 
 class ILQLAlgorithm:
@@ -48,7 +49,7 @@ class ILQLAlgorithm:
         if config.source is not None:
             rows = encode_scored(load_scored(config.source), tokenizer)
         else:
-            judged = [row for path in inputs.preferences for row in read_rows(path)]
+            judged = [row for path in inputs.preferences for row in read_preferences(path)]
             rows = rows_of_preferences(judged, tokenizer)
         rows = fitting(rows, getattr(model.config, "max_position_embeddings", 1 << 30))
         rows = standardised(rows) if config.standardise else rows

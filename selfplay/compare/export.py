@@ -51,13 +51,19 @@ def export(target: str, directory: str | Path, *, push_to_hub: str | None = None
 
 
 def _save(one: Contestant, folder: Path) -> None:
-    """Weights in the precision they were saved in, tokenizer, and a generation config that samples as was measured."""
+    """Weights in the precision they were saved in, tokenizer, and a generation config that samples as was measured.
+
+    A mask that the checkpoint needs goes with it.
+    """
+    from selfplay.engines.masking import load_mask
     from selfplay.models import load_policy, load_tokenizer, save
 
-    model = load_policy(one.checkpoint, dtype="auto")
+    model, tokenizer = load_policy(one.checkpoint, dtype="auto"), load_tokenizer(one.checkpoint)
     for name, value in sampling_of(one).items():
         setattr(model.generation_config, name, value)
-    save(model, load_tokenizer(one.checkpoint), folder)
+    save(model, tokenizer, folder)
+    if (mask := load_mask(one.checkpoint)) is not None:
+        mask.save(folder, tokenizer)
 
 
 def sampling_of(one: Contestant) -> dict[str, Any]:

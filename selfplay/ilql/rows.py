@@ -63,7 +63,7 @@ def encode_scored(rows: Iterable[ScoredText], tokenizer: PreTrainedTokenizerBase
 
 
 def rows_of_preferences(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
-    """Return the completions of preferences.parquet, once each; its reward is the mean preference over its pairs, in [0, 1]."""
+    """Return the completions of preferences (see `read_preferences`), each with its mean preference over its pairs, in [0, 1]."""
     won: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
     for row in rows:
         messages = tuple(Message.model_validate(one) for one in row["prompt"])

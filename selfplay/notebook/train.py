@@ -8,6 +8,7 @@ What is given becomes a recipe and files in the run's folder `inputs`, and from 
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def train(
     tree["prompts"] = {"train": {"source": place["prompts"]}, "heldout": heldout and {"source": place["heldout"]}}
     if offline:
         tree["algorithm"]["source"] = place["samples"]
-    tree |= {"name": directory.name, "output": str(directory), "policy": {"model": checkpoint}}
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", directory.name).lstrip("._-") or "train"
+    tree |= {"name": name, "output": str(directory), "policy": {"model": checkpoint}}
     recipe = validate(Recipe, _merged(tree, sections), WHERE)
     _write_inputs({place[key]: content for key, content in files.items()}, model, Path(checkpoint))
     return Trained(run(recipe))

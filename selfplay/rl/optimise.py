@@ -66,8 +66,8 @@ class Optimizer:
         norm = float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)))
         if not math.isfinite(norm):
             raise Diverged(
-                f"PPO diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning rates "
-                "or set target_kl, and look at policy/approxkl_avg and loss/value_avg of the steps before"
+                f"the policy's training diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning "
+                "rates, with PPO or set target_kl, and look at the losses and policy/approxkl_avg of the steps before"
             )
         self.adam.step()
         self.zero_grad()

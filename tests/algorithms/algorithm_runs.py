@@ -27,4 +27,4 @@ def small_run(name: str, tiny_run: Path, folder: Path, *overrides: str) -> Path:
 
 def checksums(folder: Path) -> dict[str, str]:
     """Name -> checksum of what a training has written."""
-    return {file.name: check_of_file(file) for file in folder.iterdir()}
+    return {file.name: check_of_file(file) for file in folder.iterdir() if file.is_file()}

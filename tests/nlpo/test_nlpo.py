@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfplay.compare.export import export
 from selfplay.config import NLPO, PPO, Engine, SamplingParams, load_recipe
 from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.masking import TargetMask, load_mask, needs_mask, unlikely
@@ -171,6 +172,7 @@ def test_a_run_leaves_the_mask_beside_its_checkpoint(tiny_run: Path, tmp_path: P
     assert needs_mask(policy) and not needs_mask(RunDirectory(directory).policy(0))
     mask = load_mask(policy)
     assert mask is not None and mask.top_p == 0.98
+    assert needs_mask(export(f"{directory}@1", tmp_path / "exported"))
     engine = open_engine(Engine(), policy, "policy")
     assert isinstance(engine, TransformersEngine) and engine.mask is not None
     reload_engine(engine, RunDirectory(directory).policy(0), "start")
