@@ -84,7 +84,8 @@ def hours(sizes: Sizes, work: Work) -> dict[str, float]:
         found["generate"] = decode_seconds(card, sizes.policy, work, -(-work.generated // engines), sizes)
         found["label"] = judging
     if needs.reward_model:
-        tokens = 2 * work.pairs * whole * recipe.reward.epochs // workers
+        forwarded = 2 * work.pairs if recipe.reward.loss == "pairwise" else work.generated
+        tokens = forwarded * whole * recipe.reward.epochs * recipe.reward.ensemble // workers
         found["reward"] = training_seconds(card, scorer, tokens, recompute=True)
     found["policy"] = policy_seconds(card, sizes, work, needs, engines)
     answers = decode_seconds(card, sizes.policy, work, -(-work.heldout // engines), sizes)
@@ -101,7 +102,7 @@ def policy_seconds(card: Card, sizes: Sizes, work: Work, needs: Any, engines: in
         return 2 * training_seconds(card, sizes.policy.total, tokens, recompute=True)
     tokens = work.episodes * whole // workers
     rollout = decode_seconds(card, sizes.policy, work, -(-work.episodes // engines), sizes)
-    scored = scorer if needs.reward_model else 0
+    scored = sizes.recipe.reward.ensemble * scorer if needs.reward_model else 0
     critic = scorer if needs.critic else 0
     estimate = forward_seconds(card, scored + 2 * sizes.policy.total + critic, tokens)
     recompute = bool(getattr(algorithm, "gradient_checkpointing", False))

@@ -139,8 +139,11 @@ def _supervised(sizes: Sizes) -> StageMemory:
 
 
 def _reward(sizes: Sizes, shape: Shape) -> StageMemory:
-    tokens = 2 * -(-sizes.recipe.reward.batch_size // sizes.workers) * sizes.sequence
-    return StageMemory("reward", _trl_parts(sizes, shape, shape.body, tokens))
+    config = sizes.recipe.reward
+    each = 2 if config.loss == "pairwise" else sizes.recipe.generate.completions
+    tokens = each * -(-config.batch_size // sizes.workers) * sizes.sequence
+    others = {"other members": (config.ensemble - 1) * memory.FLOAT32 * shape.body} if config.ensemble > 1 else {}
+    return StageMemory("reward", {**_trl_parts(sizes, shape, shape.body, tokens), **others})
 
 
 def _on_pairs(sizes: Sizes) -> StageMemory:
@@ -236,7 +239,8 @@ def _policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
         half = shards > 1 and _precision(recipe).bf16
         parts["reference"] = (memory.BFLOAT16 if half else memory.FLOAT32) * sizes.policy.total // shards
     if needs.reward_model and needs.reward:
-        parts["reward model"] = memory.FLOAT32 * _scorer(sizes).body  # whole in each process
+        members = recipe.reward.ensemble
+        parts["reward model"] = members * memory.FLOAT32 * _scorer(sizes).body  # whole in each process
     return parts
 
 

@@ -170,6 +170,18 @@ def test_cards_as_nvidia_smi_lists_them() -> None:
     assert cards.of_listing([], 10) == Machine(0, None, 10)
 
 
+def test_an_ensemble_on_groups_of_completions(tmp_path: Path) -> None:
+    changes = ["reward={ensemble: 3, loss: ranking, batch_size: 8}", "generate.completions=4"]
+    rows = {
+        row.stage: row
+        for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED, *changes), Machine(0, None, 8 * GB), prompt=4))
+    }
+    # 8 prompts with 4 completions of 10 tokens each; two trained members stay while the third learns.
+    assert rows["reward"].parts["activations"] == 320 * (2 * 4 * 120 + 4 * 4 * 8)
+    assert rows["reward"].parts["other members"] == 2 * 4 * BODY
+    assert rows["policy: update"].parts["reward model"] == 3 * 4 * BODY
+
+
 def test_hours_by_hand(tmp_path: Path) -> None:
     card = KNOWN["H100"]
     # 2 operations x 7e9 weights x 1e6 tokens at 0.4 of 989e12, and 8 at 0.35.
