@@ -1,10 +1,14 @@
-"""Groups of completions that straddle processes: the baselines, the resampling and the weights are those of one process."""
+"""Groups of completions that straddle processes learn what one process does; one that is killed loses nothing but time."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from processes import in_processes
+from processes import CONTEXT, in_processes
 from tiny_models import build_policy, build_prompts, build_tokenizer, rollout
 
 from selfplay.config import PPO, SamplingParams
@@ -53,3 +57,35 @@ def test_groups_that_straddle_two_processes_are_the_same(tmp_path: Path, trainin
             torch.testing.assert_close(mine["weights"], theirs["weights"], rtol=1e-9, atol=1e-9)
     assert sum(row["group/resampled"] for row in alone[1]["rows"]) > 0
     assert sum(row["objective/unscored"] for row in alone[0]["rows"]) > 0
+
+
+def train_to_the_end(seed: int, knobs: dict[str, Any], folder: Path) -> None:
+    """Train in a folder, from its checkpoint if there is one, and write the weights behind it."""
+    torch.set_num_threads(1)
+    config = PPO(steps=10, episodes=12, group=4, minibatches=2, checkpoint_every=1, learning_rate=1e-2, **knobs)
+    reward, sampling = FunctionReward(some_fives), SamplingParams(max_tokens=6)
+    policy = build_policy(seed, torch.float32)
+    trainer = PPOTrainer(policy, build_tokenizer(), reward, build_prompts(), config, sampling, directory=folder)
+    trainer.train()
+    torch.save(trainer.policy.state_dict(), folder / "weights.pt")
+
+
+@pytest.mark.parametrize("knobs", [{"advantage": "rloo"}, {"advantage": "grpo", "resample": 2, "kl_coefficient": 0.0}])
+def test_sigkill_loses_nothing_but_time(tmp_path: Path, training_seed: int, knobs: dict[str, Any]) -> None:
+    def start(name: str) -> Any:
+        process = CONTEXT.Process(target=train_to_the_end, args=(training_seed, knobs, tmp_path / name))
+        process.start()
+        return process
+
+    whole, cut = start("whole"), start("cut")
+    metrics, deadline = tmp_path / "cut" / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count("\n") < 3):
+        time.sleep(0.002)
+    os.kill(cut.pid, signal.SIGKILL)
+    cut.join(60)
+    again = start("cut")
+    for process in (whole, again):
+        process.join(150)
+    assert (cut.exitcode, whole.exitcode, again.exitcode) == (-signal.SIGKILL, 0, 0)
+    expected, found = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "cut"))
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
