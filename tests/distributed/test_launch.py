@@ -19,7 +19,7 @@ from selfplay.engines.vllm import _environment
 from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.rundir import RunDirectory
-from selfplay.storage.files import read_json_lines
+from selfplay.storage.files import read_json, read_json_lines
 
 STAGES = ("reward", "policy", "evaluate")
 
@@ -66,18 +66,21 @@ def test_a_run_goes_on_on_workers_of_which_one_is_killed(
     assert RunDirectory(begun).stages(1) == ["generate", "label", *STAGES]
     for folder in ("iteration-001-reward", "iteration-001-policy-1"):
         assert {path.name for path in (begun / "logs" / folder).iterdir()} == {"rank-0.txt", "rank-1.txt"}
-    for name in ("reward", "policy"):
-        mine, theirs = (load_file(home / "iteration-001" / name / "model.safetensors") for home in (begun, tiny_run))
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
     mine, theirs = (read_json_lines(home / "iteration-001/reward/metrics.jsonl") for home in (begun, tiny_run))
-    for row, other in zip(mine, theirs, strict=True):
-        if "reward/loss" in row:
-            assert row["reward/loss"] == pytest.approx(other["reward/loss"], abs=1e-3)
-            assert row["reward/grad_norm"] == pytest.approx(other["reward/grad_norm"], rel=1e-2)
-    mine, theirs = (read_json_lines(home / "iteration-001/policy/metrics.jsonl") for home in (begun, tiny_run))
-    assert [row["step"] for row in mine] == [1, 2, 3]
-    for key in ("objective/kl", "objective/entropy", "val/ratio", "objective/unscored"):
-        assert mine[0][key] == pytest.approx(theirs[0][key], abs=1e-4), key
+    full = (
+        read_json(begun / "iteration-001/reward/metrics.json")["trained_on"] // 16
+    )  # batches before one that is not full
+    for row, other in list(zip(mine, theirs, strict=True))[:full]:
+        assert row["reward/loss"] == pytest.approx(other["reward/loss"], rel=1e-4)
+        assert row["reward/grad_norm"] == pytest.approx(other["reward/grad_norm"], rel=1e-3)
+    assert [row["step"] for row in read_json_lines(begun / "iteration-001/policy/metrics.jsonl")] == [1, 2, 3]
+    alone = begun.with_name("alone")
+    shutil.copytree(begun, alone, symlinks=True)
+    for name in STAGES[1:]:
+        shutil.rmtree(alone / "iteration-001" / name)
+    run(load_recipe(tiny_run.parent / "tiny.yaml", [f"output={alone}", f"seed={training_seed}", "iterations=1"]))
+    mine, theirs = (load_file(home / "iteration-001/policy/model.safetensors") for home in (begun, alone))
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3)
 
 
 def test_torchrun_around_the_verb_does_the_same_and_refuses_what_is_one_processs_work(
