@@ -20,7 +20,7 @@ OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRU
 WITHOUT_VLLM := --deselect tests/install/test_install.py $(shell grep -lsE "VllmEngine|vllm_serve|kind=vllm|-vllm.yaml" \
 	tests/*/test_*.py | sed "s/^/--ignore=/")
 
-.PHONY: demo quickstart test test-avx2 test-portable test-newest test-lowest torture nightly lint docs bench clean
+.PHONY: demo quickstart test test-real test-avx2 test-portable test-newest test-lowest torture nightly lint docs bench clean
 
 demo: .venv/installed-base
 	.venv/bin/selfplay demo
@@ -30,6 +30,10 @@ quickstart: .venv/installed-base
 
 test: .venv/installed-test
 	$(PYTEST) --cov --cov-report=term
+
+# A run on a real model, some five minutes on two cores.
+test-real: .venv/installed-test
+	.venv/bin/python -m pytest -n 0 -o timeout=1800 tests/real/real_run.py
 
 test-avx2: .venv/installed-test
 	$(AVX2) $(PYTEST) -m trains
