@@ -61,11 +61,14 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
 def open_run(recipe: Recipe, files: RunDirectory, prompts: tuple[list[Prompt], list[Prompt]]) -> Iterator[RunContext]:
     """Open a run as its stages get it, with trackers that know all that is on disk; closed at the end."""
     settle_libraries(recipe.threads)
+    from selfplay.weights.precision import kept_in
+
     settings = recipe.model_dump(mode="json")
     with (
         connected(recipe.launch),
         closing(Tracker(recipe.report_to if is_first() else (), files.path, recipe.name, settings)) as tracker,
         closing(RunContext(recipe, files, *prompts, tracker=tracker)) as current,
+        kept_in(files.path / "precision.json"),
     ):
         tell_trackers(current)
         yield current

@@ -36,6 +36,23 @@ def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
         return get_peft_model(policy, config)
 
 
+def adapted_like(body: torch.nn.Module, policy: Any, seed: int) -> torch.nn.Module:
+    """Return a network on the very weights of `body`, which it freezes, with new adapters of the shape of the policy's.
+
+    It computes what `body` does until its adapters learn; `body` itself never gets any. `policy` is a PEFT model.
+    """
+    from peft import inject_adapter_in_model
+
+    weights = {id(tensor): tensor for tensor in (*body.parameters(), *body.buffers())}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = inject_adapter_in_model(policy.peft_config[policy.active_adapter], deepcopy(body, weights))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # as the weights that they stand beside
+            parameter.data = parameter.data.float()
+    return adapted
+
+
 def merged(policy: Any) -> PreTrainedModel:
     """Return a plain model with the adapters folded into copied weights; a model without adapters is given back as it is."""
     if unwrap_peft(policy) is policy:

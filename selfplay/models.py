@@ -31,6 +31,7 @@ from selfplay.records import Prompt, TemplatedPrompt
 from selfplay.storage import durable
 from selfplay.storage.checksums import check_folder, checked
 from selfplay.storage.files import hash_of
+from selfplay.weights.precision import keep_attention_precise
 from selfplay.weights.saving import save_weights, write_for_older
 
 PERTURBATION = "perturbation.safetensors"
@@ -193,7 +194,7 @@ def _load(kind: Any, path: str | Path, where: str | None, **options: Any) -> Pre
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    return model.to(where or device()).eval()
+    return keep_attention_precise(model.to(where or device()).eval())
 
 
 def _first_line(error: Exception) -> str:

@@ -36,7 +36,7 @@ class PPOAlgorithm:
         from selfplay.distributed.sharding import load_on_first, save_whole
         from selfplay.engines.hf import TransformersEngine
         from selfplay.lora import add_adapter
-        from selfplay.models import load_policy, load_scalar_model, load_tokenizer
+        from selfplay.models import load_policy, load_tokenizer
         from selfplay.rl.trainer import PPOTrainer
 
         run, iteration, config, policy = inputs.run, inputs.iteration, self.config, inputs.run.recipe.policy
@@ -67,9 +67,7 @@ class PPOAlgorithm:
                 config,
                 run.sampling(),
                 engine=engine,
-                critic=load_on_first(load_scalar_model, inputs.reward_model)
-                if inputs.reward_model and config.has_critic
-                else None,
+                critic=critic_of(inputs, config.precision) if config.has_critic else None,
                 reference=None
                 if policy.lora and config.reference == "previous"
                 else load_on_first(load_policy, reference),
@@ -84,3 +82,21 @@ class PPOAlgorithm:
             trainer.learner.mask.save(inputs.folder, tokenizer)
         for name in ("metrics.jsonl", "samples.jsonl") if is_first() else ():
             durable.write(inputs.folder / name, (inputs.work / name).read_bytes())
+
+
+def critic_of(inputs: Inputs, precision: str) -> Any:
+    """Return the model that the critic begins as: the reward model, or None.
+
+    With adapters the critic's body stays as it is, so that it can be the one that scores.
+    """
+    from selfplay.distributed.collectives import world_size
+    from selfplay.distributed.sharding import load_on_first
+    from selfplay.models import load_scalar_model
+    from selfplay.rewards.reward_model import RewardModel
+
+    if inputs.reward_model is None:
+        return None
+    alike = precision == "auto" and world_size() == 1  # computed as it is when it scores, and whole
+    if alike and inputs.run.recipe.policy.lora is not None and isinstance(inputs.reward, RewardModel):
+        return inputs.reward.model
+    return load_on_first(load_scalar_model, inputs.reward_model)

@@ -21,6 +21,7 @@ from selfplay.models import (
     weights_digest,
 )
 from selfplay.records import Completion, Prompt
+from selfplay.weights.precision import freeze, preferred, products_in
 
 
 def score_shift_and_scale(model_config: Any) -> tuple[float, float]:
@@ -42,7 +43,9 @@ class ScoreNetwork(nn.Module):
         Padding stands behind the tokens, where causal attention does not look: no mask, and the faster kernel.
         """
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        scores: Tensor = self.model.score(hidden[torch.arange(len(ids), device=ids.device), last])
+        last_hidden = hidden[torch.arange(len(ids), device=ids.device), last]
+        with torch.autocast(ids.device.type, enabled=False):
+            scores: Tensor = self.model.score(last_hidden.to(self.model.score.weight.dtype))
         return scores.squeeze(-1)
 
 
@@ -58,17 +61,20 @@ class RewardModel:
     ) -> None:
         self.model, self.tokenizer, self.network = model, tokenizer, ScoreNetwork(model)
         self.batch_tokens = batch_tokens or default_batch_tokens(home(model))
+        self.precision = preferred(model)
         self.digest: str | None = None
         """Of its weights, where no process holds all of them any more."""
 
     @classmethod
     def load(cls, directory: str | Path, spread: bool = False) -> "RewardModel":
-        """Read a checkpoint written by `save`; `spread` its weights over all processes, if there are several.
+        """Read a checkpoint written by `save`, to score and learn no more.
 
-        Then all must score equally often, though not equally much.
+        `spread` its weights over all processes, if there are several: then all must score equally often, though not equally much.
         """
         if not spread or world_size() == 1:
-            return cls(load_scalar_model(directory), load_tokenizer(directory))
+            found = cls(load_scalar_model(directory), load_tokenizer(directory))
+            freeze(found.model, found.precision)
+            return found
         found = cls(load_on_first(load_scalar_model, directory), load_tokenizer(directory))
         found.digest = from_first(lambda: weights_digest(found.model))
         shard(found.network, dtype=torch.float32)
@@ -122,7 +128,8 @@ class RewardModel:
         pad = self.tokenizer.pad_token_id
         for rows in batches:
             ids, mask = right_pad([sequences[row] for row in rows] or [[pad]], pad, where)
-            found = self.network(ids, mask.sum(1) - 1).float().tolist()
+            with products_in(self.precision, where):
+                found = self.network(ids, mask.sum(1) - 1).float().tolist()
             for row, value in zip(rows, found, strict=False):
                 scores[row] = value
         return scores

@@ -4,6 +4,7 @@ Left out: where episodes come from, and what their advantages are.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from selfplay.rl.batching import MicroBatch, derive_seed, micro_batches, minibat
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import PolicyLoss, loss_shares, policy_loss, pool_log_ratios, value_loss
-from selfplay.rl.metrics import SUMS, SUMS_OF_POLICY, token_sums, update_metrics
+from selfplay.rl.metrics import SUMS_OF_CRITIC, SUMS_OF_POLICY, policy_sums, total_of, update_metrics
 from selfplay.rl.networks import Critic, PolicyNetwork, packs, precision, prepare
 from selfplay.rl.optimise import Average, Optimizer, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import Episodes
+from selfplay.weights.precision import freeze
 
 
 class Learner:
@@ -53,7 +55,7 @@ class Learner:
             policy.requires_grad_(True)
         prepare(policy, config.gradient_checkpointing)
         if reference is not None:
-            prepare(reference.requires_grad_(False))
+            prepare(freeze(reference, config.precision))
         half, precise = (
             (torch.bfloat16 if config.precision == "bfloat16" else None),
             torch.promote_types(unwrap_peft(policy).dtype, torch.float32),
@@ -69,7 +71,7 @@ class Learner:
         self.critic_network: Callable[[MicroBatch], tuple[Tensor, Tensor]] | None = None
         self.critic_optimiser: Optimizer | None = None
         if critic is not None:
-            prepare(critic.requires_grad_(True), config.gradient_checkpointing)
+            prepare(critic.learns(), config.gradient_checkpointing)
             shard(critic, (), precise, half, apart=[critic.head])
             self.critic_network = torch.compile(critic, dynamic=True) if config.compile else critic
             self.critic_optimiser = Optimizer(critic, config.critic_learning_rate, *common)
@@ -101,21 +103,30 @@ class Learner:
         for epoch in range(config.epochs):
             order = minibatches(len(episodes.prompts), config.minibatches, derive_seed(self.seed, "order", step, epoch))
             for number, rows in enumerate(order):
-                row = self.gradients(episodes, experience, rows, learn_policy=not warming_up)
-                if self.pretraining is not None and not warming_up:
-                    seed = derive_seed(self.seed, "pretraining", step, epoch, number)
-                    row["loss/pretraining"] = self.pretraining.add_gradients(self.policy_network, config, seed)
+                seed = derive_seed(self.seed, "pretraining", step, epoch, number)
+                update = partial(self._update_policy, seed=seed, warming_up=warming_up)
+                row = self.gradients(episodes, experience, rows, learn_policy=not warming_up, update=update)
                 rows_of_metrics.append(row)
-                if config.target_kl is not None and row["policy/approxkl"] > config.target_kl:
-                    self.policy_optimiser.zero_grad()
+                if "policy/grad_norm" not in row:  # target_kl
                     if self.critic_optimiser is not None:
                         self.critic_optimiser.zero_grad()
                     return update_metrics(rows_of_metrics, steps)
                 if self.critic_optimiser is not None:
                     row["critic/grad_norm"] = self.critic_optimiser.step()
-                row["policy/grad_norm"] = 0.0 if warming_up else self._step_policy()
                 steps += 1
         return update_metrics(rows_of_metrics, steps)
+
+    def _update_policy(self, row: dict[str, float], seed: int, warming_up: bool) -> None:
+        """Apply the policy's gradients of a minibatch, with those of pretraining, and note their norm in the metrics.
+
+        Drops them instead, and notes none, if the policy has moved further than `target_kl`.
+        """
+        if self.pretraining is not None and not warming_up:
+            row["loss/pretraining"] = self.pretraining.add_gradients(self.policy_network, self.config, seed)
+        if self.config.target_kl is not None and row["policy/approxkl"] > self.config.target_kl:
+            self.policy_optimiser.zero_grad()
+        else:
+            row["policy/grad_norm"] = 0.0 if warming_up else self._step_policy()
 
     def _step_policy(self) -> float:
         """Apply the policy's gradients and follow it with its average; return the gradients' norm."""
@@ -130,19 +141,25 @@ class Learner:
             self.average.apply()
 
     def gradients(
-        self, episodes: Episodes, experience: Experience, rows: Sequence[int], learn_policy: bool = True
+        self,
+        episodes: Episodes,
+        experience: Experience,
+        rows: Sequence[int],
+        learn_policy: bool = True,
+        update: Callable[[dict[str, float]], None] | None = None,
     ) -> dict[str, float]:
         """Leave a minibatch's gradients in both networks; return the metrics of all processes' parts.
 
         Each token's loss counts by its share of the whole minibatch: the sum over micro-batches and processes is the
-        same for every split.
+        same for every split. The policy's come first, and `update`, called with their metrics, may use them up before the
+        critic's take memory.
         """
         config = self.config
         total = int(experience.mask[torch.as_tensor(rows, device=self.device)].sum())
-        names = SUMS if self.critic is not None else SUMS_OF_POLICY
-        sums = torch.zeros(len(names), dtype=torch.float64, device=self.device)
         budget = config.micro_batch_tokens or default_batch_tokens(self.device)
-        for part in micro_batches(rows, episodes.lengths, budget):
+        parts = list(micro_batches(rows, episodes.lengths, budget))
+        sums = torch.zeros(len(SUMS_OF_POLICY), dtype=torch.float64, device=self.device)
+        for part in parts:
             batch = episodes.batch(part, packs(self.policy))
             tokens = experience.tokens(batch.rows)
             with torch.set_grad_enabled(learn_policy), precision(config.precision, self.device):
@@ -152,15 +169,35 @@ class Learner:
             if learn_policy:
                 shares = loss_shares(config.loss_average, tokens.lengths, total, len(rows), self.max_tokens)
                 (self._objective(tokens, policy, logprobs, entropies) * shares.to(logprobs.dtype)).sum().backward()
-            value = None
-            if self.critic_network is not None:
-                with precision(config.precision, self.device):
-                    values, _ = self.critic_network(batch)
-                value = value_loss(values, tokens.old_values, tokens.returns, config.value_clip)
-                (value.loss.sum() / total).backward()
-            sums += token_sums(tokens, logprobs, entropies, policy, value)
+            sums += policy_sums(tokens, logprobs, entropies, policy)
         all_reduce([sums])
-        return {name: float(value) for name, value in zip(names[1:], sums[1:] / sums[0], strict=True)}
+        row = {name: float(value) for name, value in zip(SUMS_OF_POLICY[1:], sums[1:] / sums[0], strict=True)}
+        if update is not None:
+            update(row)
+        if self.critic_network is not None:
+            row |= self._critic_gradients(self.critic_network, episodes, experience, parts, total)
+        return row
+
+    def _critic_gradients(
+        self,
+        network: Callable[[MicroBatch], tuple[Tensor, Tensor]],
+        episodes: Episodes,
+        experience: Experience,
+        parts: Sequence[Sequence[int]],
+        total: int,
+    ) -> dict[str, float]:
+        """Leave the critic's gradients of a minibatch of `total` tokens; return the means of its metrics over them."""
+        sums = torch.zeros(len(SUMS_OF_CRITIC), dtype=torch.float64, device=self.device)
+        for part in parts:
+            batch = episodes.batch(part, packs(self.policy))
+            tokens = experience.tokens(batch.rows)
+            with precision(self.config.precision, self.device):
+                values, _ = network(batch)
+            value = value_loss(values, tokens.old_values, tokens.returns, self.config.value_clip)
+            (value.loss.sum() / total).backward()
+            sums += total_of(value.loss, value.clipped)
+        all_reduce([sums])
+        return {name: float(value) for name, value in zip(SUMS_OF_CRITIC, sums / total, strict=True)}
 
     def _objective(self, tokens: Tokens, policy: PolicyLoss, logprobs: Tensor, entropies: Tensor) -> Tensor:
         """(N,) what each token's policy is to make small: the clipped loss, less entropy, more KL."""
@@ -179,7 +216,10 @@ class Learner:
             "policy_optimiser": self.policy_optimiser.tensors(),
         }
         if self.critic is not None and self.critic_optimiser is not None:
-            tensors |= {"critic": self.critic.state_dict(), "critic_optimiser": self.critic_optimiser.tensors()}
+            tensors |= {
+                "critic": {name: one.detach() for name, one in self.critic_optimiser.parameters.items()},
+                "critic_optimiser": self.critic_optimiser.tensors(),
+            }
         if self.average is not None:
             tensors["average"] = self.average.tensors
         if self.mask is not None:

@@ -15,7 +15,7 @@ from selfplay.config import PPO
 from selfplay.rl.advantages import Groups, masked_mean
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import kl_estimate
-from selfplay.rl.losses import PolicyLoss, ValueLoss
+from selfplay.rl.losses import PolicyLoss
 from selfplay.rl.rollouts import Episodes, Estimates
 
 SUMS_OF_POLICY = (
@@ -26,22 +26,17 @@ SUMS_OF_POLICY = (
     "val/ratio",
     "policy/entropy",
 )
-SUMS = (*SUMS_OF_POLICY, "loss/value", "val/clipfrac")
+SUMS_OF_CRITIC = ("loss/value", "val/clipfrac")
 
 
-def token_sums(
-    tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: PolicyLoss, value: ValueLoss | None
-) -> Tensor:
-    """Return (8,) float64 sums over a micro-batch's tokens of what `SUMS` names; without a critic (6,), `SUMS_OF_POLICY`."""
-    parts = [
-        torch.ones_like(logprobs),
-        policy.loss,
-        policy.clipped,
-        (logprobs - tokens.old_logprobs).square() / 2,
-        policy.ratio,
-        entropies,
-        *(() if value is None else (value.loss, value.clipped)),
-    ]
+def policy_sums(tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: PolicyLoss) -> Tensor:
+    """Return (6,) float64 sums over a micro-batch's tokens of what `SUMS_OF_POLICY` names."""
+    apart = (logprobs - tokens.old_logprobs).square() / 2
+    return total_of(torch.ones_like(logprobs), policy.loss, policy.clipped, apart, policy.ratio, entropies)
+
+
+def total_of(*parts: Tensor) -> Tensor:
+    """Return the sum of each part, in float64."""
     return torch.stack([part.detach().double().sum() for part in parts])
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from selfplay.engines.masking import TargetMask
 from selfplay.errors import ConfigError
-from selfplay.lora import merged, unwrap_peft
+from selfplay.lora import adapted_like, merged, unwrap_peft
 from selfplay.models import PerturbedHead
 from selfplay.rewards.reward_model import score_shift_and_scale
 from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
@@ -104,9 +104,12 @@ class Critic(nn.Module):
 
     @classmethod
     def from_policy(cls, policy: Any, seed: int) -> "Critic":
-        """Return a copy of the policy's body and a new head, normal with deviation 1 / sqrt(H + 1) (N+ details 2024)."""
+        """Return a copy of the policy's body and a new head, normal with deviation 1 / sqrt(H + 1) (N+ details 2024).
+
+        Of a policy with adapters the body is merged, and learns by adapters of its own.
+        """
         inner = merged(policy) if policy is not unwrap_peft(policy) else policy
-        body = deepcopy(inner.base_model)
+        body = deepcopy(inner.base_model) if inner is policy else adapted_like(inner.base_model, policy, seed)
         width = inner.config.hidden_size
         head = nn.Linear(width, 1, bias=False, dtype=torch.promote_types(inner.dtype, torch.float32))
         generator = torch.Generator().manual_seed(seed)
@@ -115,10 +118,11 @@ class Critic(nn.Module):
         return cls(body, head.to(inner.device))
 
     @classmethod
-    def from_scalar_model(cls, model: Any) -> "Critic":
+    def from_scalar_model(cls, model: Any, policy: Any = None, seed: int = 0) -> "Critic":
         """Return a copy of a reward model (or any sequence classifier with one label): its body and its `score` head.
 
-        The shift and scale of a `selfplay.models.RewardModel` go into the head, so that values begin on the scale of
+        With a `policy` that has adapters, the body is not copied: it is frozen, and the critic learns by adapters on it. The
+        shift and scale of a `selfplay.models.RewardModel` go into the head, so that values begin on the scale of
         the scores that they predict.
         """
         head = getattr(model, "score", None)
@@ -133,7 +137,16 @@ class Critic(nn.Module):
         with torch.no_grad():
             scaled.weight.copy_(head.weight.to(precise) / deviation)
             scaled.bias.copy_(((0.0 if head.bias is None else head.bias.to(precise)) - mean) / deviation)
-        return cls(deepcopy(model.base_model), scaled)
+        if policy is None or policy is unwrap_peft(policy):
+            return cls(deepcopy(model.base_model), scaled)
+        return cls(adapted_like(model.base_model, policy, seed), scaled)
+
+    def learns(self) -> "Critic":
+        """Return the critic with everything trainable, or, on a body with adapters, these and the head."""
+        adapted = any("lora_" in name for name, _ in self.body.named_parameters())
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not adapted or "lora_" in name or name.startswith("head."))
+        return self
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Values (N,) of the states before the response tokens, and (k,) of the states behind the last tokens."""

@@ -39,6 +39,7 @@ from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import build_episodes, estimate
 from selfplay.rl.sampler import Sampler, collect
 from selfplay.storage.files import hash_of
+from selfplay.weights.precision import preferred
 
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
 
@@ -47,7 +48,8 @@ class PPOTrainer:
     """Trains `policy` in place (a causal language model, or a PEFT model around one) to get more of `reward`.
 
     `engine` samples, by default transformers with the policy's own weights. `critic` is a model with a scalar head
-    that is copied, by default the policy's body with a new head; none is made where `config.advantage` needs none.
+    that is copied, by default the policy's body with a new head, and of a PEFT policy it is frozen as it is, under
+    adapters like the policy's; none is made where `config.advantage` needs none.
     `reference` is what the KL is measured against, by default a frozen copy of the policy as it comes (or, for a PEFT
     model, its adapters switched off). `corpus` is the text of `config.pretraining`. `directory` gets checkpoint-N,
     metrics.jsonl and samples.jsonl. `on_step` is called with the metrics of each step. Raises ConfigError for what
@@ -74,6 +76,8 @@ class PPOTrainer:
         _check(tokenizer, prompts, sampling, config, corpus, critic)
         init_process_group()
         from_first(lambda: check_head(policy))
+        if config.precision == "auto":
+            config = config.model_copy(update={"precision": from_first(lambda: preferred(policy))})
         self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
         self.directory = None if directory is None else Path(directory)
         self.seed, self.on_step = seed, on_step
@@ -212,9 +216,9 @@ class PPOTrainer:
 
 
 def _critic(policy: Any, given: Any, seed: int) -> Critic:
-    """Return a critic that is a copy of a given scalar model, or else of the policy with a new head."""
+    """Return a critic that begins as a given scalar model, or else as the policy with a new head."""
     if given is not None:
-        return Critic.from_scalar_model(given)
+        return Critic.from_scalar_model(given, policy, derive_seed(seed, "critic"))
     return Critic.from_policy(policy, derive_seed(seed, "critic"))
 
 

@@ -12,8 +12,11 @@ from selfplay.storage.checksums import write_sealed
 from selfplay.storage.files import read_json, read_json_lines
 from selfplay.storage.journal import line_of
 
-WITH_ONE_VALUE = {"sampling": {"n": 1, "seed": 0, "top_p": 1.0, "top_k": 0}}
-"""Settings that format 1 wrote into config.yaml, and the only value that it allowed for each."""
+WITH_ONE_VALUE: dict[str, dict[str, Any]] = {
+    "sampling": {"n": 1, "seed": 0, "top_p": 1.0, "top_k": 0},
+    "algorithm": {"precision": "float32"},
+}
+"""Settings that format 1 wrote into config.yaml, and the only value that it allowed for each, or a default that has changed."""
 
 
 def upgrade_settings(settings: dict[str, Any]) -> dict[str, Any]:

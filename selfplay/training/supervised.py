@@ -21,19 +21,7 @@ from selfplay.progress import Meter, meter
 from selfplay.records import Prompt
 from selfplay.storage import durable
 from selfplay.training.checkpoints import WRITING, logged, newest, publish, step_of
-
-SMALLEST_FOR_BFLOAT16 = 20_000_000
-
-
-def prefers_bfloat16(model: PreTrainedModel) -> bool:
-    """Return whether training is faster in bfloat16: on a GPU, and on a CPU with AMX for all but tiny models.
-
-    Measured on two cores with AMX: 0.7M parameters train 1.4 times as fast in float32, since converting costs more than
-    multiplying.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported() and model.num_parameters() >= SMALLEST_FOR_BFLOAT16
+from selfplay.weights.precision import preferred
 
 
 def trainer_options(
@@ -61,7 +49,7 @@ def trainer_options(
         "lr_scheduler_type": training.schedule,
         "seed": seed,
         "data_seed": seed,
-        "bf16": prefers_bfloat16(model),
+        "bf16": preferred(model) == "bfloat16",
         "gradient_checkpointing": torch.cuda.is_available(),  # room for a whole batch of any policy that PPO fits
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),

@@ -1,1 +1,1 @@
-"""Weights on disk: GGUF files, the precision that a checkpoint came in, and what older readers need."""
+"""Weights on disk and products with them: GGUF files, the precision of both, and what older readers need."""

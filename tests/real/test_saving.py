@@ -6,22 +6,18 @@ from typing import Any
 import pytest
 import torch
 from older import Older
+from tiny_llama import TEXT, tiny, tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from selfplay.models import load_policy, load_scalar_model, load_tokenizer, save
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.stages.bootstrap import train_tokenizer
 from selfplay.storage.files import read_json, write_json
 from selfplay.weights.saving import rounded
 
-TEXT = "the fox ran home . 'it is n't far' , the owl sang"
 TEXTS = [TEXT, "<|user|>fox<|end|>"]
 CHAT = [{"role": "system", "content": "Be brief ."}, {"role": "user", "content": "the fox"}]
 ROPES: dict[str, dict[str, Any]] = {
@@ -29,19 +25,6 @@ ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_theta": 500.0, "rope_type": "linear", "factor": 4.0},
     "yarn": {"rope_theta": 100.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
 }
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer([TEXT] * 20, 300)
-
-
-def tiny(words: PreTrainedTokenizerFast, rope: dict[str, Any]) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(words), max_position_embeddings=64, initializer_range=0.3, **shape)
-    config.rope_parameters = rope
-    config.eos_token_id, config.pad_token_id = words.eos_token_id, words.pad_token_id
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")

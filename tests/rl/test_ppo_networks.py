@@ -172,6 +172,46 @@ def test_lora_reference_is_the_adapter_switched_off(
     torch.testing.assert_close(PolicyNetwork(again, 0.9)(batch)[0], changed, rtol=1e-6, atol=1e-6)
 
 
+def test_a_critic_by_adapters_shares_the_reward_models_weights_and_learns_as_a_separate_one(
+    make_policy: PolicyMaker, tokens: torch.Tensor
+) -> None:
+    """With W = W0 + s B A of a separate model and G its gradient: dL/dB = s G A^T, dL/dA = s B^T G."""
+    torch.manual_seed(2)
+    reward = LlamaForSequenceClassification(make_policy(num_labels=1).config).double().eval()
+    reward.score.weight.data.normal_(generator=torch.Generator().manual_seed(3))
+    before = reward(input_ids=tokens[:1]).logits.detach()
+    policy = add_adapter(make_policy(), Lora(rank=2, alpha=6.0), seed=1)  # s = alpha / rank = 3
+    critic = Critic.from_scalar_model(reward, policy, 5).learns()
+    weights = {id(parameter) for parameter in reward.base_model.parameters()}
+    frozen = [parameter for parameter in critic.body.parameters() if not parameter.requires_grad]
+    assert {id(parameter) for parameter in frozen} == weights  # no second copy
+    learned = {name: one for name, one in critic.named_parameters() if one.requires_grad}
+    assert all("lora_" in name or name.startswith("head.") for name in learned) and len(learned) == 2 * 2 * 7 + 2
+    with torch.no_grad():
+        for name, parameter in learned.items():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    separate = Critic.from_scalar_model(reward).learns()
+    adapters = {name.split(".lora_A")[0]: None for name in learned if "lora_A" in name}
+    with torch.no_grad():
+        for name in adapters:
+            a, b = (learned[f"{name}.lora_{side}.default.weight"] for side in "AB")
+            separate.get_parameter(f"{name}.weight").add_(3 * b @ a)
+    values = [network(batch_of(tokens, [0, 1, 2, 3]))[0] for network in (critic, separate)]
+    torch.testing.assert_close(values[0], values[1], rtol=1e-9, atol=1e-9)
+    for found in values:
+        found.square().sum().backward()
+    for name in adapters:
+        a, b = (learned[f"{name}.lora_{side}.default.weight"] for side in "AB")
+        whole = separate.get_parameter(f"{name}.weight").grad
+        assert whole is not None
+        torch.testing.assert_close(b.grad, 3 * whole @ a.T, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(a.grad, 3 * b.T @ whole, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(critic.head.weight.grad, separate.head.weight.grad, rtol=1e-6, atol=1e-9)
+    assert torch.equal(reward(input_ids=tokens[:1]).logits, before)  # it scores without the critic's adapters
+    assert all(parameter.grad is None for parameter in frozen)
+
+
 def test_heads_that_scale_are_understood_and_others_refused(tokens: torch.Tensor) -> None:
     torch.manual_seed(0)
     small = {
