@@ -6,6 +6,7 @@ again, `launch.restarts` times. What each says goes to `logs/` in the run; the f
 that ask engines and judges.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -162,6 +163,7 @@ def _run_stage(task: dict[str, Any], logs: Path) -> None:
 
     from prompts.sources import load_prompts
     from selfplay.config import validate
+    from selfplay.weights.precision import kept_in
 
     recipe = validate(Recipe, task["recipe"], "the recipe")
     settle_libraries(recipe.threads)
@@ -177,10 +179,8 @@ def _run_stage(task: dict[str, Any], logs: Path) -> None:
         for source in (recipe.prompts.train, recipe.prompts.heldout)
     )
     run = RunContext(recipe, RunDirectory(recipe.directory), train, heldout)
-    try:
+    with kept_in(run.files.path / "precision.json"), contextlib.closing(run):  # the same choice on all workers
         importlib.import_module(task["stage"]).run(run, task["iteration"], *task["extra"])
-    finally:
-        run.close()
 
 
 @contextmanager
