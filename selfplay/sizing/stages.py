@@ -155,7 +155,7 @@ def _on_pairs(sizes: Sizes) -> StageMemory:
     if recipe.policy.lora is not None:
         parts["frozen weights"] = memory.FLOAT32 * sizes.policy.total
     else:
-        parts["reference"] = memory.FLOAT32 * sizes.policy.total // (sizes.workers if sizes.machine.card else 1)
+        parts["reference"] = memory.FLOAT32 * sizes.policy.total
     if recipe.engine.kind == "vllm" and recipe.launch is None:
         parts |= _engine(sizes, sizes.policy, "engine")
     return StageMemory("policy", {**parts, "logits": memory.whole_logits(sizes.policy, tokens)})
@@ -168,14 +168,12 @@ def _pairs_at_once(recipe: Recipe) -> Any:
 
 
 def _trl_parts(sizes: Sizes, shape: Shape, trained: int, tokens: int) -> dict[str, int]:
-    """Return the state of TRL's trainers: sharded on GPUs, whole in each process on a CPU, with a bucket more of gradients."""
+    """Return the state of TRL's trainers, data-parallel: whole in each process, and gradients once more to exchange."""
     gpu = sizes.machine.card is not None
-    shards, precision = sizes.workers if gpu else 1, Precision(gpu)
-    parts = {"libraries": sizes.overhead, **memory.training_state(trained, shards)}
-    if gpu:
-        parts["gathered"] = memory.gathered(shape, shards, precision)
-        parts["bf16 copies"] = memory.casts(shape, shards, precision)
-    elif sizes.workers > 1:
+    precision = Precision(gpu)
+    parts = {"libraries": sizes.overhead, **memory.training_state(trained)}
+    parts["bf16 copies"] = memory.casts(shape, 1, precision)
+    if sizes.workers > 1:
         parts["gradients to exchange"] = memory.GRADIENT * trained
     return {**parts, "activations": memory.activations(shape, tokens, precision, checkpointing=gpu)}
 
@@ -240,7 +238,7 @@ def _policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
         parts["reference"] = (memory.BFLOAT16 if half else memory.FLOAT32) * sizes.policy.total // shards
     if needs.reward_model and needs.reward:
         members = recipe.reward.ensemble
-        parts["reward model"] = members * memory.FLOAT32 * _scorer(sizes).body  # whole in each process
+        parts["reward model"] = members * memory.FLOAT32 * _scorer(sizes).body // shards
     return parts
 
 

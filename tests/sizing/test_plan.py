@@ -89,7 +89,7 @@ def test_workers_share_what_learns(tmp_path: Path) -> None:
         {row.stage: row for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED, *more), machine))}
         for more in ((), ("launch.workers=2",))
     )
-    whole = ("libraries", "activations", "logits", "reward model")
+    whole = ("libraries", "activations", "logits")
     halved = [name for name in one["policy: update"].parts if name not in whole]
     for name in halved:
         assert two["policy: update"].parts[name] == one["policy: update"].parts[name] // 2
@@ -121,13 +121,13 @@ def test_sleeping_gives_the_update_the_engines_share(tmp_path: Path) -> None:
 
 
 def test_the_settings_that_make_it_fit(tmp_path: Path) -> None:
-    eight = sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=8"), h100(8))
+    given = ("launch.workers=8", "reward.backbone=Qwen/Qwen2.5-1.5B-Instruct")
+    eight = sized(recipe(tmp_path, SEVEN_BILLION, *given), h100(8))
     said = advice(eight, stages(eight))
-    assert len(said) == 1 and said[0].startswith("does not fit: policy: sampling by ")
-    assert "policy: update by" in said[0]
+    assert len(said) == 1 and said[0].startswith("does not fit: policy: update by ")
     settings = said[0].partition("It fits with ")[2].split()
     assert settings[0] == "engine.sleep=true" and "algorithm.gradient_checkpointing=true" in settings
-    fixed = sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=8", *settings), h100(8))
+    fixed = sized(recipe(tmp_path, SEVEN_BILLION, *given, *settings), h100(8))
     assert advice(fixed, stages(fixed)) == []
     alone = sized(recipe(tmp_path, SEVEN_BILLION), h100(1))
     assert advice(alone, stages(alone))[0].endswith("GB short: it takes more launch.workers (now 1) or larger cards")
@@ -233,13 +233,13 @@ def test_the_plan_as_text_and_as_json(tmp_path: Path) -> None:
         (
             "qwen2.5-7b-8gpu",
             "8xH100-80GB",
-            {"label": 50.0, "reward": 25.6, "policy: sampling": 78.2, "policy: update": 74.1, "evaluate": 57.3},
+            {"label": 50.0, "reward": 71.7, "policy: sampling": 45.5, "policy: update": 39.4, "evaluate": 57.3},
             [],
         ),
         (
             "llama-3.1-70b-8x8gpu",
             "8x8xH100-80GB",
-            {"generate": 30.0, "policy: sampling": 76.9, "policy: update": 74.7, "evaluate": 313.0},
+            {"generate": 30.0, "reward": 72.3, "policy: sampling": 46.2, "policy: update": 43.8, "evaluate": 313.0},
             ["evaluate"],  # the KL to the start needs the whole policy in one process
         ),
     ],

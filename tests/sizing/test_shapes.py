@@ -16,6 +16,7 @@ PUBLISHED = {
     "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
     "meta-llama/Meta-Llama-3.1-70B-Instruct": 70_553_706_496,
 }
 """Parameters that the hub states for the weights of each."""
