@@ -257,6 +257,10 @@ def main() -> None:
             found.append(measure(walks, trained.policy))
         rows.append((name, found, seconds))
         print_table(rows[-1:])
+    for n in options.best_of:
+        best, predicted = best_of(walks, start, n)
+        error = float(numpy.std(best, ddof=1)) / len(best) ** 0.5
+        print(f"best of {n}: {sum(best) / len(best):.3f} +- {error:.3f}, predicted {predicted:.3f}", flush=True)
     print(
         f"\n{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}\n"
     )
