@@ -13,7 +13,7 @@ from selfplay.algorithms.protocol import Inputs, Needs
 from selfplay.config import DPO, Recipe
 from selfplay.context import sample
 from selfplay.errors import ConfigError
-from selfplay.progress import log, meter
+from selfplay.progress import is_first, log, meter
 from selfplay.records import Message, Prompt
 from selfplay.storage.files import hash_of, write_json_lines
 from selfplay.storage.journal import Journal
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class DPOAlgorithm:
     """Direct preference optimisation (Rafailov et al. 2023) and the losses of its family; see docs/algorithms.md."""
+
+    spreads = True
 
     def __init__(self, config: DPO) -> None:
         self.config = config
@@ -76,11 +78,13 @@ class DPOAlgorithm:
         trained, logged = train_on_pairs(trainer, inputs.work)
         accuracy, margin = (logged[-1][f"rewards/{name}"] for name in ("accuracy", "margin"))
         log(f"  {len(usable)} pairs; reward accuracy {accuracy:.2f} and margin {margin:.2f} in the last step")
-        save(trained, tokenizer, inputs.folder)
-        write_json_lines(inputs.folder / "metrics.jsonl", logged)
+        if is_first():
+            save(trained, tokenizer, inputs.folder)
+            write_json_lines(inputs.folder / "metrics.jsonl", logged)
 
     def _demonstrated(self, inputs: Inputs, tokenizer: Any, longest: int) -> "list[PairRow]":
         """Return each demonstration of at most `longest` tokens with what the policy before answers to its prompt."""
+        from selfplay.distributed.collectives import first_process_first
         from selfplay.training.supervised import demonstration_rows
 
         run, taught = inputs.run, self.config.demonstrations
@@ -89,7 +93,8 @@ class DPOAlgorithm:
         shown = [(prompt, response) for prompt, response in found if prompt is not None]
         with meter("own answers", len(shown), "completions") as bar:
             journal = Journal(inputs.work / "own.jsonl")
-            own = sample(run, inputs.iteration - 1, [prompt for prompt, _ in shown], 1, "own", journal, bar)
+            with first_process_first():  # the others find the answers in the journal
+                own = sample(run, inputs.iteration - 1, [prompt for prompt, _ in shown], 1, "own", journal, bar)
         rows: list[PairRow] = []
         for pair, [answer] in zip(shown, own, strict=True):
             for row in demonstration_rows(tokenizer, [pair], longest):
