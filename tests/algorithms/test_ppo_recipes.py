@@ -32,7 +32,6 @@ SMALL = [
         ("grpo", {"policy", "evaluate"}),
         ("a2c", {"policy", "evaluate"}),
         ("instructgpt", {"generate", "label", "reward", "policy", "evaluate"}),
-        ("lm-human-preferences", {"generate", "label", "reward", "policy", "evaluate"}),
     ],
 )
 def test_a_recipe_runs(
@@ -41,8 +40,6 @@ def test_a_recipe_runs(
     monkeypatch.setattr("selfplay.stages.reward_model.above_chance", lambda run, iteration, extra: True)
     start = tiny_run / "iteration-000" / "policy"
     changes = [f"policy.model={start}", f"seed={training_seed}", f"output={tmp_path / name}"]
-    if name == "lm-human-preferences":  # a word list calls many pairs of a tiny model's texts a tie
-        changes += ["generate.prompts=64", "reward.heldout_share=0.3"]
     recipe = load_recipe(RUNS / f"{name}.yaml", [*SMALL, *changes])
     made = run(recipe)
     assert {folder.name for folder in (made / "iteration-001").iterdir()} == stages
@@ -56,10 +53,5 @@ def test_a_recipe_runs(
         for one, two in zip(before.parameters(), after.parameters(), strict=True)
     ]
     assert min(moved) > 0
-    if name == "lm-human-preferences":
-        beta = [row["objective/kl_coefficient"] for row in rows]
-        kl = rows[0]["objective/kl"]
-        # Below a fifth of the target the error is cut at -0.2: 32 episodes of a horizon of 160.
-        assert kl < 4.8 and beta[:2] == pytest.approx([0.6, 0.6 * (1 - 0.2 * 32 / 160)], abs=1e-9)
     if name == "instructgpt":
         assert rows[0]["lr"] == pytest.approx(0.1 * 7e-4, abs=1e-12) and "loss/pretraining_avg" in rows[0]
