@@ -12,9 +12,12 @@ DASH = "\N{EN DASH}"
 
 
 def display_name(name: str) -> str:
-    """Return a checkpoint's name for people: `iteration-000` is the start."""
-    match = re.fullmatch(r"iteration-(\d+)", name)
-    return name if match is None else "start" if int(match[1]) == 0 else f"iteration {int(match[1])}"
+    """Return a checkpoint's name for people: `iteration-000` is the start, `iteration-001*16` the best of 16 of the first."""
+    match = re.fullmatch(r"iteration-(\d+)(?:\*(\d+))?", name)
+    if match is None:
+        return name
+    shown = "start" if int(match[1]) == 0 else f"iteration {int(match[1])}"
+    return shown if match[2] is None else f"{shown}, best of {match[2]}"
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from judges.spec.load import reward_judge
 from prompts.preferences import load_preferences
 from prompts.sources import load_prompts
 from selfplay.algorithms import algorithm_of
+from selfplay.compare.best_of import check_choice
 from selfplay.config import Recipe, SamplingParams
 from selfplay.engines.endpoint_calls import request_body, worst_cost
 from selfplay.engines.endpoint_keys import Secrets
@@ -64,6 +65,8 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
     check_rewards(recipe, train)
+    if recipe.evaluate.best_of is not None:
+        check_choice(recipe, judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling)
     beware = [caution for spec in judges_of(recipe) for caution in cautions(spec, (*train, *heldout))]
     for caution in dict.fromkeys(beware):
         log(f"  caution: {caution}")
@@ -224,26 +227,29 @@ def work(recipe: Recipe) -> dict[str, Any]:
     heldout = heldout_prompts(recipe)
     matches = len(heldout) * (2 * iterations - 1)
     sampled, answers = iterations * asked * each, len(heldout) * (iterations + 1)
+    drawn = iterations * len(heldout) * (recipe.evaluate.best_of or 0)
+    if drawn:  # the best of each group meets the start and a single answer
+        matches += 2 * iterations * len(heldout)
     episodes = iterations * recipe.algorithm.steps_per_iteration * recipe.algorithm.episodes_per_step
     labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
     rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
     judged = [
         Asked(labelling, pairs, sampled, iterations * asked, watched=asked > 0),
-        Asked(measuring, matches, answers, matches, watched=False),
-        *(Asked(spec, episodes, episodes, episodes, watched=True) for spec in rewarding),
+        Asked(measuring, matches, answers + (iterations * len(heldout) if drawn else 0), matches, watched=False),
+        *(Asked(spec, episodes + drawn, episodes + drawn, episodes + drawn, watched=True) for spec in rewarding),
     ]
     prompts = load_prompts(recipe.prompts.train, recipe.seed) + heldout
     longest = longest_pairs(prompts, each, recipe.sampling.max_tokens)
     return {
         "iterations": iterations,
-        "completions": sampled + answers,
+        "completions": sampled + answers + drawn,
         "pairs": pairs,
         "judge_calls": sum(
             count for one in judged for _, count in questions(one.spec, one.pairs, one.answers, one.prompts)
         ),
         "episodes": episodes,
-        "sampled_tokens_at_most": (sampled + answers + episodes) * recipe.sampling.max_tokens,
+        "sampled_tokens_at_most": (sampled + answers + drawn + episodes) * recipe.sampling.max_tokens,
         "disk_bytes_about": disk(recipe, sampled + answers),
         **judge_dollars(judged, longest, recipe.reward.extra_rounds, price_of_call),
     }

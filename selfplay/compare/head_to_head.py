@@ -6,7 +6,7 @@ nothing here changes a run.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -17,6 +17,7 @@ import judges
 from judges.audit.cautions import cautions
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
+from selfplay.compare.best_of import bounds_of_best, choose, chosen_by
 from selfplay.compare.difficulty import known_difficulty
 from selfplay.compare.settings import Given, Settings, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, refuse_pruned, with_baseline_first
@@ -31,7 +32,7 @@ from selfplay.results.run import Match, RunData, vote_table
 from selfplay.results.seeds import BetweenSeeds
 from selfplay.rundir import RunDirectory
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
-from selfplay.storage.files import hash_of, read_rows, write_json, write_rows
+from selfplay.storage.files import derived_seed, hash_of, read_rows, write_json, write_rows
 from selfplay.storage.journal import Journal
 
 
@@ -119,26 +120,27 @@ def compare(
     home = next((one.run for one in found if one.run is not None), None)
     folder = folder or (home / "compare" if home else Path("runs/compare"))
     folder.mkdir(parents=True, exist_ok=True)
-    answers = sample_all(found, asked_of, settings, folder)
-    cache = AnswerCache((home or folder) / "judge_cache.sqlite") if spec.needs_model else AnswerCache()
+    bounds = bounds_of_best(found, spec)
+    keeps = spec.needs_model or bool(bounds)
+    cache = AnswerCache((home or folder) / "judge_cache.sqlite") if keeps else AnswerCache()
     before = cache.spent()["answers"]
     with ExitStack() as engines:
-        ledger = Ledger((home or folder) / "spending.jsonl") if spec.needs_model else Ledger()
-        judged = judge_all(found, asked_of, answers, spec, cache, ledger, settings, engines)
+        ledger = Ledger((home or folder) / "spending.jsonl") if keeps else Ledger()
+        judge_of = opener_of_judges(cache, ledger, settings, engines)
+        answers = sample_all(found, asked_of, settings, folder, judge_of)
+        judged = judge_all(found, asked_of, answers, judge_of(spec))
     matches = with_known_rewards(found, judged)
-    seeds = between_seeds(found, matches)
     asked = int(cache.spent()["answers"] - before)
     cache.close()
     table = vote_table(matches, [one.name for one in found])
-    hard = None if difficulty is None else known_difficulty(difficulty, table)
     result = HeadToHead(
         names=table.models,
         judge=spec.name,
-        facts=settings.facts(spec, len(asked_of)),
+        facts=settings.facts(spec, len(asked_of)) | bounds,
         matches=tuple(matches),
-        summary=summarise(table, difficulty=hard, resamples=resamples),
+        summary=summarise(table, difficulty=difficulty and known_difficulty(difficulty, table), resamples=resamples),
         categories=tuple(breakdown(table, values, resamples=resamples)) if values else (),
-        seeds=tuple(seeds),
+        seeds=tuple(between_seeds(found, matches)),
         asked=asked,
         seconds=time.time() - began,
         folder=folder,
@@ -185,34 +187,64 @@ def categories_of(prompts: Sequence[Prompt], column: str) -> dict[str, str]:
     return found
 
 
+def opener_of_judges(
+    cache: AnswerCache, ledger: Ledger, settings: Settings, engines: ExitStack
+) -> Callable[[judges.JudgeSpec], judges.Judge]:
+    """Return a function from a judge's file to a judge, whose engines `engines` closes."""
+
+    def engine_for(part: judges.JudgeSpec) -> Engine:
+        from selfplay.engines.open import open_judge_engine
+
+        engine = open_judge_engine(part, settings.engine, settings.dtype, ledger)
+        engines.callback(engine.close)
+        return engine
+
+    return lambda spec: judges.build(spec, engine_for if spec.needs_model else None, cache, seed=settings.seed)
+
+
 def sample_all(
-    found: Sequence[Contestant], prompts: Sequence[Prompt], settings: Settings, folder: Path
+    found: Sequence[Contestant],
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    folder: Path,
+    judge_of: Callable[[judges.JudgeSpec], judges.Judge],
 ) -> dict[str, list[Completion]]:
     """Name -> one answer per prompt. What was sampled before, from the same weights in the same way, is read again."""
     answers: dict[str, list[Completion]] = {}
     asked = [prompt.model_dump(mode="json") for prompt in prompts]
     with meter("sample", len(found) * len(prompts), "completions") as bar:
         for one in found:
-            key = hash_of([one.identity, asked, settings.sampling.model_dump(), settings.engine.kind, settings.dtype])
-            file = folder / "samples" / f"{key[:24]}.jsonl"
+            way: list[Any] = [one.identity, asked, settings.sampling.model_dump(), settings.engine.kind, settings.dtype]
+            file = folder / "samples" / f"{hash_of(way + chosen_by(one))[:24]}.jsonl"
             before = answered_before(one, prompts, settings)
             if before is None and "answers" not in Journal(file).batches:
-                _sample(one, prompts, settings, file)
+                _sample(one, prompts, settings, file, judge_of)
             answers[one.name] = before or [Completion.model_validate(row) for row in Journal(file).batches["answers"]]
             bar.advance(len(prompts))
     return answers
 
 
-def _sample(one: Contestant, prompts: Sequence[Prompt], settings: Settings, file: Path) -> None:
-    """Sample one answer per prompt into a file, which is there whole or not at all."""
+def _sample(
+    one: Contestant,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    file: Path,
+    judge_of: Callable[[judges.JudgeSpec], judges.Judge],
+) -> None:
+    """Sample one answer per prompt into a file, which is there whole or not at all; the best of n where that is asked for."""
     from selfplay.engines.open import open_engine
 
     refuse_pruned(one)
     engine = open_engine(settings.engine, one.checkpoint, one.name, dtype=settings.dtype, revision=one.revision)
+    changes = (
+        {"n": 1} if one.best_of is None else {"n": one.best_of, "seed": derived_seed(settings.sampling.seed, "best")}
+    )
     try:
-        groups = engine.generate(prompts, settings.sampling.model_copy(update={"n": 1}))
+        groups = engine.generate(prompts, settings.sampling.model_copy(update=changes))
     finally:
         engine.close()
+    if one.best_of is not None:
+        groups = [[answer] for answer in choose(one, prompts, groups, file, judge_of)]
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = [group[0].model_copy(update={"logprobs": None}).model_dump(mode="json") for group in groups]
     Journal(file).append("answers", rows)
@@ -221,7 +253,7 @@ def _sample(one: Contestant, prompts: Sequence[Prompt], settings: Settings, file
 def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settings) -> list[Completion] | None:
     """Return what the run itself sampled to evaluate this iteration, if that was in the very same way."""
     file = Path(one.checkpoint).parent / "evaluate" / "completions.parquet"
-    if one.run is None or not file.is_file():
+    if one.run is None or one.best_of or not file.is_file():
         return None
     own = settings_of([RunDirectory(one.run).recipe()])
     if replace(own, judge=settings.judge, judge_model=settings.judge_model, labelling=settings.labelling) != settings:
@@ -234,11 +266,7 @@ def judge_all(
     found: Sequence[Contestant],
     prompts: Sequence[Prompt],
     answers: dict[str, list[Completion]],
-    spec: judges.JudgeSpec,
-    cache: AnswerCache,
-    ledger: Ledger,
-    settings: Settings,
-    engines: ExitStack,
+    judge: judges.Judge,
 ) -> list[Match]:
     """Return one match per prompt and pair of checkpoints, the one named later first. The same two texts are judged once."""
     games = [
@@ -254,22 +282,14 @@ def judge_all(
         if ours.text != theirs.text
     }
 
-    def engine_for(part: judges.JudgeSpec) -> Engine:
-        from selfplay.engines.open import open_judge_engine
-
-        engine = open_judge_engine(part, settings.engine, settings.dtype, ledger)
-        engines.callback(engine.close)
-        return engine
-
     with meter("judge", len(pairs), "pairs") as bar:
-        judge = judges.build(spec, engine_for if spec.needs_model else None, cache, seed=settings.seed)
         verdicts = judge.judge(list(pairs.values())) if pairs else []
         bar.advance(len(pairs))
-    settled = judges.aggregate_verdicts(verdicts, spec)
+    settled = judges.aggregate_verdicts(verdicts, judge.spec)
     said: dict[str, dict[str, Verdict]] = {}
     for verdict in verdicts:
         said.setdefault(verdict.pair_id, {})[verdict.order] = verdict
-    return [_match(game, settled, said, spec.name) for game in games]
+    return [_match(game, settled, said, judge.spec.name) for game in games]
 
 
 def with_known_rewards(found: Sequence[Contestant], matches: Sequence[Match]) -> list[Match]:

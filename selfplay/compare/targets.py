@@ -25,6 +25,13 @@ class Contestant:
     run: Path | None = None
     recipe: str = ""
     """For one of several seeds of a recipe: the target that named them all, with what was named of them (`runs/r@best`)."""
+    best_of: int | None = None
+    """Of so many answers to a prompt, the one that the run's own reward scores highest (`runs/r@2*16`)."""
+
+    @property
+    def number(self) -> int:
+        """Return the iteration of a run's policy, by its folder."""
+        return int(Path(self.checkpoint).parent.name.rpartition("-")[2])
 
     @property
     def identity(self) -> str:
@@ -51,8 +58,9 @@ def contestants(targets: Sequence[str]) -> list[Contestant]:
 
     `RUN@2`, `RUN@start`, `RUN@best` and `RUN@all` name iterations; `RUN` alone means all of them if it is the only
     target, and else the best. Of a recipe that was run with several seeds (RUN-seed0, ...), they name those of each seed;
-    alone, it means the start and the best of each. A directory is a checkpoint, anything else a hub id, with `@REVISION` if
-    wanted. The same target may stand twice. Raises ConfigError for what does not exist, and if there are fewer than two.
+    alone, it means the start and the best of each. `RUN@2*16` is the best of 16 answers by the run's own reward. A directory
+    is a checkpoint, anything else a hub id, with `@REVISION` if wanted. The same target may stand twice. Raises ConfigError
+    for what does not exist, and if there are fewer than two.
     """
     found = [one for target in targets for one in _named(target, alone=len(targets) == 1)]
     if len(found) < 2:
@@ -70,6 +78,9 @@ def resolve(target: str) -> Contestant:
 
 def _named(target: str, alone: bool) -> list[Contestant]:
     """Return the checkpoints that one target names; `alone` if there is no other."""
+    before, star, count = target.rpartition("*")
+    if star and count.isdecimal():
+        return [_best_of(one, int(count)) for one in _named(before, alone=False)]
     base, at, suffix = target.rpartition("@")
     if at and (Path(base) / "config.yaml").is_file():
         return _of_run(Path(base), suffix, alone)
@@ -84,6 +95,15 @@ def _named(target: str, alone: bool) -> list[Contestant]:
     if target.startswith((".", "/", "~")) or Path(target).exists():
         raise ConfigError(f"{target!r} is neither a run (with a config.yaml) nor a checkpoint (with a config.json)")
     return [Contestant(target, base if at else target, suffix if at else None)]
+
+
+def _best_of(one: Contestant, n: int) -> Contestant:
+    """Return the best of n answers of a contestant. Raises ConfigError if there is no run whose reward could choose."""
+    if one.run is None or n < 2:
+        raise ConfigError(
+            f"{one.name}*{n}: best of n is for an iteration of a run, whose reward chooses, and n of at least 2"
+        )
+    return replace(one, name=f"{one.name}*{n}", best_of=n)
 
 
 def _of_seeds(path: Path, which: str) -> list[Contestant]:
@@ -128,8 +148,9 @@ def _with_names_of_their_own(found: Sequence[Contestant]) -> list[Contestant]:
     for one in found:
         name = one.name
         if any(other.name == name and other.checkpoint != one.checkpoint for other in found):
-            name = one.checkpoint
-        copies = sum(other.checkpoint == one.checkpoint and other.revision == one.revision for other in named)
+            name = one.checkpoint + (f"*{one.best_of}" if one.best_of else "")
+        same = [other for other in named if (other.checkpoint, other.revision) == (one.checkpoint, one.revision)]
+        copies = sum(other.best_of == one.best_of for other in same)
         named.append(replace(one, name=f"{name} ({copies + 1})" if copies else name))
     return named
 
@@ -138,10 +159,15 @@ def with_baseline_first(found: Sequence[Contestant], baseline: str | None) -> li
     """Return the same checkpoints with the baseline, a name or a target, in front. Raises ConfigError if it is none of them."""
     if baseline is None:
         return list(found)
-    places = [place for place, one in enumerate(found) if baseline in (one.name, one.checkpoint)]
+    places = [
+        place
+        for place, one in enumerate(found)
+        if baseline in (one.name, one.checkpoint + ("*" if one.best_of else ""))
+    ]
     if not places and ("@" in baseline or Path(baseline).exists()):
-        checkpoint = resolve(baseline).checkpoint
-        places = [place for place, one in enumerate(found) if one.checkpoint == checkpoint]
+        known = resolve(baseline)
+        wanted = (known.checkpoint, known.best_of)
+        places = [place for place, one in enumerate(found) if (one.checkpoint, one.best_of) == wanted]
     if not places:
         names = ", ".join(one.name for one in found)
         raise ConfigError(f"the baseline {baseline!r} is none of the checkpoints compared: {names}")

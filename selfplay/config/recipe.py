@@ -27,6 +27,9 @@ class Evaluate(Section):
     """Temperature of the held-out answers."""
     resamples: Annotated[int, Field(ge=2000)] = 2000
     """Bootstrap resamples over prompts behind every 95% interval."""
+    best_of: Annotated[int, Field(ge=2)] | None = None
+    """Measure best of n too: of so many answers to a held-out prompt, the one that the run's own reward scores highest,
+    against the start and against a single answer of the same policy."""
 
 
 class Guard(Section):

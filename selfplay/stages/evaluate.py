@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import judges
-from selfplay.context import RunContext, sample
+from selfplay.compare.best_of import best, choosing_reward, kl_bound
+from selfplay.context import RunContext, sample, score_in_batches
 from selfplay.engines.masking import load_mask
 from selfplay.formatting import hundredths
 from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
@@ -26,6 +27,7 @@ from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import WORK, iteration_name
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.ppo_rewards import folder_of_model
+from selfplay.stages.ppo_rewards import settings as reward_settings
 from selfplay.stats.diversity import distinct_n, unique_share
 from selfplay.stats.intervals import win_rate
 from selfplay.storage.files import read_rows, write_json, write_rows
@@ -36,12 +38,14 @@ def fingerprint(run: RunContext, iteration: int) -> str:
     """Return what the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
     settings = [
-        config.model_dump(),
+        config.model_dump(exclude={"best_of"}),
         run.prompts_asked["heldout"],
         sampling.max_tokens,
         sampling.stop,
         judges.digest(measuring_judge(run) if config.judge else known_judge(run)),
     ]
+    if config.best_of is not None:
+        settings += [config.best_of, *reward_settings(run)]
     return run.fingerprint(
         settings, (iteration, "policy"), *[(number, "evaluate") for number in opponents_of(iteration)]
     )
@@ -71,30 +75,13 @@ def run(run: RunContext, iteration: int) -> None:
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
-            theirs = [
-                Completion.model_validate(row)
-                for row in read_rows(run.files.stage(number, "evaluate") / "completions.parquet")
-            ]
-            pairs = [
-                Pair(id=f"{prompt.id}|{iteration}|{number}", prompt=prompt, first=ours, second=other)
-                for prompt, ours, other in zip(run.heldout, answers, theirs, strict=True)
-            ]
-            judged = [pair for pair in pairs if pair.first.text != pair.second.text]
-            verdicts = ask(
-                judge, judged, folder / WORK / f"journal-{number}.jsonl", f"judge against {iteration_name(number)}"
-            )
-            preferences = preferences_of(pairs, verdicts, spec)
-            rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
-            if reward and rewards:
-                rows = with_rewards(rows, rewards, reward.score(run.heldout, theirs))
-            matches += rows
-            results[number] = win_rate(
-                iteration_name(iteration),
-                iteration_name(number),
-                preferences,
-                resamples=config.resamples,
-                seed=run.seed("resample"),
-            )
+            theirs = answers_of(run, number)
+            rows, results[number] = match(run, judge, folder, answers, theirs, iteration, number)
+            matches += with_rewards(rows, rewards, reward.score(run.heldout, theirs)) if reward and rewards else rows
+        chosen: dict[str, Any] = {}
+        if config.best_of is not None and iteration:
+            more, chosen = best_of(run, judge, folder, answers, iteration, engines)
+            matches += more
         write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
         if matches:
             write_rows(folder / "matches.parquet", matches)
@@ -107,15 +94,86 @@ def run(run: RunContext, iteration: int) -> None:
                 "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
                 **measures(run, iteration, answers, rewards, judge),
                 **apart,
+                **chosen,
                 "seconds": round(time.time() - started, 3),
             },
         )
-    for number, result in results.items():
-        if result.win_rate is not None:
-            log(
-                f"  {iteration_name(iteration)} beats {iteration_name(number)} {hundredths(result.win_rate, 1)}% of the time "
-                f"[{hundredths(result.low or 0.0, 1)}%, {hundredths(result.high or 0.0, 1)}%], {result.n} prompts"
-            )
+    for result in results.values():
+        log_win_rate(result)
+
+
+def log_win_rate(result: Comparison) -> None:
+    """Say how often one checkpoint beats another, unless nothing could be scored."""
+    if result.win_rate is not None:
+        log(
+            f"  {result.a} beats {result.b} {hundredths(result.win_rate, 1)}% of the time "
+            f"[{hundredths(result.low or 0.0, 1)}%, {hundredths(result.high or 0.0, 1)}%], {result.n} prompts"
+        )
+
+
+def answers_of(run: RunContext, iteration: int) -> list[Completion]:
+    """Return the held-out answers of an iteration that is evaluated."""
+    rows = read_rows(run.files.stage(iteration, "evaluate") / "completions.parquet")
+    return [Completion.model_validate(row) for row in rows]
+
+
+def match(
+    run: RunContext,
+    judge: judges.Judge,
+    folder: Path,
+    ours: Sequence[Completion],
+    theirs: Sequence[Completion],
+    iteration: int,
+    number: int,
+    suffix: str = "",
+) -> tuple[list[dict[str, Any]], Comparison]:
+    """Return rows for matches.parquet and the win rate of an iteration's answers over those of another, `number`.
+
+    `suffix` is added to the iteration's name: `*16` for the best of 16.
+    """
+    spec, name, other = measuring_judge(run), iteration_name(iteration) + suffix, iteration_name(number)
+    pairs = [
+        Pair(id=f"{prompt.id}|{iteration}{suffix}|{number}", prompt=prompt, first=one, second=another)
+        for prompt, one, another in zip(run.heldout, ours, theirs, strict=True)
+    ]
+    judged = [pair for pair in pairs if pair.first.text != pair.second.text]
+    journal = folder / WORK / f"journal-{number}{'-best' if suffix else ''}.jsonl"
+    verdicts = ask(judge, judged, journal, f"judge against {other}")
+    preferences = preferences_of(pairs, verdicts, spec)
+    rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
+    resamples, seed = run.recipe.evaluate.resamples, run.seed("resample")
+    return [row | {"a": name} for row in rows], win_rate(name, other, preferences, resamples=resamples, seed=seed)
+
+
+def best_of(
+    run: RunContext,
+    judge: judges.Judge,
+    folder: Path,
+    answers: Sequence[Completion],
+    iteration: int,
+    engines: ExitStack,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return rows for matches.parquet, and `best_of` for evaluation.json: best of n against the start and a single answer."""
+    n = run.recipe.evaluate.best_of or 1
+    work = folder / WORK
+    with meter(f"best of {n}", len(run.heldout) * n, "completions") as bar:
+        journal = Journal(work / "journal-best-samples.jsonl")
+        temperature = run.recipe.evaluate.temperature
+        groups = sample(run, iteration, run.heldout, n, "best-of", journal, bar, temperature)
+    reward = choosing_reward(
+        run.recipe, run.files, iteration, lambda spec: open_judge(run, spec, iteration, engines, own_engine=True)
+    )
+    scores = score_in_batches(
+        reward, run.heldout, groups, Journal(work / "journal-best-scores.jsonl"), "choose the best"
+    )
+    chosen = [answer for answer, _ in best(groups, scores)]
+    against = {0: answers_of(run, 0), iteration: answers}
+    matched = [match(run, judge, folder, chosen, theirs, iteration, one, f"*{n}") for one, theirs in against.items()]
+    for _, result in matched:
+        log_win_rate(result)
+    start, single = (result.model_dump() for _, result in matched)
+    found = {"n": n, "kl_bound": kl_bound(n), "win_rate_vs_start": start, "win_rate_vs_single": single}
+    return [row for rows, _ in matched for row in rows], {"best_of": found}
 
 
 def sample_heldout(run: RunContext, iteration: int, folder: Path) -> list[Completion]:
