@@ -73,7 +73,7 @@ def test_what_cannot_be_chosen_is_a_sentence(tiny_run: Path) -> None:
     [
         ({"algorithm": {"kind": "dpo"}}, "with algorithm.kind dpo it trains no reward model: set reward.kind to judge"),
         ({"reward": {"kind": "judge"}}, "judge 'stories' would choose the best of n and also measure it"),
-        ({"reward": {"kind": "judge"}, "judge": {"file": "pairwise"}}, "compares answers instead of scoring them"),
+        ({"reward": {"kind": "judge"}, "judge": {"file": "helpfulness"}}, "compares answers instead of scoring them"),
     ],
 )
 def test_who_may_choose(sections: dict[str, Any], sentence: str) -> None:
