@@ -138,7 +138,9 @@ def compare(
         judge=spec.name,
         facts=settings.facts(spec, len(asked_of)) | bounds,
         matches=tuple(matches),
-        summary=summarise(table, difficulty=difficulty and known_difficulty(difficulty, table), resamples=resamples),
+        summary=summarise(
+            table, difficulty=known_difficulty(difficulty, table) if difficulty else None, resamples=resamples
+        ),
         categories=tuple(breakdown(table, values, resamples=resamples)) if values else (),
         seeds=tuple(between_seeds(found, matches)),
         asked=asked,
