@@ -16,6 +16,7 @@ from typing import Any
 import judges
 from judges.audit.cautions import cautions
 from judges.llm.cache import AnswerCache
+from judges.spec.base import JudgeSpec
 from prompts.sources import load_prompts
 from selfplay.compare.best_of import bounds_of_best, choose, chosen_by
 from selfplay.compare.difficulty import known_difficulty
@@ -114,8 +115,7 @@ def compare(
     spec = judging(settings)
     asked_of = load_prompts(settings.prompts, settings.seed)
     check_unseen(asked_of, trained)
-    for caution in cautions(spec, asked_of):
-        log(f"caution: {caution}")
+    warn(spec, asked_of)
     values = {} if by is None else categories_of(asked_of, by)
     home = next((one.run for one in found if one.run is not None), None)
     folder = folder or (home / "compare" if home else Path("runs/compare"))
@@ -133,14 +133,13 @@ def compare(
     asked = int(cache.spent()["answers"] - before)
     cache.close()
     table = vote_table(matches, [one.name for one in found])
+    known = known_difficulty(difficulty, table) if difficulty else None
     result = HeadToHead(
         names=table.models,
         judge=spec.name,
         facts=settings.facts(spec, len(asked_of)) | bounds,
         matches=tuple(matches),
-        summary=summarise(
-            table, difficulty=known_difficulty(difficulty, table) if difficulty else None, resamples=resamples
-        ),
+        summary=summarise(table, difficulty=known, resamples=resamples),
         categories=tuple(breakdown(table, values, resamples=resamples)) if values else (),
         seeds=tuple(between_seeds(found, matches)),
         asked=asked,
@@ -149,6 +148,12 @@ def compare(
     )
     result.write(folder)
     return result
+
+
+def warn(spec: JudgeSpec, prompts: Sequence[Prompt]) -> None:
+    """Say what in a judge's file will mislead on these prompts."""
+    for caution in cautions(spec, prompts):
+        log(f"caution: {caution}")
 
 
 def between_seeds(found: Sequence[Contestant], matches: Sequence[Match]) -> list[BetweenSeeds]:
