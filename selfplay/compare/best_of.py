@@ -6,7 +6,7 @@ It shows what the reward is worth without any training. The judge that measures 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import judges
 from judges.spec.load import reward_judge
@@ -17,12 +17,13 @@ from selfplay.context import score_in_batches
 from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.records import Completion, Prompt
-from selfplay.rewards.ensemble import load_reward_model
 from selfplay.rewards.metrics import MetricReward
 from selfplay.rewards.python import build_python_reward
-from selfplay.rewards.sources import FunctionReward, Reward, ScoringReward, WeightedSum
 from selfplay.rundir import RunDirectory
 from selfplay.storage.journal import Journal
+
+if TYPE_CHECKING:
+    from selfplay.rewards.sources import Reward
 
 
 def kl_bound(n: int) -> float:
@@ -54,11 +55,14 @@ def check_choice(recipe: Recipe, measuring: judges.JudgeSpec) -> None:
 
 def choosing_reward(
     recipe: Recipe, files: RunDirectory, iteration: int, judge_of: Callable[[judges.JudgeSpec], Any]
-) -> Reward:
+) -> "Reward":
     """Return the reward that an iteration's policy was trained on; for the start, that of the first iteration.
 
     `judge_of` builds a judge from its file. Raises ConfigError if the reward model is not there.
     """
+    from selfplay.rewards.ensemble import load_reward_model  # loads torch, which a dry run does not wait for
+    from selfplay.rewards.sources import FunctionReward, ScoringReward, WeightedSum
+
     parts: list[tuple[float, Reward]] = []
     for part in recipe.rewards:
         if part.kind == "model":

@@ -250,9 +250,9 @@ def _sample(
         groups = engine.generate(prompts, settings.sampling.model_copy(update=changes))
     finally:
         engine.close()
+    file.parent.mkdir(parents=True, exist_ok=True)
     if one.best_of is not None:
         groups = [[answer] for answer in choose(one, prompts, groups, file, judge_of)]
-    file.parent.mkdir(parents=True, exist_ok=True)
     rows = [group[0].model_copy(update={"logprobs": None}).model_dump(mode="json") for group in groups]
     Journal(file).append("answers", rows)
 

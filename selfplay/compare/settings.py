@@ -111,7 +111,7 @@ def _refuse_differences(each: dict[str, Settings]) -> None:
         return
     looked_at: dict[str, tuple[Callable[[Settings], Any], str]] = {
         "judge": (_judge_of, "--judge"),
-        "held-out prompts": (lambda one: " ".join(map(str, one.prompts.model_dump().values())), "--prompts"),
+        "held-out prompts": (lambda one: _prompts_of(one.prompts), "--prompts"),
         "temperature": (lambda one: one.sampling.temperature, "--temperature"),
         "max_tokens": (lambda one: one.sampling.max_tokens, "--max-tokens"),
         "stop": (lambda one: one.sampling.stop, "--like"),
@@ -154,3 +154,13 @@ def judging(settings: Settings) -> judges.JudgeSpec:
             "of its own with --judge"
         )
     return spec.model_copy(update={"order": "both"}) if hasattr(spec, "order") else spec
+
+
+def _prompts_of(source: PromptSource) -> str:
+    """Return a source's name, split, column and limit, and what else of it is set."""
+    usual = PromptSource()
+    return " ".join(
+        str(value)
+        for name, value in source.model_dump().items()
+        if name in ("source", "split", "column", "limit") or value != getattr(usual, name)
+    )

@@ -84,9 +84,10 @@ def products_in(name: str, where: torch.device) -> AbstractContextManager[Any]:
 
 
 def float32_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
-    """Return transformers' attention, computed in float32 whatever autocast says."""
+    """Return transformers' attention, computed in float32 whatever autocast says; in float64 where a model was made so."""
+    precise = torch.float64 if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), *args, **options)
+        return sdpa_attention_forward(module, *(one.to(precise) for one in (query, key, value)), *args, **options)
 
 
 def keep_attention_precise(model: Any) -> Any:
