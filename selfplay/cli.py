@@ -17,6 +17,7 @@ from selfplay.verbs.judge import judge_app
 from selfplay.verbs.prompts import prompts
 from selfplay.verbs.run import EXIT_CODES, RunArgument, bootstrap, print_table, run, stage
 from selfplay.verbs.runs import diff, note, prune, runs
+from selfplay.verbs.score import score
 
 
 class Verbs(typer.core.TyperGroup):
@@ -178,6 +179,7 @@ def report(
 app.command()(compare)
 app.command()(chat)
 app.command()(prompts)
+app.command()(score)
 for _verb in (runs, diff, note, prune):
     app.command()(_verb)
 

@@ -16,17 +16,17 @@ from prompts.preferences import load_preferences
 from prompts.sources import load_prompts
 from selfplay.algorithms import algorithm_of
 from selfplay.compare.best_of import check_choice
-from selfplay.config import Recipe, SamplingParams
+from selfplay.config import HeldoutSet, Recipe, SamplingParams
 from selfplay.engines.endpoint_calls import request_body, worst_cost
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
 from selfplay.objects import load_object
 from selfplay.progress import log
-from selfplay.records import Prompt
+from selfplay.records import Message, Prompt
 from selfplay.rewards.metrics import MetricReward, references_of
 from selfplay.rewards.python import build_python_loss, build_python_reward
 from selfplay.rundir import RunDirectory
-from selfplay.storage.files import read_json
+from selfplay.storage.files import read_json, rows_in
 from selfplay.tracking import check_trackers
 from selfplay.weights.gguf import check_gguf, is_gguf
 
@@ -64,6 +64,8 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         RuleTeacher(judges.load_spec(recipe.judge.bootstrap.rules), [labelling, *also])
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
+    for one in recipe.evaluate.also:
+        check_further_set(recipe, one, texts)
     check_rewards(recipe, train)
     if recipe.evaluate.best_of is not None:
         check_choice(recipe, judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling)
@@ -74,6 +76,23 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     check_launch(recipe)
     check_trackers(recipe.report_to)
     return train, heldout
+
+
+def check_further_set(recipe: Recipe, one: HeldoutSet, trained: set[tuple[Message, ...]]) -> None:
+    """Raise ConfigError for a further held-out set that is trained on, or whose judge scores no single response."""
+    shared = [prompt for prompt in load_prompts(one.prompts, recipe.seed) if tuple(prompt.messages) in trained]
+    if shared:
+        raise ConfigError(
+            f"{len(shared)} prompts of the held-out set {one.name!r} are training prompts too, such as "
+            f"{shared[0].text[:60]!r}: take them out of prompts.train or of evaluate.also"
+        )
+    spec = judges.load_spec(one.judge)
+    if not spec.scores:
+        raise ConfigError(
+            f"evaluate.also: judge {spec.name!r} of the set {one.name!r} compares two responses and scores none by itself: "
+            "name a pointwise, rubric or rules judge"
+        )
+    check_judge(recipe, spec)
 
 
 def heldout_prompts(recipe: Recipe) -> list[Prompt]:
@@ -245,6 +264,7 @@ def work(recipe: Recipe) -> dict[str, Any]:
         "iterations": iterations,
         "completions": sampled + answers + drawn,
         "pairs": pairs,
+        "decided_pairs_about": decided_about(recipe, pairs),
         "judge_calls": sum(
             count for one in judged for _, count in questions(one.spec, one.pairs, one.answers, one.prompts)
         ),
@@ -253,6 +273,20 @@ def work(recipe: Recipe) -> dict[str, Any]:
         "disk_bytes_about": disk(recipe, sampled + answers),
         **judge_dollars(judged, longest, recipe.reward.extra_rounds, price_of_call),
     }
+
+
+def decided_about(recipe: Recipe, pairs: int) -> int | None:
+    """Return how many of a recipe's pairs its judge will decide, at the share that its run's labels have decided so far.
+
+    None as long as nothing is labelled.
+    """
+    files = RunDirectory(recipe.directory)
+    asked = decided = 0
+    for number in files.numbers() if files.path.is_dir() else []:
+        if number and files.finished(number, "label"):
+            asked += rows_in(files.stage(number, "generate") / "pairs.parquet")
+            decided += rows_in(files.stage(number, "label") / "preferences.parquet")
+    return round(pairs * decided / asked) if asked else None
 
 
 def price_of_call(part: Any, prompt: Prompt, sampling: SamplingParams, choices: Sequence[str] | None) -> float:

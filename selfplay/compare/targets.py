@@ -62,10 +62,15 @@ def contestants(targets: Sequence[str]) -> list[Contestant]:
     is a checkpoint, anything else a hub id, with `@REVISION` if wanted. The same target may stand twice. Raises ConfigError
     for what does not exist, and if there are fewer than two.
     """
-    found = [one for target in targets for one in _named(target, alone=len(targets) == 1)]
+    found = named_checkpoints(targets)
     if len(found) < 2:
         raise ConfigError(f"there is one checkpoint in {' '.join(targets)!r}, and nothing to compare it with: name two")
-    return _with_names_of_their_own(found)
+    return found
+
+
+def named_checkpoints(targets: Sequence[str]) -> list[Contestant]:
+    """Return the checkpoints that targets name, as `contestants` does, one or more."""
+    return _with_names_of_their_own([one for target in targets for one in _named(target, alone=len(targets) == 1)])
 
 
 def resolve(target: str) -> Contestant:

@@ -14,7 +14,7 @@ from selfplay.config.launch import Launch
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
 from selfplay.config.ppo import NLPO, PPO, AdaptiveKL, Pretraining
-from selfplay.config.recipe import Evaluate, Guard, Recipe
+from selfplay.config.recipe import Evaluate, Guard, HeldoutSet, Recipe
 from selfplay.config.rejection import Rejection
 from selfplay.config.rewards import AddedReward, Reward
 from selfplay.errors import ConfigError
@@ -37,6 +37,7 @@ __all__ = [
     "Evaluate",
     "Generate",
     "Guard",
+    "HeldoutSet",
     "Judge",
     "JudgeBootstrap",
     "Launch",

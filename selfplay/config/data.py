@@ -103,6 +103,9 @@ class Generate(Section):
     """K completions per prompt."""
     prompts: Count = 512
     """Prompts drawn from the training prompts in each iteration, without repeats until all were used."""
+    focus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """From the second iteration on, so large a share of the prompts are those on which earlier labels decided the largest
+    share of pairs, instead of the next ones in turn: for judges that often tie, which teach nothing on the rest."""
     opponent: Literal["self", "previous", "start", "pool"] = "self"
     """Whose completions the policy's are paired with: its own, those of the iteration before, of the start, or of an
     earlier iteration drawn at random for each prompt."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from selfplay.config.algorithms import Algorithm
 from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
-from selfplay.config.data import Generate, Prompts, Sampling
+from selfplay.config.data import Generate, Prompts, PromptSource, Sampling
 from selfplay.config.judging import Judge
 from selfplay.config.launch import Launch
 from selfplay.config.models import Engine, Policy
@@ -16,6 +16,19 @@ from selfplay.config.rewards import AddedReward, Reward
 
 ONLY_VALUES = (("n", 1), ("seed", 0), ("top_p", 1), ("top_k", 0))
 """What recipes written by version 0.1 say of `sampling` besides what may be set."""
+
+
+class HeldoutSet(Section):
+    """A further set of held-out prompts, and the judge that scores the answers to it by themselves."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """What the set is called in tables."""
+    prompts: PromptSource
+    """Its prompts, of which none may be a training prompt."""
+    judge: str
+    """A judge file whose judge scores single responses (pointwise, rubric, rules)."""
+    temperature: NonNegative | None = None
+    """Temperature of the answers; default `evaluate.temperature`."""
 
 
 class Evaluate(Section):
@@ -30,6 +43,16 @@ class Evaluate(Section):
     best_of: Annotated[int, Field(ge=2)] | None = None
     """Measure best of n too: of so many answers to a held-out prompt, the one that the run's own reward scores highest,
     against the start and against a single answer of the same policy."""
+    also: Annotated[tuple[HeldoutSet, ...], Field(strict=False)] = ()
+    """Further held-out sets with judges of their own, [{name, prompts, judge}, ...], scored for the start and in each
+    iteration: so a capability that falls is seen."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Evaluate":
+        names = [one.name for one in self.also]
+        if len(set(names)) < len(names):
+            raise ValueError(f"evaluate.also has two sets of one name: {', '.join(names)}")
+        return self
 
 
 class Guard(Section):

@@ -36,7 +36,8 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
 
     Keys: iteration, win_rate_vs_start and win_rate_vs_previous ({value, low, high, n, ties, unscored}), mean_score,
     mean_reward, reward_accuracy ({value, low, high, n}), kl_to_start (nats per response), mean_length (tokens),
-    truncated (share), judge ({swap_consistency, first_share, unscored}), seconds per stage.
+    truncated (share), also (mean score by further held-out set), judge ({swap_consistency, first_share, unscored}),
+    seconds per stage.
     """
     files = RunDirectory(directory)
     files.recipe()
@@ -61,6 +62,7 @@ def iterations(directory: Path) -> list[dict[str, Any]]:
                 "truncated": found["truncated"],
                 "distinct_2": found["distinct_2"],
                 "judge": health and {key: health[key] for key in ("swap_consistency", "first_share", "unscored")},
+                "also": {name: one["mean"] for name, one in found.get("also", {}).items()},
                 "seconds": files.seconds(number),
             }
         )
@@ -77,7 +79,8 @@ def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
     """Print the rows as a table."""
-    titles = ("iter", "beats start, %", "beats previous, %", "score", "RM acc", "KL", "len", "cut", "s")
+    sets = list(rows[0]["also"]) if rows else []
+    titles = ("iter", "beats start, %", "beats previous, %", "score", "RM acc", "KL", "len", "cut", *sets, "s")
     cells = [
         (
             str(row["iteration"]) if row["iteration"] else "start",
@@ -88,6 +91,7 @@ def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
             number(row["kl_to_start"], "{:.1f}"),
             number(row["mean_length"], "{:.0f}"),
             "-" if row["truncated"] is None else f"{hundredths(row['truncated'])}%",
+            *(number(row["also"].get(name), "{:.3f}") for name in sets),
             number(sum(row["seconds"].values()), "{:.0f}"),
         )
         for row in rows

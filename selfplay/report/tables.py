@@ -1,6 +1,7 @@
 """The tables of a run's report, every cell as text."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from selfplay.formatting import (
@@ -70,6 +71,7 @@ def iteration_table(run: RunData) -> list[Row]:
         of("win rate against the one before", lambda one: rate_text(run.win_rate(one, "win_rate_vs_previous"))),
         measured("mean reward (sd of the start)", "mean_reward", "{:.2f}".format, start=0.0),
         measured("mean score of the judge", "mean_score", "{:.2f}".format),
+        *(of(f"score on {name}", partial(_score_on, name)) for name in further_sets(run)),
         measured("KL to the start, nats", "kl_to_start", "{:.1f}".format, start=0.0),
         *(written(*row) for row in WRITING),
         of("likeness of answers to one prompt", lambda one: similar.get(one.number), "{:.2f}".format),
@@ -78,6 +80,19 @@ def iteration_table(run: RunData) -> list[Row]:
         of("reward model's accuracy", _accuracy),
     ]
     return [(label, texts) for label, texts in rows if any(text != DASH for text in texts[1:])]
+
+
+def further_sets(run: RunData) -> list[str]:
+    """Return the names of the further held-out sets that a run measures."""
+    return list(dict.fromkeys(name for one in run.iterations for name in (one.evaluation or {}).get("also", {})))
+
+
+def _score_on(name: str, one: Iteration) -> str | None:
+    """Return the mean score on a further held-out set, with its interval."""
+    found = (one.evaluation or {}).get("also", {}).get(name)
+    if found is None or found["mean"] is None:
+        return None
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def tenths(share: float) -> str:

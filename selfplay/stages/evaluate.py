@@ -25,6 +25,7 @@ from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl.batching import collate
 from selfplay.rl.networks import PolicyNetwork, packs
 from selfplay.rundir import WORK, iteration_name
+from selfplay.stages import further_sets
 from selfplay.stages.label import ask, known_judge, labelling_judge, open_judge
 from selfplay.stages.ppo_rewards import folder_of_model
 from selfplay.stages.ppo_rewards import settings as reward_settings
@@ -38,7 +39,8 @@ def fingerprint(run: RunContext, iteration: int) -> str:
     """Return what the evaluation follows from."""
     config, sampling = run.recipe.evaluate, run.recipe.sampling
     settings = [
-        config.model_dump(exclude={"best_of"}),
+        config.model_dump(exclude={"also", "best_of"}),
+        *further_sets.sets_fingerprint(run),
         run.prompts_asked["heldout"],
         sampling.max_tokens,
         sampling.stop,
@@ -75,13 +77,8 @@ def run(run: RunContext, iteration: int) -> None:
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
-            theirs = answers_of(run, number)
-            rows, results[number] = match(run, judge, folder, answers, theirs, iteration, number)
-            matches += with_rewards(rows, rewards, reward.score(run.heldout, theirs)) if reward and rewards else rows
-        chosen: dict[str, Any] = {}
-        if config.best_of is not None and iteration:
-            more, chosen = best_of(run, judge, folder, answers, iteration, engines)
-            matches += more
+        config.model_dump(exclude={"also", "best_of"}),
+        *further_sets.sets_fingerprint(run),
         write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
         if matches:
             write_rows(folder / "matches.parquet", matches)
@@ -94,7 +91,8 @@ def run(run: RunContext, iteration: int) -> None:
                 "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
                 **measures(run, iteration, answers, rewards, judge),
                 **apart,
-                **chosen,
+        config.model_dump(exclude={"also", "best_of"}),
+        *further_sets.sets_fingerprint(run),
                 "seconds": round(time.time() - started, 3),
             },
         )

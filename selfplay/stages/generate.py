@@ -5,7 +5,8 @@ the batch in flight. Extra rounds (`generate-extra-1`, ...) fetch as many pairs 
 """
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
 from selfplay.context import RunContext, draw_prompts, sample
@@ -13,7 +14,7 @@ from selfplay.progress import meter
 from selfplay.records import Completion, Pair, Prompt
 from selfplay.rundir import WORK
 from selfplay.stages.rows import pair_row
-from selfplay.storage.files import derived_seed, read_json, write_json, write_rows
+from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_rows
 from selfplay.storage.journal import Journal
 
 
@@ -33,7 +34,8 @@ def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
         iteration,
         extra,
     ]
-    return run.fingerprint(settings, *[(before, "policy") for before in range(iteration)])
+    labels = [(before, "label") for before in range(1, iteration)] if run.recipe.generate.focus else []
+    return run.fingerprint(settings, *[(before, "policy") for before in range(iteration)], *labels)
 
 
 def run(run: RunContext, iteration: int, extra: int = 0) -> None:
@@ -41,7 +43,12 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
     name = stage_name("generate", extra)
     first = prompts_used(run, iteration, extra)
     with run.files.writing(iteration, name, fingerprint(run, iteration, extra)) as folder:
-        prompts = draw_prompts(run.train, run.recipe.generate.prompts, first, run.seed("prompts"))
+        wanted = run.recipe.generate.prompts
+        again_asked = 0 if extra else round(run.recipe.generate.focus * wanted)
+        decided = decided_shares(run, iteration) if again_asked else {}
+        focused = min(again_asked, len(decided))
+        in_turn = draw_prompts(run.train, wanted - focused, first, run.seed("prompts"))
+        prompts = [*in_turn, *most_decided(run.train, decided, in_turn, focused, run.seed("focus", iteration))]
         rivals = [opponent(run, iteration, prompt) for prompt in prompts]
         journal = Journal(folder / WORK / "journal.jsonl")
         again = f"-{extra}" if extra else ""  # other random numbers for a prompt that comes again in an extra round
@@ -67,11 +74,34 @@ def run(run: RunContext, iteration: int, extra: int = 0) -> None:
             folder / "generate.json",
             {
                 "prompts": len(prompts),
-                "used_up_to": first + run.recipe.generate.prompts,
+                "used_up_to": first + wanted - focused,
+                "focused": len(prompts) - len(in_turn),
                 "pairs": len(pairs),
                 "opponents": sorted(set(rivals)),
             },
         )
+
+
+def decided_shares(run: RunContext, iteration: int) -> dict[str, float]:
+    """Prompt -> the share of its pairs that the labels of earlier iterations decided, where that is above 0."""
+    asked, decided = Counter[str](), Counter[str]()
+    for before in range(1, iteration):
+        pairs, preferences = (
+            [row["prompt_id"] for row in read_rows(run.files.stage(before, stage) / f"{name}.parquet")]
+            for stage, name in (("generate", "pairs"), ("label", "preferences"))
+        )
+        asked.update(pairs)
+        decided.update(preferences)
+    return {prompt: count / asked[prompt] for prompt, count in decided.items()}
+
+
+def most_decided(
+    prompts: Sequence[Prompt], shares: Mapping[str, float], but: Sequence[Prompt], count: int, seed: int
+) -> list[Prompt]:
+    """Return the `count` prompts with the largest shares, `but` some; which of equal ones is drawn at random."""
+    taken = {prompt.id for prompt in but}
+    known = [prompt for prompt in prompts if prompt.id in shares and prompt.id not in taken]
+    return sorted(known, key=lambda prompt: (-shares[prompt.id], derived_seed(seed, prompt.id)))[:count]
 
 
 def prompts_used(run: RunContext, iteration: int, extra: int) -> int:

@@ -78,6 +78,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_in(path: Path) -> int:
+    """Return how many rows a Parquet file has, without reading them."""
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(path).num_rows)
+
+
 def hash_of(value: Any) -> str:
     """sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

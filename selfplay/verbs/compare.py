@@ -12,22 +12,48 @@ from selfplay.verbs import Json, emit
 
 if TYPE_CHECKING:
     from selfplay.compare.head_to_head import HeadToHead
+    from selfplay.compare.settings import Given
     from selfplay.compare.vote_summary import VoteSummary
+
+
+Prompts = Annotated[str | None, typer.Option(help="Held-out prompts: a file, a folder, a dataset or a built-in set.")]
+Split = Annotated[str, typer.Option(help="Split of --prompts, where it is a folder, a dataset or a built-in set.")]
+Temperature = Annotated[float | None, typer.Option(min=0, help="Temperature of the answers; 0 is greedy.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
+Engine = Annotated[str | None, typer.Option(help="transformers or vllm; default the run's.")]
+Like = Annotated[Path | None, typer.Option(help="A run whose recipe says how, where the runs' recipes differ.")]
+
+
+def given_of(
+    prompts: str | None,
+    split: str,
+    judge: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    engine: str | None,
+) -> "Given":
+    """Return what the user says of prompts, judge and sampling. Raises ConfigError for what cannot be."""
+    from selfplay.compare.settings import Given
+    from selfplay.config import Engine as EngineConfig
+
+    source = None if prompts is None else validate(PromptSource, {"source": prompts, "split": split}, "--prompts")
+    kind = None if engine is None else validate(EngineConfig, {"kind": engine}, "--engine")
+    return Given(source, judge, temperature, max_tokens, engine=kind)
 
 
 def compare(
     targets: Annotated[
         list[str] | None, typer.Argument(help="Runs, runs/NAME@2, runs/NAME@start, checkpoints or hub ids.")
     ] = None,
-    prompts: Annotated[str | None, typer.Option(help="Held-out prompts: a file or a built-in set.")] = None,
+    prompts: Prompts = None,
+    split: Split = "heldout",
     judge: Annotated[
         str | None, typer.Option(help="A judge: a shipped name or a YAML file. With --votes: whose votes count.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="Temperature of the answers.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
-    like: Annotated[
-        Path | None, typer.Option(help="A run whose recipe says how, where the runs' recipes differ.")
-    ] = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+    engine: Engine = None,
+    like: Like = None,
     votes: Annotated[
         Path | None, typer.Option(help="Votes from elsewhere, CSV, JSON or Parquet: no model needed.")
     ] = None,
@@ -59,16 +85,15 @@ def compare(
             "--prompts": prompts,
             "--temperature": temperature,
             "--max-tokens": max_tokens,
+            "--engine": engine,
             "--like": like,
         }
         found = _compare_votes(votes, options, judge, baseline, difficulty, by, output)
         _hand_over(found, votes, report, table or [], as_json)
         return
     from selfplay.compare.head_to_head import compare as head_to_head
-    from selfplay.compare.settings import Given
 
-    source = None if prompts is None else validate(PromptSource, {"source": prompts, "split": "heldout"}, "--prompts")
-    given = Given(source, judge, temperature, max_tokens)
+    given = given_of(prompts, split, judge, temperature, max_tokens, engine)
     result = head_to_head(
         targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by
     )

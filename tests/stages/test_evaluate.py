@@ -1,5 +1,6 @@
 """The evaluation: log-probabilities and KL against brute force, rewards beside matches, rows by hand."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from transformers import (
 )
 
 from judges import load_spec
+from selfplay.config import HeldoutSet, PromptSource
 from selfplay.formatting import rate_text
 from selfplay.guard.alarms import reward_accuracy
 from selfplay.models import encode_prompt, save
 from selfplay.records import Completion, Pair, Verdict
 from selfplay.results.load import read_run
 from selfplay.rewards.reward_model import RewardModel
+from selfplay.stages import evaluate
 from selfplay.stages.evaluate import match_rows, opponents_of, preferences_of, response_logprobs, with_rewards
 from selfplay.stats.intervals import win_rate
 from selfplay.storage.files import read_json, read_rows
@@ -176,3 +179,26 @@ def test_the_reward_models_accuracy_on_new_answers_is_in_the_report(tiny_run: Pa
     row_of_table = page[page.index("reward agrees with the judge") :][:600]
     assert rate_text(found) in row_of_table
     assert all(run.profiles[f"iteration-00{number}"].reward_length is not None for number in range(3))
+
+
+def test_further_sets_are_scored_and_held_against_the_start(tiny_run: Path, tmp_path: Path) -> None:
+    """The start scored again with two further sets, then iteration 1: means of the rows, differences paired by prompt."""
+    shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    for number in range(3):
+        shutil.rmtree(tmp_path / "run" / f"iteration-00{number}" / "evaluate")
+    judge = str(tiny_run.parent / "tiny_judge.yaml")
+    sets = tuple(
+        HeldoutSet(name=name, judge=judge, prompts=PromptSource(split="heldout", limit=count))
+        for name, count in (("few", 5), ("more", 9))
+    )
+    run = open_run(tmp_path / "run", evaluate={"also": sets})
+    for number in (0, 1):
+        evaluate.run(run, number)
+    found = read_json(tmp_path / "run/iteration-001/evaluate/evaluation.json")["also"]
+    rows = [read_rows(tmp_path / f"run/iteration-00{number}/evaluate/also.parquet") for number in (0, 1)]
+    for name, count in (("few", 5), ("more", 9)):
+        before, now = ([row["score"] for row in part if row["set"] == name] for part in rows)
+        assert len(now) == found[name]["n"] == count and found[name]["judge"] == "tiny"
+        assert found[name]["mean"] == pytest.approx(sum(now) / count)
+        assert found[name]["above_start"]["mean"] == pytest.approx((sum(now) - sum(before)) / count)
+    run.close()

@@ -10,7 +10,16 @@ import pytest
 from staging import completion, open_run, prompts
 
 from selfplay.stages import evaluate, generate, policy
-from selfplay.stages.generate import draw_prompts, make_pairs, opponent, round_of, split_completions, stage_name
+from selfplay.stages.generate import (
+    decided_shares,
+    draw_prompts,
+    make_pairs,
+    most_decided,
+    opponent,
+    round_of,
+    split_completions,
+    stage_name,
+)
 from selfplay.stages.rows import pair_of, pair_row
 from selfplay.storage.files import read_json, read_rows
 
@@ -120,6 +129,7 @@ def test_the_files_of_a_real_run(tiny_run: Path, iteration: int) -> None:
     assert read_json(folder / "generate.json") == {
         "prompts": 64,
         "used_up_to": 64 * iteration,
+        "focused": 0,
         "pairs": len(pairs),
         "opponents": [iteration - 1],
     }
@@ -183,3 +193,18 @@ def test_prompts_that_changed_under_the_same_name_make_other_stages(copied: Path
     other.train = [*other.train[1:], other.train[0]]
     assert evaluate.fingerprint(other, 1) == before[1]
     assert generate.fingerprint(other, 1) != before[0] and policy.fingerprint(other, 1) != before[2]
+
+
+def test_prompts_on_which_pairs_were_decided_come_again(tiny_run: Path) -> None:
+    """Share of decided pairs by prompt, counted by hand over the first iteration; the largest come first."""
+    run = open_run(tiny_run)
+    folder = tiny_run / "iteration-001"
+    asked = [row["prompt_id"] for row in read_rows(folder / "generate" / "pairs.parquet")]
+    decided = [row["prompt_id"] for row in read_rows(folder / "label" / "preferences.parquet")]
+    shares = decided_shares(run, 2)
+    assert shares == {prompt: decided.count(prompt) / asked.count(prompt) for prompt in set(decided)}
+    assert decided_shares(run, 1) == {}
+    some = {"p1": 0.5, "p2": 1.0, "p3": 1.0, "p4": 0.25}
+    chosen = [prompt.id for prompt in most_decided(prompts(6), some, prompts(2)[1:], 3, 7)]
+    assert set(chosen[:2]) == {"p2", "p3"} and chosen[2] == "p4", "p1 is asked in turn already"
+    assert most_decided(prompts(6), some, [], 2, 7) == most_decided(prompts(6), some, [], 2, 7)
