@@ -44,6 +44,8 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
     `only_start` makes the start (bootstrapped, fine-tuned or as it is) and no more. Raises ConfigError, before anything
     expensive, for a recipe that cannot work or that differs from the one the directory was begun with.
     """
+    from selfplay.stages import beforehand
+
     prompts = check(recipe)
     files = RunDirectory(recipe.directory)
     with files.locked():
@@ -51,8 +53,10 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
         if not files.finished(recipe.iterations, "evaluate" if prompts[1] else "policy"):
             refuse_pruned(files)
         with open_run(recipe, files, prompts) as current:
+            beforehand.fit_prompts(current)
             make_start(current)
             if not only_start:
+                beforehand.fit_prompts(current)
                 iterate(current)
     return files.path
 
@@ -86,19 +90,22 @@ def make_start(run: RunContext) -> None:
 
 def iterate(run: RunContext) -> None:
     """All stages of all iterations, and `outcome.json` at the end."""
-    from selfplay.stages import evaluate, policy
+    from selfplay.stages import beforehand, evaluate, policy
 
+    if algorithm_of(run.recipe).needs(run.recipe).pairs:
+        beforehand.check_judge_fitness(run)
     if run.heldout:
         ensure_stage(run, 0, "evaluate", evaluate)
     write_cards(read_run(run.files.path))
     stopped = ""
     for iteration in range(1, run.recipe.iterations + 1):
         if not learn_reward(run, iteration):
+            rounds = extra_rounds(run)
+            more = f", even after {rounds} more round{'s' * (rounds > 1)} of them" if rounds else ""
             stopped = (
-                f"the reward model of iteration {iteration} is not better than chance on held-out pairs, even after "
-                f"{extra_rounds(run)} more rounds of them: training on it would follow noise. Look at "
-                "judge_health.json beside the labels; a clearer judge, or more generate.prompts or another "
-                "reward.learning_rate in a new output, may help"
+                f"the reward model of iteration {iteration} is not better than chance on held-out pairs{more}: training on "
+                "it would follow noise. Look at judge_health.json beside the labels; a clearer judge, or more "
+                "generate.prompts or another reward.learning_rate in a new output, may help"
             )
             break
         ensure_stage(run, iteration, "policy", policy)
@@ -126,7 +133,8 @@ def learn_reward(run: RunContext, iteration: int) -> bool:
             ensure_stage(run, iteration, generate.stage_name(name, extra), module_of(name), extra)
         if not needs.reward_model or reward_model.above_chance(run, iteration, extra):
             return True
-        log(f"  not above chance: round {extra + 1} of {rounds} of more pairs")
+        if extra < rounds:
+            log(f"  not above chance: round {extra + 1} of {rounds} of more pairs")
     return False
 
 
@@ -233,6 +241,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     with files.locked() if is_first() else nullcontext(), open_run(recipe, files, prompts) as current:
         if is_first():
             files.tidy()
+        importlib.import_module("selfplay.stages.beforehand").fit_prompts(current)
         ensure_stage(current, iteration, name, module_of(name))
         if name == "evaluate":
             write_cards(read_run(directory))

@@ -182,16 +182,19 @@ def measure_health(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdi
     each kind that won; without a gold set (Python rules that name none) `gold` is null and no canary is asked about. A
     canary that gets no verdict has not won, however many of them get none.
     """
-    found: dict[str, Any] = health(pairs, verdicts, judge.spec)
+    return {**health(pairs, verdicts, judge.spec), **measure_on_gold(judge)}
+
+
+def measure_on_gold(judge: Judge) -> dict[str, Any]:
+    """Return the part of `measure_health` that needs no pairs of a run: `gold` and `canary_wins`."""
     file = gold_file(judge.spec)
     if file is None:
-        return {**found, "gold": None, "canary_wins": {}}
+        return {"gold": None, "canary_wins": {}}
     rows = load_gold(file)
     planted = canaries(rows, judge.spec)
     forgiving: Any = copy(judge)
     forgiving.spec = judge.spec.lenient()
     return {
-        **found,
         "gold": gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec).model_dump(),
         "canary_wins": canary_wins(planted, forgiving.judge([row.pair for row in planted]), judge.spec),
     }
@@ -204,8 +207,10 @@ def enforce_thresholds(spec: JudgeSpec, found: dict[str, Any]) -> None:
     On a run's own pairs nobody knows who is right, and longer may be better, so only failures, ties and order count
     there; on the gold set everything does.
     """
-    own = Figures(**{name: value for name, value in found.items() if name in Figures.model_fields})
-    problems = [("its own pairs", problem) for problem in diagnose(spec.thresholds, own, {})] if own.pairs else []
+    problems = []
+    if found.get("pairs"):
+        own = Figures(**{name: value for name, value in found.items() if name in Figures.model_fields})
+        problems = [("its own pairs", problem) for problem in diagnose(spec.thresholds, own, {})]
     if found.get("gold"):
         known = diagnose(spec.thresholds, Figures(**found["gold"]), found.get("canary_wins", {}))
         problems += [("canaries" if problem.kind == "injected" else "the gold set", problem) for problem in known]

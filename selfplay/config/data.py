@@ -81,6 +81,10 @@ class Prompts(Section):
     heldout: PromptSource | None = PromptSource(split="heldout", limit=256)
     """Prompts that nothing is trained on; null measures nothing: iterations have no evaluation, and the last counts as best."""
 
+    too_long: Literal["refuse", "skip"] = "refuse"
+    """What is done about prompts that leave no room for `sampling.max_tokens` in the policy's context, all of which are
+    tokenized once before work starts: `refuse` names them and stops, `skip` names them and leaves them out."""
+
     @property
     def train_sources(self) -> tuple[PromptSource, ...]:
         """The sources of the training prompts."""

@@ -146,6 +146,9 @@ class Judge(Section):
     """Overrides the file's model: a checkpoint, a hub id, `policy`, or an endpoint's model name."""
     bootstrap: JudgeBootstrap | None = None
     """Make the judge's model from text instead of naming one."""
+    precheck: bool = True
+    """Before a completion is generated, run the judge file's tests and ask about its gold pairs and canaries, and stop if its
+    thresholds are not met. False leaves that to the first labels, which are checked in any case."""
 
     @model_validator(mode="after")
     def _check(self) -> "Judge":

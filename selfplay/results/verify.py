@@ -38,6 +38,8 @@ LEFT_OUT = {
     "README.md": "the model card, which a run writes again",
 }
 """Files of a run that nothing vouches for, and why none has to."""
+SEALED = ("provenance.json", "outcome.json", "tracking.json", "judge_check.json")
+"""Files of a run outside its iterations that carry their own checksum."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _name(files: RunDirectory, path: Path) -> str:
 
 def _verify_top(files: RunDirectory, found: Verification) -> None:
     """Verify the files that lie in the run's own folder."""
-    for name in ("provenance.json", "outcome.json", "tracking.json"):
+    for name in SEALED:
         path = files.path / name
         if path.is_file():
             found.files, found.bytes = found.files + 1, found.bytes + path.stat().st_size
@@ -136,7 +138,7 @@ def _verify_top(files: RunDirectory, found: Verification) -> None:
             found.unchecked.append("config.yaml")
     if (files.path / LEDGER).is_file():
         _verify_journal(files.path / LEDGER, found)
-    known = {"provenance.json", "outcome.json", "tracking.json", "config.yaml", "metrics.jsonl", CACHE, LEDGER}
+    known = {*SEALED, "config.yaml", "metrics.jsonl", CACHE, LEDGER}
     own = {files.iteration(number).name for number in files.numbers()}
     for path in sorted(files.path.iterdir()):
         if path.name == "compare":
