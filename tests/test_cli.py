@@ -118,6 +118,7 @@ def test_what_init_writes_dry_runs(command: Command, tmp_path: Path) -> None:
         "iterations",
         "completions",
         "pairs",
+        "decided pairs about",
         "judge calls",
         "judge dollars",
         "judge dollars at most",

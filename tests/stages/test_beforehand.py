@@ -20,7 +20,7 @@ mode: rules
 criteria:
   - {{name: full stop, weight: 1, python: "./full_stop.py:value"}}
 gold: gold.jsonl
-thresholds: {{accuracy: 0.6}}
+thresholds: {{accuracy: 0.6, canary_wins: 1.0, length_bias: 1.0}}
 tests:
   - {{responses: ["It ran.", "It ran"], expect: {expected}}}
 """
