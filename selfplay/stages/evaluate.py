@@ -77,8 +77,14 @@ def run(run: RunContext, iteration: int) -> None:
         matches: list[dict[str, Any]] = []
         results: dict[int, Comparison] = {}
         for number in opponents:
-        config.model_dump(exclude={"also", "best_of"}),
-        *further_sets.sets_fingerprint(run),
+            theirs = answers_of(run, number)
+            rows, results[number] = match(run, judge, folder, answers, theirs, iteration, number)
+            matches += with_rewards(rows, rewards, reward.score(run.heldout, theirs)) if reward and rewards else rows
+        chosen: dict[str, Any] = {}
+        if config.best_of is not None and iteration:
+            more, chosen = best_of(run, judge, folder, answers, iteration, engines)
+            matches += more
+        also = further_sets.measure_sets(run, iteration, folder, engines)
         write_rows(folder / "completions.parquet", [answer.model_copy(update={"logprobs": None}) for answer in answers])
         if matches:
             write_rows(folder / "matches.parquet", matches)
@@ -91,8 +97,8 @@ def run(run: RunContext, iteration: int) -> None:
                 "win_rate_vs_previous": results[iteration - 1].model_dump() if iteration else None,
                 **measures(run, iteration, answers, rewards, judge),
                 **apart,
-        config.model_dump(exclude={"also", "best_of"}),
-        *further_sets.sets_fingerprint(run),
+                **({"also": also} if also else {}),
+                **chosen,
                 "seconds": round(time.time() - started, 3),
             },
         )
