@@ -79,7 +79,7 @@ def _rate(comparison: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def print_iterations(rows: list[dict[str, Any]], console: Console) -> None:
     """Print the rows as a table."""
-    sets = list(rows[0]["also"]) if rows else []
+    sets = list(rows[0].get("also", ())) if rows else []
     titles = ("iter", "beats start, %", "beats previous, %", "score", "RM acc", "KL", "len", "cut", *sets, "s")
     cells = [
         (
