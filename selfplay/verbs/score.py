@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfplay.errors import ConfigError
-from selfplay.formatting import points_text
 from selfplay.verbs import Json, emit
 from selfplay.verbs.compare import (
     Engine,
@@ -93,7 +92,7 @@ def print_scores(found: "Scores") -> None:
 
 def _figures(one: "CheckpointScore") -> list[tuple[str, ...]]:
     """Return a checkpoint's figures as rows: the shares, and their differences to the first checkpoint's."""
-    from selfplay.formatting import interval_text
+    from selfplay.formatting import interval_text, points_text
 
     shares, above = one.figures or {}, one.figures_above_first or {}
     rows = [(one.name, *(interval_text(shares[key].share, shares[key].low, shares[key].high) for key in FIGURES))]
