@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfplay.config import Recipe, SamplingParams
 from selfplay.distributed.cluster import started_by_launcher
+from selfplay.engines import generate_batches
 from selfplay.objects import scores_of
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
@@ -20,6 +21,7 @@ from selfplay.storage.journal import Journal
 from selfplay.tracking import Tracker
 
 if TYPE_CHECKING:
+    from selfplay.distributed.pool import Pool
     from selfplay.engines import Engine
     from selfplay.engines.ledger import Ledger
     from selfplay.rewards.sources import Reward
@@ -39,6 +41,7 @@ class RunContext:
     tracker: Tracker = field(default_factory=Tracker, repr=False)
     _engine: "Engine | None" = field(default=None, repr=False)
     _loaded: Path | None = field(default=None, repr=False)
+    _pool: "Pool | None" = field(default=None, repr=False)
 
     def seed(self, *purpose: Any) -> int:
         """Return a seed for one purpose of this run."""
@@ -93,10 +96,17 @@ class RunContext:
     def engine(self, checkpoint: Path, name: str, to_train: bool = False) -> "Engine":
         """Return the recipe's engine with a checkpoint's weights; valid until the next call for another checkpoint.
 
-        `to_train` says that the caller will move other weights into it.
+        With `launch` it is one engine on each of the workers. `to_train` says that the caller will move other weights into
+        it: then it is in this process.
         """
         from selfplay.engines.open import open_engine, reload_engine
 
+        if self.on_workers and not to_train:
+            from selfplay.engines.ray import PooledEngine
+
+            engine, dtype = self.recipe.engine, self.recipe.policy.dtype
+            return PooledEngine(self.pool(), "policy", engine, checkpoint, name, dtype=dtype)
+        self.close_pool()
         if self._engine is None:
             self._engine = open_engine(self.recipe.engine, checkpoint, name, dtype=self.recipe.policy.dtype)
         elif self._loaded != checkpoint:
@@ -104,8 +114,48 @@ class RunContext:
         self._loaded = None if to_train else checkpoint
         return self._engine
 
+    def judge_engine(self, part: Any) -> "Engine":
+        """Return the engine that answers for a judge's file: on the workers, or here; an endpoint's calls are made here.
+
+        So all calls of a run's endpoints share one limit of rate and one ledger. Raises ConfigError if the file names no model.
+        """
+        from selfplay.engines.open import open_judge_engine
+
+        model, dtype = getattr(part, "model", None), self.recipe.policy.dtype
+        if not self.on_workers or model is None or getattr(part, "endpoint", None) is not None:
+            return open_judge_engine(part, self.recipe.engine, dtype, self.ledger)
+        from selfplay.engines.ray import PooledEngine
+
+        revision = getattr(part, "revision", None)
+        slot = f"judge {model} {revision}"
+        return PooledEngine(self.pool(), slot, self.recipe.engine, model, model, dtype=dtype, revision=revision)
+
+    @property
+    def on_workers(self) -> bool:
+        """Return whether text is made on the workers of Ray: there is a `launch`, and this process is none of them."""
+        from selfplay.distributed.cluster import started_by_launcher
+
+        return self.recipe.launch is not None and not started_by_launcher()
+
+    def pool(self) -> "Pool":
+        """Return the workers that make text, started if they are not there."""
+        from selfplay.distributed.pool import Pool
+
+        assert self.recipe.launch is not None
+        if self._pool is None:
+            engine = self.recipe.engine
+            self._pool = Pool(self.recipe.launch, engine.tensor_parallel if engine.kind == "vllm" else 1)
+        return self._pool
+
+    def close_pool(self) -> None:
+        """End the workers that make text: those that train need their place."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
     def close(self) -> None:
-        """Close the engine."""
+        """Close the engine and the workers."""
+        self.close_pool()
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -123,7 +173,8 @@ def sample(
 ) -> list[list[Completion]]:
     """Return `count` completions per prompt by the policy of an iteration, or by a checkpoint made on the way to one.
 
-    They go batch by batch through the journal, so that a kill costs the batch in flight.
+    They go batch by batch through the journal, so that a kill costs the batch in flight. Batches come as they are done, from
+    the workers of `launch` if there are any; the order of the result is that of the prompts.
 
     `label` says what for: it names the seed and ends the completions' ids. `temperature` is the recipe's unless given.
     """
@@ -135,20 +186,20 @@ def sample(
     )
     sampling = run.sampling(**changes)
     batch = max(1, run.recipe.engine.batch_size // count)
-    results: list[list[Completion]] = []
-    for start in range(0, len(prompts), batch):
-        key = f"{label}/{start}"
-        if key not in journal.batches:
-            engine = run.engine(checkpoint, name)
-            found = engine.generate(prompts[start : start + batch], sampling)
+    starts = {f"{label}/{start}": start for start in range(0, len(prompts), batch)}
+    missing = [key for key in starts if key not in journal.batches]
+    bar.advance(sum(len(journal.batches[key]) for key in starts if key in journal.batches) * count)
+    if missing:
+        engine = run.engine(checkpoint, name)
+        batches = [prompts[starts[key] : starts[key] + batch] for key in missing]
+        for place, found in generate_batches(engine, batches, sampling):
             named = [
                 [one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group]
                 for group in found
             ]
-            journal.append(key, [[one.model_dump(mode="json") for one in group] for group in named])
-        results += [[Completion.model_validate(one) for one in group] for group in journal.batches[key]]
-        bar.advance(len(journal.batches[key]) * count)
-    return results
+            journal.append(missing[place], [[one.model_dump(mode="json") for one in group] for group in named])
+            bar.advance(len(found) * count)
+    return [[Completion.model_validate(one) for one in group] for key in starts for group in journal.batches[key]]
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, start: int, seed: int) -> list[Prompt]:

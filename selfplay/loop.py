@@ -36,6 +36,8 @@ from selfplay.tracking import Tracker
 
 STAGES = {name: name for name in ("generate", "label", "reward", "policy", "evaluate")} | {"reward": "reward_model"}
 """Stage -> its module in selfplay/stages."""
+LEARNING = ("reward", "policy", "judge")
+"""Stages that train, for which the workers that make text give up their place."""
 
 
 def run(recipe: Recipe, only_start: bool = False) -> Path:
@@ -162,6 +164,8 @@ def ensure_stage(run: RunContext, iteration: int, name: str, stage: ModuleType, 
     if decided_by_first(lambda: is_done(run, iteration, name, stage, *extra)):
         return
     log(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
+    if name.partition("-")[0] in LEARNING:
+        run.close_pool()
     run_on_workers(run, iteration, name, stage, *extra)
     tell_trackers(run)
 

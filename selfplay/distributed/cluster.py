@@ -7,8 +7,10 @@ what runs on the cluster (`selfplay.stages.launch`).
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 from selfplay.config import Launch
@@ -38,7 +40,7 @@ def connected(launch: Launch | None) -> Iterator[None]:
     if ray.is_initialized():  # by the caller, whose it stays
         yield
         return
-    local = launch.address is None
+    local, on_term = launch.address is None, signal.getsignal(signal.SIGTERM)
     try:
         _knock(launch.address or "auto")
         ray.init(
@@ -51,6 +53,8 @@ def connected(launch: Launch | None) -> Iterator[None]:
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at launch.address {launch.address!r}: {error}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # which Ray took: a run stops where all is saved
     try:
         yield
     finally:

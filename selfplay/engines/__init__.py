@@ -1,6 +1,6 @@
 """Who produces text. The protocol that every engine keeps; importing it loads neither torch nor vllm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,3 +60,13 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back memory and processes."""
         ...
+
+
+def generate_batches(
+    engine: Engine, batches: Sequence[Sequence[Prompt]], sampling: SamplingParams
+) -> Iterator[tuple[int, list[list[Completion]]]]:
+    """Yield (place of a batch, its completions) as batches are done: one after another, or several at once."""
+    if hasattr(engine, "generate_batches"):
+        yield from engine.generate_batches(batches, sampling)
+    else:
+        yield from ((place, engine.generate(batch, sampling)) for place, batch in enumerate(batches))

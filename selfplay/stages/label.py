@@ -13,7 +13,7 @@ import judges
 from judges.audit.check import enforce_thresholds, measure_health
 from selfplay.context import RunContext
 from selfplay.engines import Engine
-from selfplay.engines.open import open_engine, open_judge_engine
+from selfplay.engines.open import open_engine
 from selfplay.errors import ConfigError
 from selfplay.models import load_tokenizer
 from selfplay.progress import meter
@@ -114,7 +114,7 @@ def open_judge(
     def engine_for(part: judges.JudgeSpec) -> Engine:
         checkpoint, name = run.files.policy(policy), iteration_name(policy)
         if getattr(part, "model", None) != "policy":
-            engine = open_judge_engine(part, run.recipe.engine, run.recipe.policy.dtype, run.ledger)
+            engine = run.judge_engine(part)
         elif own_engine:
             engine = open_engine(run.recipe.engine, checkpoint, name, dtype=run.recipe.policy.dtype)
         else:

@@ -1,0 +1,179 @@
+"""A pool of Ray actors that each hold what they are told to open, such as an engine, and call its methods.
+
+A call that is lost with its actor or its node is made again, by whichever actor is free; a new actor takes the place of
+the lost one when there is room for it. So a loss costs the calls that were under way, once. Not `ray.data.map_batches`: it
+starts its actors anew for each data set, and a judge asks in many small portions, for each of which the models would be
+loaded again.
+"""
+
+import contextlib
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfplay.config import Launch
+from selfplay.errors import ConfigError, EngineFailed
+from selfplay.stopping import GO_ON
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_COME_UP = 600.0
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an actor is to hold in a slot: `opener(*arguments)`. Another opening in the same slot takes its place."""
+
+    slot: str
+    opener: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass
+class Holder:
+    """Lives in an actor, and opens what it is asked for."""
+
+    directory: str
+    held: dict[str, tuple[Opening, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Work where the driver works, if this machine has that directory: a recipe's paths begin there."""
+        with contextlib.suppress(OSError):
+            os.chdir(self.directory)
+
+    def ready(self) -> None:
+        """Answer, to say that the actor is there."""
+
+    def call(self, opening: Opening, method: str, arguments: Sequence[Any]) -> Any:
+        """Return what a method of the opened thing returns, or an attribute; None for one that it does not have.
+
+        An engine that failed takes its actor along.
+        """
+        try:
+            found = getattr(self._open(opening), method, None)
+            return found(*arguments) if callable(found) else found
+        except EngineFailed:
+            os._exit(1)  # whoever asks again must not meet the same dead engine
+
+    def close(self, slot: str) -> None:
+        """Close what a slot holds."""
+        if slot in self.held:
+            self.held.pop(slot)[1].close()
+
+    def _open(self, opening: Opening) -> Any:
+        if slot_is_other := self.held.get(opening.slot, (opening,))[0] != opening:
+            self.close(opening.slot)
+        if slot_is_other or opening.slot not in self.held:
+            self.held[opening.slot] = (opening, opening.opener(*opening.arguments))
+        return self.held[opening.slot][1]
+
+
+class Pool:
+    """`launch.size` workers of a connected Ray, each with `gpus` GPUs where the cluster has any (then so many fewer)."""
+
+    def __init__(self, launch: Launch, gpus: int = 1) -> None:
+        """Start the actors. Raises ConfigError if the cluster has fewer GPUs than the recipe says."""
+        import ray
+
+        self.ray, self.restarts = ray, launch.restarts
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if there and there < launch.size:
+            raise ConfigError(
+                f"launch asks for {launch.nodes} x {launch.workers} GPUs, and the Ray cluster has {there}: lower launch.nodes or "
+                "launch.workers, or add machines to the cluster"
+            )
+        if there and launch.size % gpus:
+            raise ConfigError(
+                f"launch has {launch.size} workers, which engines of engine.tensor_parallel {gpus} cannot share out: make it a "
+                f"multiple of {gpus}"
+            )
+        self.size = launch.size // gpus if there else launch.size
+        self._actor = ray.remote(Holder).options(
+            num_cpus=1, num_gpus=gpus if there else 0, max_restarts=0, scheduling_strategy="SPREAD"
+        )
+        self._idle: list[Any] = []
+        self._busy: dict[Any, Any] = {}
+        """What an actor is to finish before it is idle, such as its start -> the actor."""
+        self._failed_starts = 0
+        for _ in range(self.size):
+            self._begin()
+
+    def map(self, opening: Opening, calls: Sequence[tuple[Any, ...]], method: str) -> Iterator[tuple[int, Any]]:
+        """Make calls of a method of what `opening` opens; yield (place of the call, its result) as they are done.
+
+        Raises what the method raises; EngineFailed for a call that was lost more than `launch.restarts` times, or if no actor
+        comes up.
+        """
+        ray, todo, losses = self.ray, deque(enumerate(calls)), Counter[int]()
+        running: dict[Any, tuple[Any, int, Any]] = {}
+        came_up = time.monotonic()
+        try:
+            while todo or running:
+                while todo and self._idle:
+                    actor, (place, arguments) = self._idle.pop(), todo.popleft()
+                    running[actor.call.remote(opening, method, arguments)] = (actor, place, arguments)
+                came_up = time.monotonic() if running else came_up
+                if time.monotonic() - came_up > SECONDS_TO_COME_UP:
+                    raise EngineFailed(f"no worker of Ray came up in {SECONDS_TO_COME_UP:g} s; {GO_ON}")
+                done, _ = ray.wait([*running, *self._busy], timeout=SECONDS_BETWEEN_LOOKS)
+                for reference in done:
+                    if reference in self._busy:
+                        self._settle(reference)
+                        continue
+                    actor, place, arguments = running.pop(reference)
+                    try:
+                        result = ray.get(reference)
+                    except ray.exceptions.RayTaskError as error:
+                        self._idle.append(actor)
+                        raise error.cause from None
+                    except ray.exceptions.RayError as error:
+                        self._lost(actor, losses, place, method, error)
+                        todo.append((place, arguments))
+                        continue
+                    self._idle.append(actor)
+                    yield place, result
+        finally:  # calls whose results nobody waits for any more
+            self._busy |= {reference: actor for reference, (actor, _, _) in running.items()}
+
+    def close(self) -> None:
+        """End the actors, and with them what they hold."""
+        for actor in [*self._idle, *self._busy.values()]:
+            self.ray.kill(actor)
+        self._idle, self._busy = [], {}
+
+    def _begin(self) -> None:
+        actor: Any = self._actor.remote(os.getcwd())
+        self._busy[actor.ready.remote()] = actor
+
+    def _settle(self, reference: Any) -> None:
+        """Take an actor in that has finished what it was at, or another one in its place."""
+        actor = self._busy.pop(reference)
+        try:
+            self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError:
+            pass  # an error of a call whose result nobody waits for
+        except self.ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts > self.size * (1 + self.restarts):
+                raise EngineFailed(f"the workers of Ray do not come up: {_first_line(error)}; {GO_ON}") from None
+            self._begin()
+            return
+        self._idle.append(actor)
+
+    def _lost(self, actor: Any, losses: Counter[int], place: int, method: str, error: Exception) -> None:
+        """Count a lost call, and start another actor in the place of the one that is gone."""
+        losses[place] += 1
+        if losses[place] > self.restarts:
+            raise EngineFailed(
+                f"a worker of Ray died {losses[place]} times in the same call of {method} (launch.restarts {self.restarts}): "
+                f"{_first_line(error)}; {GO_ON}"
+            ) from None
+        with contextlib.suppress(Exception):
+            self.ray.kill(actor)
+        self._begin()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

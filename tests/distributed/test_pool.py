@@ -1,0 +1,153 @@
+"""A pool of Ray actors, for real: calls shared out, actors and nodes that die, engines that fail, errors that are told."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from selfplay.config import Launch
+from selfplay.distributed.pool import Opening, Pool
+from selfplay.errors import ConfigError, EngineFailed
+
+TWO = Launch(workers=2)
+
+
+class Doubler:
+    """Doubles numbers; kills its process, or fails as an engine does, where a file says so, once."""
+
+    special = "known"
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        (self.folder / f"opened-{os.getpid()}").touch()
+
+    def double(self, numbers: list[int]) -> list[int]:
+        (self.folder / f"{numbers[0]}-{os.getpid()}-{time.monotonic_ns()}").touch()
+        for what in ("kill", "fail"):
+            order = self.folder / f"{what}-at-{numbers[0]}"
+            if order.is_file():
+                if order.read_text() == "once":
+                    order.unlink()
+                if what == "kill":
+                    os.kill(os.getpid(), 9)
+                raise EngineFailed("its processes are dead")
+        if numbers[0] < 0:
+            raise ConfigError(f"{numbers[0]} is below 0: give numbers from 0 on")
+        return [2 * number for number in numbers]
+
+    def slowly(self, number: int) -> tuple[int, str]:
+        time.sleep(0.7)
+        return number, ray.get_runtime_context().get_node_id()
+
+    def close(self) -> None:
+        (self.folder / "closed").touch()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A simulated node; a test adds another one and removes it."""
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False},
+    )
+    ray.init(
+        address=made.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys_path())}}
+    )
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def sys_path() -> list[str]:
+    import sys
+
+    return [str(Path(__file__).parent), *filter(None, sys.path)]
+
+
+@pytest.fixture(scope="module")
+def pool(cluster: Cluster) -> Iterator[Pool]:
+    made = Pool(TWO)
+    all_come_up(made)
+    yield made
+    made.close()
+
+
+def all_come_up(pool: Pool) -> None:
+    """Wait until every actor is idle, so that the next two calls go to two of them."""
+    while pool._busy:
+        for reference in ray.wait(list(pool._busy))[0]:
+            pool._settle(reference)
+
+
+def doubler(folder: Path, slot: str = "one") -> Opening:
+    return Opening(slot, Doubler, (str(folder),))
+
+
+def calls(*starts: int) -> list[tuple[list[int]]]:
+    return [([start, start + 1],) for start in starts]
+
+
+def attempts(folder: Path, start: int) -> int:
+    return len(list(folder.glob(f"{start}-*")))
+
+
+def test_calls_are_shared_out_and_a_lost_one_is_made_again_once(pool: Pool, tmp_path: Path) -> None:
+    found = dict(pool.map(doubler(tmp_path), calls(*range(0, 12, 2)), "double"))
+    assert found == {place: [4 * place, 4 * place + 2] for place in range(6)}
+    opened = len(list(tmp_path.glob("opened-*")))
+    assert opened == 2, "both actors worked"
+    (tmp_path / "kill-at-4").write_text("once")
+    (tmp_path / "fail-at-8").write_text("once")
+    again = dict(pool.map(doubler(tmp_path), calls(*range(0, 12, 2)), "double"))
+    assert again == found
+    assert [attempts(tmp_path, start) for start in range(0, 12, 2)] == [2, 2, 3, 2, 3, 2], "nothing else was repeated"
+    all_come_up(pool)
+    dict(pool.map(doubler(tmp_path), calls(0, 2), "double"))
+    assert len(list(tmp_path.glob("opened-*"))) == 4, "each dead actor was replaced, and the dead engine with it"
+
+
+def test_what_a_slot_holds_is_replaced(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    for folder in ("a", "b"):
+        assert dict(pool.map(doubler(tmp_path / folder), calls(*range(4)), "double"))[3] == [6, 8]
+    assert (tmp_path / "a" / "closed").is_file() and not (tmp_path / "b" / "closed").exists()
+    assert dict(pool.map(doubler(tmp_path / "b"), [()], "special")) == {0: "known"}
+    assert dict(pool.map(doubler(tmp_path / "b"), [()], "unknown")) == {0: None}
+
+
+def test_an_error_of_a_call_is_raised_as_it_was_and_the_pool_goes_on(pool: Pool, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^-1 is below 0: give numbers from 0 on$"):
+        dict(pool.map(doubler(tmp_path), calls(-1, 2, 4, 6), "double"))
+    assert dict(pool.map(doubler(tmp_path), calls(2, 4), "double")) == {0: [4, 6], 1: [8, 10]}
+
+
+def test_a_call_that_kills_every_worker_ends_in_one_sentence(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "fail-at-2").write_text("always")
+    pool.restarts = 1
+    with pytest.raises(
+        EngineFailed, match=r"died 2 times in the same call of double \(launch.restarts 1\): .*give the same command"
+    ):
+        dict(pool.map(doubler(tmp_path), calls(0, 2), "double"))
+    assert attempts(tmp_path, 2) == 2
+
+
+def test_a_node_that_is_lost_costs_its_calls(cluster: Cluster, pool: Pool, tmp_path: Path) -> None:
+    """One call at a time on each of two nodes; the second node goes away in the middle."""
+    pool.close()
+    node = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+    made = Pool(TWO)
+    all_come_up(made)
+    found: list[tuple[int, str]] = []
+    for number, (place, (answer, where)) in enumerate(made.map(doubler(tmp_path), [(n,) for n in range(8)], "slowly")):
+        assert answer == place
+        found.append((answer, where))
+        if number == 2:
+            cluster.remove_node(node, allow_graceful=False)
+    made.close()
+    assert sorted(answer for answer, _ in found) == list(range(8)), "each once"
+    assert len({where for _, where in found[:4]}) == 2, "both nodes worked"

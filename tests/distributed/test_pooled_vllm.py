@@ -1,0 +1,41 @@
+"""A vLLM whose process dies takes its worker of Ray along, and another worker with another vLLM goes on."""
+
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "rl"))
+from tiny_models import build_policy, build_tokenizer
+
+from selfplay.config import Engine, Launch, SamplingParams
+from selfplay.distributed.cluster import connected
+from selfplay.distributed.pool import Pool
+from selfplay.engines.ray import PooledEngine
+from selfplay.records import Prompt
+
+
+def processes(name: str) -> list[psutil.Process]:
+    return [one for one in psutil.Process().children(recursive=True) if name in " ".join([one.name(), *one.cmdline()])]
+
+
+def test_a_dead_vllm_is_replaced_with_its_worker(tmp_path: Path) -> None:
+    build_policy(0, dtype=torch.float32, hidden_size=64, max_position_embeddings=128).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    launch = Launch(workers=1)
+    prompts = [Prompt.plain(f"p{number}", f"{number} 1 2") for number in range(4)]
+    with connected(launch):
+        pool = Pool(launch)
+        engine = PooledEngine(pool, "policy", Engine(kind="vllm"), tmp_path, "start")
+        found = engine.generate(prompts, SamplingParams(max_tokens=8, seed=1))
+        (before,), cores = processes("ray::Holder"), processes("EngineCore")
+        assert cores and len(found) == 4
+        cores[0].kill()
+        again = engine.generate(prompts, SamplingParams(max_tokens=8, seed=1))
+        assert [one.text for (one,) in again] == [one.text for (one,) in found]
+        assert processes("ray::Holder") != [before] and not before.is_running(), "another worker"
+        left = processes("EngineCore")
+        pool.close()
+    gone, alive = psutil.wait_procs(left, timeout=60)
+    assert gone and not alive, "vLLM ends with its worker"
