@@ -24,10 +24,14 @@ from selfplay.storage.files import read_rows
 
 ROOT = Path(__file__).parents[2]
 JUDGE = '''\
-"""Asks its model about each pair, and prefers a response by the number of words that the model says."""
+"""Asks its model about each pair, keeps what it says, and prefers the shorter response, which is right more often than not."""
 
 from selfplay.config import SamplingParams
 from selfplay.records import Prompt, Verdict
+
+
+def score(pair):
+    return float((len(pair.first.text), pair.first.text) < (len(pair.second.text), pair.second.text))
 
 
 class Asking:
@@ -38,7 +42,7 @@ class Asking:
         prompts = [Prompt.plain(pair.id, pair.first.text + " 3 " + pair.second.text) for pair in pairs]
         said = self.engine.generate(prompts, SamplingParams(max_tokens=5, seed=7))
         return [
-            Verdict(pair_id=pair.id, judge="asking", order="none", preference=float(len(one.token_ids) % 2), raw=one.text)
+            Verdict(pair_id=pair.id, judge="asking", order="none", preference=score(pair), raw=one.text)
             for pair, (one,) in zip(pairs, said, strict=True)
         ]
 '''
@@ -58,6 +62,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "asking.py").write_text(JUDGE)
     (folder / "judge.yaml").write_text(
         f"name: asking\nmode: python\npython: {folder}/asking.py:Asking\nmodel: {folder}/asked\n"
+        "thresholds: {length_bias: 1.0, canary_wins: 1.0}\n"
     )
     (folder / "pooled.yaml").write_text(
         dedent(f"""\
