@@ -20,7 +20,7 @@ OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRU
 WITHOUT_VLLM := --deselect tests/install/test_install.py $(shell grep -lsE "VllmEngine|vllm_serve|kind=vllm|-vllm.yaml" \
 	tests/*/test_*.py | sed "s/^/--ignore=/")
 
-.PHONY: demo quickstart test test-real test-avx2 test-portable test-newest test-lowest torture nightly lint docs bench clean
+.PHONY: demo quickstart test test-real test-workers test-avx2 test-portable test-newest test-lowest torture nightly lint docs bench clean
 
 demo: .venv/installed-base
 	.venv/bin/selfplay demo
@@ -34,6 +34,11 @@ test: .venv/installed-test
 # A run on a real model, some five minutes on two cores.
 test-real: .venv/installed-test
 	.venv/bin/python -m pytest -n 0 -o timeout=1800 tests/real/real_run.py
+
+# Whole stages on workers of Ray, some ten minutes: killed workers and drivers, vLLM that dies, and memory beside its prediction.
+test-workers: .venv/installed-test
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 0 -o timeout=1800 tests/distributed/pooled_run.py tests/distributed/pooled_vllm.py \
+		tests/sizing/measured.py
 
 test-avx2: .venv/installed-test
 	$(AVX2) $(PYTEST) -m trains
@@ -54,7 +59,7 @@ test-newest: .venv-newest/installed
 test-lowest: .venv-lowest/installed
 	$(subst .venv,.venv-lowest,$(PYTEST)) $(WITHOUT_VLLM)
 
-nightly: torture test-portable test-newest test-lowest
+nightly: torture test-workers test-portable test-newest test-lowest
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
