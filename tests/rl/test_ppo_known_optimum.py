@@ -107,5 +107,6 @@ def test_staying_close(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerF
         learning_rate=3e-4,
         critic_warmup=5,
     )
-    assert max(row["objective/kl"] for row in rows) < 0.05
+    # Of five seeds the largest KL was .058; without the penalty it is .26 and .32 for two of them.
+    assert max(row["objective/kl"] for row in rows) < 0.12
     assert rows[-1]["objective/kl"] != 0
