@@ -88,7 +88,7 @@ def printed(value: Any, form: Form = "block") -> Any:
 
 
 def content(value: Any) -> Any:
-    """Return data as its text, and any collection that is no list as a list. Raises TypeError for what is neither."""
+    """Return data as its text, and any collection that is not a list as a list. Raises TypeError for what is neither."""
     if isinstance(value, Data):
         return value._unfenced()
     if isinstance(value, Iterable) and not isinstance(value, type):

@@ -41,7 +41,7 @@ def story_pairs(split: str, seed: int = 0) -> Iterator[tuple[Prompt, str, str]]:
 
 
 def told(wishes: Wishes, generator: random.Random) -> str:
-    """Return a story of any care, left as it is or changed a little; rarely, something that is no story."""
+    """Return a story of any care, left as it is or changed a little; rarely, something that is not a story."""
     if generator.random() < OTHERWISE:
         return generator.choice(
             ("", wishes.instruction, " ".join(generator.sample(FILLERS, 4)), unknown(generator), listed(generator))

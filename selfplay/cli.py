@@ -55,7 +55,7 @@ def main() -> None:
         if error.errno not in THE_DISK:
             raise
         typer.echo(
-            f"error: {error.filename or 'a file'}: {error.strerror}; mend that and give the same command again",
+            f"error: {error.filename or 'a file'}: {error.strerror}; fix that and give the same command again",
             err=True,
         )
         sys.exit(ConfigError.exit_code)
@@ -128,7 +128,7 @@ def verify(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Print versions and devices, what is missing or clashes, and the line that mends it; exit code 1 on a problem."""
+    """Print versions and devices, what is missing or clashes, and the line that fixes it; exit code 1 on a problem."""
     from dataclasses import asdict
 
     from selfplay.verbs import doctor as doctoring

@@ -228,7 +228,7 @@ def check_checkpoint(key: str, value: str) -> None:
     """Raise ConfigError for what can only be a path (a hub id is `name` or `owner/name`) and holds no checkpoint."""
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or Path(value).is_dir()
     if is_path and not (Path(value) / "config.json").is_file():
-        raise ConfigError(f"{key} is {value!r}, which is no checkpoint: there is no {value.rstrip('/')}/config.json")
+        raise ConfigError(f"{key} is {value!r}, which is not a checkpoint: there is no {value.rstrip('/')}/config.json")
 
 
 def work(recipe: Recipe) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class RunDirectory:
         file = self.path / "config.yaml"
         if not file.is_file():
             raise ConfigError(
-                f"{str(self.path)!r} is no run: it has no config.yaml; start one with `selfplay run RECIPE`"
+                f"{str(self.path)!r} is not a run directory: it has no config.yaml; start one with `selfplay run RECIPE`"
             )
         data = file.read_bytes()
         known = self.provenance().get("config")
@@ -296,7 +296,7 @@ class RunDirectory:
             foreign = [entry.name for entry in self.path.iterdir() if entry.name not in (".lock", "log.txt", INPUTS)]
             if foreign:
                 raise ConfigError(
-                    f"{str(self.path)!r} holds files that are no run ({', '.join(sorted(foreign)[:3])}); "
+                    f"{str(self.path)!r} holds files that do not belong to a run ({', '.join(sorted(foreign)[:3])}); "
                     "give another `output`, or empty it"
                 )
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -58,14 +58,17 @@ MISTAKES = [
     (("run", "mine.yaml", "prompts.heldout.split=train"), "prompts.train and prompts.heldout are the same"),
     (
         ("run", "mine.yaml", "policy.bootstrap=null", "policy.model=./none"),
-        "policy.model is './none', which is no checkpoint",
+        "policy.model is './none', which is not a checkpoint",
     ),
     (("run", "mine.yaml", "generate.prompts=5000"), "generate.prompts is 5000, but there are 1024 training prompts"),
     (("run", "broken.yaml", "--dry-run"), "broken.yaml is not valid YAML"),
-    (("run", "mine.yaml", "output=."), "holds files that are no run (broken.yaml, mine.yaml)"),
+    (("run", "mine.yaml", "output=."), "holds files that do not belong to a run (broken.yaml, mine.yaml)"),
     (("init", "mine.yaml"), "'mine.yaml' is there already; give another name, or --force to replace it"),
-    (("show", "nowhere"), "'nowhere' is no run: it has no config.yaml; start one with `selfplay run RECIPE`"),
-    (("policy", "nowhere", "--iteration", 1), "'nowhere' is no run"),
+    (
+        ("show", "nowhere"),
+        "'nowhere' is not a run directory: it has no config.yaml; start one with `selfplay run RECIPE`",
+    ),
+    (("policy", "nowhere", "--iteration", 1), "'nowhere' is not a run directory"),
     (("judge", "check", "storys"), "there is no judge 'storys', did you mean 'stories'?"),
 ]
 
@@ -243,7 +246,7 @@ def test_a_disk_that_refuses_is_one_sentence(command: Command, tmp_path: Path, m
     found = command("run", recipe, "output=file/run")
     assert (found.code, found.out) == (2, "")
     assert found.err == (
-        "error: 'file/run' could not be written: Not a directory; mend that and give the same command again, which goes on "
+        "error: 'file/run' could not be written: Not a directory; fix that and give the same command again, which goes on "
         "from what is saved\n"
     )
 
@@ -252,5 +255,5 @@ def test_a_disk_that_refuses_is_one_sentence(command: Command, tmp_path: Path, m
 
     monkeypatch.setattr("selfplay.loop.run", full)  # a file that a library writes
     assert command("run", recipe) == Result(
-        2, "", "error: somewhere/else: No space left on device; mend that and give the same command again\n"
+        2, "", "error: somewhere/else: No space left on device; fix that and give the same command again\n"
     )

@@ -144,7 +144,7 @@ def test_samples_with_rewards(model: Path, tmp_path: Path, training_seed: int) -
         ({"heldout": ["Tell a story about a fox."]}, "1 of 1 held-out prompts are training prompts too"),
         ({"samples": [("a", "b")], "rewards": [1.0]}, "samples come with their rewards"),
         ({"model": 3}, "model is 3; give a path"),
-        ({"model": "./none"}, "policy.model is './none', which is no checkpoint"),
+        ({"model": "./none"}, "policy.model is './none', which is not a checkpoint"),
         ({"algorithm": 3}, "algorithm is 3; give a kind, such as 'ppo'"),
         ({"algorithm": "pop"}, "algorithm"),
         ({"algorithm": {"stepss": 3}}, "unknown setting 'algorithm.stepss', did you mean 'algorithm.steps'"),

@@ -110,9 +110,9 @@ def test_overlap_is_of_text_and_not_of_names(tmp_path: Path) -> None:
         ),
         (
             "reward.backbone=./none",
-            "reward.backbone is './none', which is no checkpoint: there is no ./none/config.json",
+            "reward.backbone is './none', which is not a checkpoint: there is no ./none/config.json",
         ),
-        ("reward.backbone=a/b/c", "reward.backbone is 'a/b/c', which is no checkpoint"),
+        ("reward.backbone=a/b/c", "reward.backbone is 'a/b/c', which is not a checkpoint"),
         ("prompts.train.source=none.jsonl", "there is no file 'none.jsonl'"),
         ("reward={kind: function, function: ./none.py:f}", "python: there is no file './none.py', from '/"),
         (
@@ -163,7 +163,7 @@ def test_batches_that_workers_cannot_share(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["./none", "../none/", "/no/such/place", "~/none", "runs/none/iteration-001/policy"])
 def test_a_path_that_is_not_there(tmp_path: Path, model: str) -> None:
     said = refusal(bootstrapped(tmp_path, "policy.bootstrap=null", f"policy.model={model}"))
-    assert said == f"policy.model is {model!r}, which is no checkpoint: there is no {model.rstrip('/')}/config.json"
+    assert said == f"policy.model is {model!r}, which is not a checkpoint: there is no {model.rstrip('/')}/config.json"
 
 
 def test_a_folder_without_a_model_and_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_a_judge_that_needs_a_model_and_has_none(tmp_path: Path) -> None:
     check(bootstrapped(tmp_path, f"judge.file={file}", "judge.model=policy"))
     check(bootstrapped(tmp_path, f"judge.file={file}", "judge.model=some/model"))
     said = refusal(bootstrapped(tmp_path, f"judge.file={file}", "judge.model=./none"))
-    assert said.startswith("the model of judge 'j' is './none', which is no checkpoint")
+    assert said.startswith("the model of judge 'j' is './none', which is not a checkpoint")
     named = judge_file(tmp_path, PAIRWISE.format(model="model: ./gone"), "named.yaml")
     assert "the model of judge 'named' is './gone'" in refusal(bootstrapped(tmp_path, f"judge.file={named}"))
 

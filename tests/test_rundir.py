@@ -370,14 +370,16 @@ def test_a_nested_setting_with_the_name_of_a_free_one_counts() -> None:
 def test_a_directory_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(
-        ConfigError, match=r"holds files that are no run \(thesis.tex\); give another `output`, or empty it"
+        ConfigError, match=r"holds files that do not belong to a run \(thesis.tex\); give another `output`, or empty it"
     ):
         RunDirectory(tmp_path).begin(recipe())
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_what_is_no_run_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run: it has no config.yaml; start one with `selfplay run RECIPE`"):
+    with pytest.raises(
+        ConfigError, match="is not a run directory: it has no config.yaml; start one with `selfplay run RECIPE`"
+    ):
         RunDirectory(tmp_path).recipe()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": "r", "policy": {"model": "m"}, "iteratons": 3}))
     with pytest.raises(ConfigError, match="unknown setting 'iteratons', did you mean 'iterations'"):

@@ -66,7 +66,7 @@ def _section(path: str, kind: type[BaseModel], field: FieldInfo) -> list[str]:
 
 
 def anchor(path: str, kind: type[BaseModel]) -> str:
-    """Return the id of a section's heading; sections that share a path are told apart by their class."""
+    """Return the id of a section's heading; sections that share a path differ by their class."""
     return f"{path}-{kind.__name__}".lower().replace(".", "-").replace("_", "-")
 
 

@@ -75,7 +75,7 @@ class Calibration(BaseModel):
             rows.append((when, *(f"{figure:.4f}" for figure in figures)))
         change, low, top = self.log_loss_change, self.log_loss_change_low, self.log_loss_change_high
         advice = (
-            "it cannot tell the better response here: no temperature mends that"
+            "it cannot tell the better response here: no temperature fixes that"
             if self.before.accuracy <= 0.5
             else f"write `verdict_temperature: {self.temperature:.4g}` into its file"
             if self.better
@@ -196,7 +196,7 @@ def losses(probability: Array, truth: Array) -> Array:
 
 
 def per_prompt(rows: Sequence[GoldPair], values: Array) -> Array:
-    """Return the mean of the pairs of each prompt: pairs of one prompt are no independent evidence."""
+    """Return the mean of the pairs of each prompt: pairs of one prompt are not independent evidence."""
     groups: dict[str, list[float]] = {}
     for row, value in zip(rows, values.tolist(), strict=True):
         groups.setdefault(prompt_of(row.pair), []).append(value)

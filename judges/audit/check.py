@@ -217,6 +217,6 @@ def enforce_thresholds(spec: JudgeSpec, found: dict[str, Any]) -> None:
     if problems:
         said = "; ".join(f"on {where} it is {problem.sentence}" for where, problem in problems)
         raise JudgeStopped(
-            f"judge {spec.name!r} cannot be trusted: {said}. Mend the judge, or set other thresholds in "
+            f"judge {spec.name!r} cannot be trusted: {said}. Fix the judge, or set other thresholds in "
             "its file if you know better"
         )

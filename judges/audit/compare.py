@@ -1,6 +1,6 @@
 """Two judges on the same pairs: how far they agree, which of them is right where the answer is known, what each costs.
 
-All intervals are 95% and over prompts, since pairs of one prompt are no independent evidence. A pair without a verdict of
+All intervals are 95% and over prompts, since pairs of one prompt are not independent evidence. A pair without a verdict of
 both counts neither for nor against their agreement; on pairs with a known answer it is wrong, and a tie is half right.
 """
 

@@ -140,7 +140,7 @@ def _pair(row: dict[str, Any], name: str) -> tuple[Pair, float | None]:
 
 
 def prompt_of(pair: Pair) -> str:
-    """Return what tells prompts apart: all their turns. Pairs with the same are no independent evidence."""
+    """Return what tells prompts apart: all their turns. Pairs with the same are not independent evidence."""
     return "\x00".join(message.content for message in pair.prompt.messages)
 
 

@@ -148,7 +148,7 @@ class AnswerCache:
             yield
         except sqlite3.OperationalError as error:
             raise NotWritten(
-                f"the judge cache {str(self.path)!r} cannot be written: {error}; mend that (free some space, or let the "
+                f"the judge cache {str(self.path)!r} cannot be written: {error}; fix that (free some space, or let the "
                 "other process end) and give the same command again: the answers so far are kept"
             ) from None
         except sqlite3.DatabaseError as error:

@@ -1,7 +1,7 @@
 """Asks a language model, through the cache, and asks again where the answer cannot be read.
 
 Every raw answer is cached as it comes, so that a kill or a new parser costs no calls. An unreadable answer in the cache
-is no answer: it is asked again, with the same seed, so that a resumed run ends as one that was never killed. A call
+is not an answer: it is asked again, with the same seed, so that a resumed run ends as one that was never killed. A call
 that failed on the way is not cached at all.
 """
 
@@ -103,7 +103,7 @@ class Asker:
             waiting = sorted(again)
 
     def _stop_if_none_is_readable(self, replies: Sequence[Reply]) -> None:
-        """Raise JudgeStopped where not one of the first replies can be read, with an example and what may mend it."""
+        """Raise JudgeStopped where not one of the first replies can be read, with an example and what may fix it."""
         self.proven = any(reply.reading.readable for reply in replies)
         if not self.proven:
             raise JudgeStopped(

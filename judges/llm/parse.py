@@ -1,6 +1,6 @@
 """Reads a verdict out of what a judge said. Whatever is not plainly a verdict is none, and the reason is kept.
 
-Left out on purpose: mending broken JSON and guessing from prose, because both turn text into verdicts nobody gave.
+Left out on purpose: fixing broken JSON and guessing from prose, because both turn text into verdicts nobody gave.
 """
 
 import json

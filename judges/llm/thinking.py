@@ -23,7 +23,7 @@ CURES = (
     ("JSON", "say in the template that the answer is one JSON object, or set output.json_schema"),
     ("verdict", "say in the template how the answer must end, and give output.pattern for just that"),
 )
-"""What an error says -> what most likely mends it."""
+"""What an error says -> what most likely fixes it."""
 
 
 def split(text: str, tags: tuple[str, str]) -> tuple[str, str, bool]:
@@ -96,7 +96,7 @@ def with_thoughts(answer: Answer, reasoning: Reasoning) -> str:
 
 
 def example(failures: Sequence[tuple[str, str]]) -> str:
-    """Return one of the answers that could not be read, given as (error, raw), why, and what most likely mends it."""
+    """Return one of the answers that could not be read, given as (error, raw), why, and what most likely fixes it."""
     error, raw = max(failures, key=lambda failure: sum(failure[0] == other for other, _ in failures))
     cure = next((what for sign, what in CURES if sign in error), "")
     return "; ".join(part for part in (error + (f": {raw[:160]!r}" if raw else ""), cure) if part)

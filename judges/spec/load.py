@@ -193,7 +193,7 @@ def reward_judge(recipe: Recipe, part: Reward | AddedReward) -> JudgeSpec:
 def digest(spec: JudgeSpec) -> str:
     """Names exactly what the judge does: sha256 over its resolved file and over the Python files that it names.
 
-    Left out is what never changes an answer (`WITHOUT_EFFECT`), so limits may be raised and prices mended in a run, and
+    Left out is what never changes an answer (`WITHOUT_EFFECT`), so limits may be raised and prices fixed in a run, and
     where files lie: a project that was moved or renamed has the same judges.
     """
     total = hashlib.sha256()

@@ -182,7 +182,7 @@ def check_pattern(pattern: str | None) -> None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     if compiled.groups != 1:
         raise ValueError(
             f"pattern {pattern!r} has {compiled.groups} groups, but needs exactly one: the verdict; write "

@@ -71,6 +71,6 @@ def _read(path: Path, baseline: str) -> dict[str, float]:
         except (TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise ConfigError(f"{path}:{line}: the difficulty is {row[difficulty]!r}, which is no number")
+            raise ConfigError(f"{path}:{line}: the difficulty is {row[difficulty]!r}, which is not a number")
         found[str(row[prompt]).strip()] = value
     return found

@@ -21,12 +21,12 @@ def export(target: str, directory: str | Path, *, push_to_hub: str | None = None
 
     Holds safetensors, tokenizer, generation config (with the sampling that was measured) and model card; adapters are
     merged already. `push_to_hub` names a repository, which is made private if it is new; a push that failed is tried again
-    by the same call. Raises ConfigError for a target that is no iteration of a run, for a directory that holds something
+    by the same call. Raises ConfigError for a target that is not an iteration of a run, for a directory that holds something
     else, and for a push that fails.
     """
     one, final = resolve(target), Path(directory)
     if one.run is None:
-        raise ConfigError(f"{target!r} is no run: name one, such as runs/quickstart@best")
+        raise ConfigError(f"{target!r} is not a run directory: name one, such as runs/quickstart@best")
     refuse_pruned(one)
     iteration = int(Path(one.checkpoint).parent.name.rpartition("-")[2])
     origin = {

@@ -134,7 +134,7 @@ def _of_run(path: Path, which: str, alone: bool) -> list[Contestant]:
     elif which.isdecimal():
         numbers = [int(which)]
     else:
-        raise ConfigError(f"{path}@{which} is no iteration: name a number, start, best or all")
+        raise ConfigError(f"{path}@{which} is not an iteration: name a number, start, best or all")
     missing = [number for number in numbers if number not in there]
     if missing or not numbers:
         raise ConfigError(

@@ -207,7 +207,7 @@ def _known_words() -> str:
     return ", ".join(repr(word) for word in WORDS if word)
 
 
-def _number(value: Any, where: str, wrong: str = "which is no number") -> float:
+def _number(value: Any, where: str, wrong: str = "which is not a number") -> float:
     """Return a finite number; raises ConfigError naming `where` and saying what is wrong."""
     try:
         number = float(value)

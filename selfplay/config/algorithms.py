@@ -37,4 +37,4 @@ Algorithm = Annotated[
     Field(discriminator="kind"),
     BeforeValidator(_ppo_unless_named),
 ]
-"""The section `algorithm` of a recipe: the settings of one algorithm, told apart by `kind`."""
+"""The section `algorithm` of a recipe: the settings of one algorithm, chosen by `kind`."""

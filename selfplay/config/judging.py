@@ -99,7 +99,7 @@ class Endpoint(Section):
         for name, value in values.items():
             if info.field_name == "headers" and not (HEADER.fullmatch(name) and HEADER_VALUE.fullmatch(value)):
                 raise ValueError(
-                    f"{name!r} is no header that can be sent: names are letters, digits and -, values ASCII"
+                    f"{name!r} is not a header that can be sent: names are letters, digits and -, values ASCII"
                 )
             from_environment = info.field_name == "headers" and value.startswith("$")
             secret = NAMES_A_KEY if info.field_name != "extra" else NAMES_A_KEY_IN_EXTRA

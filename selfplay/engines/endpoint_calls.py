@@ -113,7 +113,7 @@ def read_usage(payload: Any) -> Usage | None:
     if usage is None:
         return None
     if not isinstance(usage, dict):
-        raise BadAnswer(f"the answer's usage is no object: {str(usage)[:100]}")
+        raise BadAnswer(f"the answer's usage is not an object: {str(usage)[:100]}")
     counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     if counts == [None, None]:
         return None
@@ -169,7 +169,7 @@ def read_text(config: Endpoint, choice: dict[str, Any]) -> tuple[str, str]:
         raise BadAnswer(f"a choice holds no text: {str(choice)[:200]}")
     for value in (text, thought):
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise BadAnswer("a text holds half of a surrogate pair, which is no character")
+            raise BadAnswer("a text holds half of a surrogate pair, which is not a character")
     return text, thought
 
 

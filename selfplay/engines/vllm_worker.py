@@ -37,7 +37,7 @@ class WorkerExtension:
 
 
 def _end_without(owner: int) -> None:
-    """End this process once `owner` is no ancestor of it any more; vLLM's other processes end when a worker does.
+    """End this process once `owner` is not an ancestor of it any more; vLLM's other processes end when a worker does.
 
     Without this, vLLM 0.31 outlives a killed owner: its memory stays taken, and its worker polls forever.
     """

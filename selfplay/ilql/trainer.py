@@ -19,13 +19,13 @@ from selfplay.ilql.heads import ILQLHeads
 from selfplay.ilql.losses import awac_weights, expectile_loss, q_loss, q_targets
 from selfplay.ilql.rows import Row
 from selfplay.models import default_batch_tokens, right_pad, split_by_tokens, weights_digest
-from selfplay.rl.batching import MicroBatch, collate, derive_seed, prompt_order
+from selfplay.rl.batching import MicroBatch, collate, prompt_order
 from selfplay.rl.checkpoint import find_checkpoint, load_tensors, restore_logs, save_checkpoint
 from selfplay.rl.logprobs import token_logprobs
 from selfplay.rl.metrics import append_rows
 from selfplay.rl.networks import check_head, hidden_states, logit_scale, packs, precision, prepare
 from selfplay.rl.optimise import Optimizer, learning_rate_factor
-from selfplay.storage.files import hash_of
+from selfplay.storage.files import derived_seed, hash_of
 
 SUMS = ("loss/q", "loss/value", "loss/cql", "loss/imitation", "ilql/q", "ilql/value", "ilql/awac_weight")
 SAFE_TO_CHANGE = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing", "beta", "source"}
@@ -54,7 +54,7 @@ class ILQLTrainer:
         self.seed, self.on_step, self.device, self.pad = seed, on_step, policy.device, tokenizer.pad_token_id
         prepare(policy.requires_grad_(True), config.gradient_checkpointing)
         embedding = policy.get_output_embeddings().weight
-        heads = ILQLHeads(embedding.shape[1], embedding.shape[0], config.heads == "mlp", derive_seed(seed, "heads"))
+        heads = ILQLHeads(embedding.shape[1], embedding.shape[0], config.heads == "mlp", derived_seed(seed, "heads"))
         self.heads = heads.to(device=self.device, dtype=embedding.dtype)
         common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm)
         both = nn.ModuleDict({"policy": policy, "heads": self.heads})

@@ -32,7 +32,7 @@ def headline(run: RunData, assessment: Assessment) -> Headline:
         return Headline(f"No {'sound ' if won else ''}iteration is better than the start")
     share, _, interval = rate_text(rate).partition(" ")
     clear = rate.low is not None and rate.low > 0.5
-    verdict = f"Iteration {best} {'' if clear else 'is no clear gain: it '}beats the start {share} of the time"
+    verdict = f"Iteration {best} {'' if clear else 'is not a clear gain: it '}beats the start {share} of the time"
     advice = f"keep it, not iteration {last}" if clear else f"iteration {last} is worse"
     return Headline(verdict, interval, "" if best == last else advice)
 
@@ -49,7 +49,7 @@ def headline_of(summary: Summary) -> Headline:
         share, _, interval = rate_text(one).partition(" ")
         a, b = display_name(one.a), display_name(one.b)
         if not pair.significant:
-            return Headline(f"{a} and {b} cannot be told apart: {a} wins {share} of the time", interval)
+            return Headline(f"{a} and {b} do not differ significantly: {a} wins {share} of the time", interval)
         if pair.comparison.win_rate > 0.5:
             return Headline(f"{a} beats {b} {share} of the time", interval)
         return Headline(f"{a} loses to {b}: it wins {share} of the time", interval)

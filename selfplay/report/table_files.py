@@ -97,7 +97,7 @@ def latex(summary: Summary, facts: Mapping[str, Any]) -> str:
         mark = r"\textsuperscript{*}" if pair.significant else ""
         cells = (escaped(display_name(one.a)), escaped(display_name(one.b)), rate + mark, bounds, even, str(one.n))
         lines.append(" & ".join(cells) + r" \\")
-    caption = f"{facts_text(facts)}. Win rates of the row against the second column; * told apart (Holm, 5%)."
+    caption = f"{facts_text(facts)}. Win rates of the row against the second column; * significant (Holm, 5%)."
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escaped(caption)}}}", r"\end{table}", ""]
     return "\n".join(lines)
 

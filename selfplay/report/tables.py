@@ -145,7 +145,7 @@ def _amount(key: str, value: Any) -> str:
 
 
 def comparison_table(run: RunData) -> list[Row]:
-    """Return one row per pair of checkpoints: win rate, at equal length, prompts, ties, unscored, p, told apart, needed."""
+    """Return one row per pair of checkpoints: win rate, at equal length, prompts, ties, unscored, p, significant, needed."""
     rows: list[Row] = []
     for pair in run.summary.pairs if run.summary else []:
         one = pair.comparison
@@ -227,7 +227,7 @@ def spent_table(run: RunData) -> list[Row]:
 
 
 def group_sentences(summary: Summary) -> list[str]:
-    """Return each group of checkpoints of which no two can be told apart, in words."""
+    """Return each group of checkpoints of which no two differ significantly, in words."""
     return [", ".join(map(display_name, group)) for group in summary.groups]
 
 

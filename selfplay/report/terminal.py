@@ -27,7 +27,7 @@ from selfplay.stats.summary import Category, Summary
 GAP = 2
 """Spaces between two columns."""
 UNBOUNDED = 10_000
-"""Width of what is no terminal: every row on one line."""
+"""Width of what is not a terminal: every row on one line."""
 NARROWEST_NAME = 16
 """Least width of the first column, whose names wrap where they are longer."""
 
@@ -53,7 +53,7 @@ def print_summary(
         told = (chance_text(pair.p_adjusted), "yes" if pair.significant else "no")
         needed = f"{pair.prompts_needed:,}" if pair.prompts_needed else DASH
         rows.append((against(one), rate_text(one), level_text(pair.length_controlled), *counts, *told, needed))
-    print_table(console, (*titles, "sign test, Holm", "told apart", "prompts needed"), rows)
+    print_table(console, (*titles, "sign test, Holm", "significant", "prompts needed"), rows)
     console.print()
     for category in categories:
         rows = [(against(one), rate_text(one), f"{one.n:,}") for one in category.pairs if one.n]
@@ -73,7 +73,7 @@ def print_summary(
         ]
         print_table(console, (title, "difference"), rows)
         console.print()
-    notes = [f"cannot be told apart: {sentence}" for sentence in group_sentences(summary)]
+    notes = [f"not significantly different: {sentence}" for sentence in group_sentences(summary)]
     notes += [f"no order fits: {sentence}" for sentence in cycle_sentences(summary)]
     notes += [f"ratings: {summary.ratings_note}"] if summary.ratings_note else []
     for note in notes:
@@ -96,7 +96,7 @@ def print_table(console: Console, titles: Sequence[str], rows: Sequence[Sequence
     """Print a table whose first column names what a row is about; nothing in a cell is markup.
 
     Numbers are never cut: on a terminal that is too narrow, names and titles wrap, and columns that do not fit stand in
-    a further table beneath. What is no terminal gets every row on one line.
+    a further table beneath. What is not a terminal gets every row on one line.
     """
     if not console.is_terminal:
         console.width = UNBOUNDED

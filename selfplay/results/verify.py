@@ -74,7 +74,9 @@ def verify(directory: str | Path) -> Verification:
     """Compare every file of a run with what was written. Raises ConfigError if there is no run."""
     files = RunDirectory(directory)
     if not (files.path / "config.yaml").is_file() and not (files.path / "provenance.json").is_file():
-        raise ConfigError(f"{str(directory)!r} is no run: it has no config.yaml; start one with `selfplay run RECIPE`")
+        raise ConfigError(
+            f"{str(directory)!r} is not a run directory: it has no config.yaml; start one with `selfplay run RECIPE`"
+        )
     found = Verification()
     _verify_top(files, found)
     for number in files.numbers():

@@ -15,7 +15,6 @@ from selfplay.distributed.collectives import rank, world_size
 from selfplay.models import split_by_tokens
 from selfplay.storage.files import derived_seed
 
-derive_seed = derived_seed
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -107,7 +106,7 @@ def prompt_order(step: int, episodes: int, count: int, seed: int) -> list[int]:
     for place in range(step * episodes, (step + 1) * episodes):
         turn, offset = divmod(place, count)
         if turn not in shuffles:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "prompts", turn))
+            generator = torch.Generator().manual_seed(derived_seed(seed, "prompts", turn))
             shuffles[turn] = torch.randperm(count, generator=generator).tolist()
         order.append(shuffles[turn][offset])
     return order

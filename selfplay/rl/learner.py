@@ -17,7 +17,7 @@ from selfplay.distributed.sharding import home, shard
 from selfplay.engines.masking import TargetMask
 from selfplay.lora import unwrap_peft
 from selfplay.models import default_batch_tokens
-from selfplay.rl.batching import MicroBatch, derive_seed, micro_batches, minibatches
+from selfplay.rl.batching import MicroBatch, micro_batches, minibatches
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import PolicyLoss, loss_shares, policy_loss, pool_log_ratios, value_loss
@@ -26,6 +26,7 @@ from selfplay.rl.networks import Critic, PolicyNetwork, packs, precision, prepar
 from selfplay.rl.optimise import Average, Optimizer, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import Episodes
+from selfplay.storage.files import derived_seed
 from selfplay.weights.precision import freeze
 
 
@@ -101,9 +102,11 @@ class Learner:
         config, rows_of_metrics, steps = self.config, [], 0
         warming_up = step < config.critic_warmup
         for epoch in range(config.epochs):
-            order = minibatches(len(episodes.prompts), config.minibatches, derive_seed(self.seed, "order", step, epoch))
+            order = minibatches(
+                len(episodes.prompts), config.minibatches, derived_seed(self.seed, "order", step, epoch)
+            )
             for number, rows in enumerate(order):
-                seed = derive_seed(self.seed, "pretraining", step, epoch, number)
+                seed = derived_seed(self.seed, "pretraining", step, epoch, number)
                 update = partial(self._update_policy, seed=seed, warming_up=warming_up)
                 row = self.gradients(episodes, experience, rows, learn_policy=not warming_up, update=update)
                 rows_of_metrics.append(row)

@@ -22,7 +22,8 @@ from selfplay.lora import merged, unwrap_peft
 from selfplay.objects import scores_of
 from selfplay.records import Completion, Prompt
 from selfplay.rewards.sources import Reward
-from selfplay.rl.batching import derive_seed, minibatches, prompt_order
+from selfplay.rl.batching import minibatches, prompt_order
+from selfplay.storage.files import derived_seed
 
 
 @runtime_checkable
@@ -103,7 +104,7 @@ class Sampler:
 
     def untried(self, step: int, tried: Collection[int]) -> list[int]:
         """Return the numbers of all prompts that a step has not tried, in an order of its own."""
-        shuffled = minibatches(len(self.prompts), 1, derive_seed(self.seed, "resample", step))[0]
+        shuffled = minibatches(len(self.prompts), 1, derived_seed(self.seed, "resample", step))[0]
         return [number for number in shuffled if number not in tried]
 
     def order(self, step: int) -> list[int]:
@@ -122,7 +123,7 @@ class Sampler:
             asked.append(prompt.model_copy(update={"id": f"{prompt.id}#{repeat}"}) if repeat else prompt)
             seen[number] += 1
         mine = slice(rank(), None, world_size())
-        drawn = self.sampling.model_copy(update={"n": 1, "seed": derive_seed(self.seed, "sampling", step)})
+        drawn = self.sampling.model_copy(update={"n": 1, "seed": derived_seed(self.seed, "sampling", step)})
         answers = [group[0] for group in self.engine.generate(asked[mine], drawn)] if asked[mine] else []
         return [
             (number, answer.model_copy(update={"prompt_id": self.prompts[number].id}))

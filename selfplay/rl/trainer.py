@@ -29,7 +29,6 @@ from selfplay.models import encode_prompt, weights_digest
 from selfplay.records import Prompt
 from selfplay.rewards.sources import Reward, disagreement, identity
 from selfplay.rl.advantages import RunningMoments
-from selfplay.rl.batching import derive_seed
 from selfplay.rl.checkpoint import find_checkpoint, load_tensors, restore_logs, save_checkpoint
 from selfplay.rl.experience import build_experience
 from selfplay.rl.learner import Learner
@@ -38,7 +37,7 @@ from selfplay.rl.networks import Critic, check_head
 from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import build_episodes, estimate
 from selfplay.rl.sampler import Sampler, collect
-from selfplay.storage.files import hash_of
+from selfplay.storage.files import derived_seed, hash_of
 from selfplay.weights.precision import preferred
 
 SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
@@ -142,7 +141,7 @@ class PPOTrainer:
     def _step(self, step: int) -> dict[str, Any]:
         """Sample, score, estimate, learn; gives the metrics."""
         begun = perf_counter()
-        set_seed(derive_seed(self.seed, "step", step, rank()) % 2**32)  # for a reward that draws random numbers
+        set_seed(derived_seed(self.seed, "step", step, rank()) % 2**32)  # for a reward that draws random numbers
         self.learner.move_target(step)
         rates = self.learner.set_learning_rates(step)
         scored, sampling, replaced = collect(self.sampler, step, self.reward)
@@ -218,8 +217,8 @@ class PPOTrainer:
 def _critic(policy: Any, given: Any, seed: int) -> Critic:
     """Return a critic that begins as a given scalar model, or else as the policy with a new head."""
     if given is not None:
-        return Critic.from_scalar_model(given, policy, derive_seed(seed, "critic"))
-    return Critic.from_policy(policy, derive_seed(seed, "critic"))
+        return Critic.from_scalar_model(given, policy, derived_seed(seed, "critic"))
+    return Critic.from_policy(policy, derived_seed(seed, "critic"))
 
 
 def _mask(policy: Any, tokenizer: PreTrainedTokenizerBase, config: PPO, sampler: Sampler) -> TargetMask | None:

@@ -1,4 +1,4 @@
-"""What `selfplay run --dry-run` says of memory and time: a table per stage, what does not fit, and the settings that mend it."""
+"""What `selfplay run --dry-run` says of memory and time: a table per stage, what does not fit, and the settings that fix it."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from selfplay.rundir import RunDirectory
 from selfplay.sizing import cards
 from selfplay.sizing.cards import GB
 from selfplay.sizing.hours import Work, hours
-from selfplay.sizing.stages import Sizes, StageMemory, least_share, mends, sizes_of, stages
+from selfplay.sizing.stages import Sizes, StageMemory, fixes, least_share, sizes_of, stages
 
 BYTES_PER_TOKEN = 4
 """Of a prompt's text: what English takes with a vocabulary of 100,000 and more."""
@@ -130,7 +130,7 @@ def way_out(sizes: Sizes) -> str:
     """Return the first settings, added one after another, with which all stages fit, or what is missing with all of them."""
     tried: dict[str, str] = {}
     changed = sizes
-    for words, change in mends(sizes):
+    for words, change in fixes(sizes):
         attempt = with_settings(changed, change)
         if excess(attempt) >= excess(changed):
             continue

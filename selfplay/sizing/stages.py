@@ -283,7 +283,7 @@ def _evaluate(sizes: Sizes, scored: bool) -> StageMemory:
     return StageMemory("evaluate", parts)
 
 
-def mends(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
+def fixes(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield settings that take less memory, cheapest in speed first, as (words, overrides of the recipe)."""
     recipe = sizes.recipe
     algorithm, vllm = recipe.algorithm, recipe.engine.kind == "vllm" and sizes.machine.card is not None

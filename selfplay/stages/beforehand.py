@@ -83,7 +83,7 @@ def check_judge_fitness(run: RunContext) -> None:
         return
     failed = run_tests(spec)
     if failed:
-        raise JudgeStopped(f"judge {spec.name!r} fails its own tests: {'; '.join(failed)}. Mend the judge or its tests")
+        raise JudgeStopped(f"judge {spec.name!r} fails its own tests: {'; '.join(failed)}. Fix the judge or its tests")
     with ExitStack() as engines:
         found = (
             {"gold": None, "canary_wins": {}} if gold is None else measure_on_gold(open_judge(run, spec, 0, engines))

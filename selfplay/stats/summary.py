@@ -1,7 +1,7 @@
 """All statistics of a table of votes in one result: what `selfplay compare` prints, in a table or as JSON.
 
 Every interval comes from the same resampled prompts. Left out on purpose: a winner. The table says which checkpoints
-can be told apart, and how many prompts it would take where they cannot.
+differ significantly, and how many prompts it would take where they do not.
 """
 
 import math
@@ -77,7 +77,7 @@ class Summary(Record):
 
     Every pair speaks of `a` against `b`: the newer against the older, any model against the baseline. `ratings` is `None`
     where there can be none; `ratings_note` says why. `groups` holds the largest runs of neighbours in the order of the
-    ratings of which no two can be told apart, best first; a model may be in several.
+    ratings of which no two differ significantly, best first; a model may be in several.
     """
 
     models: list[str]
@@ -133,7 +133,7 @@ def summarise(
 
 
 def groups(order: list[str], pairs: list[PairSummary]) -> list[list[str]]:
-    """Return the largest runs of neighbours in an order of models of which no two were told apart, in that order."""
+    """Return the largest runs of neighbours in an order of models of which no two differ significantly, in that order."""
     apart = {frozenset((pair.comparison.a, pair.comparison.b)) for pair in pairs if pair.significant}
     found: list[list[str]] = []
     end = 0

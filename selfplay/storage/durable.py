@@ -62,9 +62,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _not_written(path: Path, reason: str, full: bool) -> NotWritten:
-    mend = "free some space" if full else "mend that"
+    fix = "free some space" if full else "fix that"
     return NotWritten(
-        f"{str(path)!r} could not be written: {reason}; {mend} and give the same command again, which goes on from what "
+        f"{str(path)!r} could not be written: {reason}; {fix} and give the same command again, which goes on from what "
         "is saved"
     )
 

@@ -1,4 +1,4 @@
-"""What the machine has, what is installed, and what is missing or does not go together, with the line that mends it.
+"""What the machine has, what is installed, and what is missing or does not go together, with the line that fixes it.
 
 Reads package metadata and `nvidia-smi` only: it loads neither torch nor vLLM, so that it answers at once, and answers
 where importing them would fail. Left out: whether a package that is there works.
@@ -36,7 +36,7 @@ class Finding:
     state: Literal["fine", "note", "problem"]
     detail: str
     cure: str = ""
-    """The command that mends it, or one sentence; empty where nothing is to be done."""
+    """The command that fixes it, or one sentence; empty where nothing is to be done."""
 
 
 def diagnose() -> list[Finding]:

@@ -117,7 +117,7 @@ def test_notes_and_tags_are_kept_and_shown_in_the_report(copy):
     page = write_report(copy).read_text()
     assert "KL too low; try 0.05 &lt;b&gt;" in page and '<span class="tag">sweep-3</span>' in page
     assert "has no tag 'x'; it has: sweep-3" in str(said("note", copy, "--untag", "x").exception)
-    assert "is no run" in str(said("note", copy.parent, "text").exception)
+    assert "is not a run directory" in str(said("note", copy.parent, "text").exception)
 
 
 def test_pruning_asks_says_what_goes_and_leaves_a_run_that_is_read_and_compared(copy):

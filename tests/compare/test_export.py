@@ -34,7 +34,7 @@ def test_an_exported_checkpoint_loads_and_has_its_card(tiny, tmp_path):
     assert "judge `tiny` version 1, sha256 " in card and "one judge" in card
     with pytest.raises(ConfigError, match="is not empty"):
         export(f"{tiny}@2", folder)
-    with pytest.raises(ConfigError, match="is no run"):
+    with pytest.raises(ConfigError, match="is not a run directory"):
         export(str(tiny / "iteration-002/policy"), tmp_path / "other")
 
 

@@ -135,7 +135,7 @@ def test_targets_name_what_they_say(tiny):
     ("targets", "message"),
     [
         (["{run}@7"], "has no policy of iteration 7"),
-        (["{run}@last"], "is no iteration"),
+        (["{run}@last"], "is not an iteration"),
         (["{run}@1"], "nothing to compare"),
         (["./nowhere", "{run}"], "neither a run"),
         ([], "nothing to compare"),

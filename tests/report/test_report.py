@@ -209,7 +209,7 @@ def test_a_run_whose_best_is_not_its_last_says_what_to_keep(tmp_path):
 
 
 def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="is no run: it has no config.yaml"):
+    with pytest.raises(ConfigError, match="is not a run directory: it has no config.yaml"):
         write_report(tmp_path)
 
 

@@ -109,5 +109,5 @@ def test_an_unknown_prompt_and_a_directory_that_is_no_run(tiny_run: Path, tmp_pa
     with pytest.raises(ConfigError, match=f"no held-out prompt '{known}x'; it has, for example, .*{known}"):
         show.transcripts(tiny_run, f"{known}x")
     for ask in (show.iterations, lambda path: show.transcripts(path, "p")):
-        with pytest.raises(ConfigError, match="is no run: it has no config.yaml"):
+        with pytest.raises(ConfigError, match="is not a run directory: it has no config.yaml"):
             ask(tmp_path)

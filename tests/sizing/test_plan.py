@@ -1,4 +1,4 @@
-"""What a dry run says of memory and time: stages by hand, settings that mend, cards by name, hours of an earlier run."""
+"""What a dry run says of memory and time: stages by hand, settings that fix, cards by name, hours of an earlier run."""
 
 from pathlib import Path
 

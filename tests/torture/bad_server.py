@@ -1,4 +1,4 @@
-"""A server that answers badly while it labels: for one try of a call, or until someone mends it."""
+"""A server that answers badly while it labels: for one try of a call, or until someone fixes it."""
 
 import random
 from pathlib import Path
@@ -19,20 +19,20 @@ def say(text: str) -> str:
 
 
 def bad_server(folder: Path, known: Known, number: int, draw: random.Random) -> Outcome:
-    """From some call on, one or all of the tries get an answer that is none; then the server is mended."""
+    """From some call on, one or all of the tries get an answer that is none; then the server is fixed."""
     fault = (*FAULTS, *HOSTILE)[number % len((*FAULTS, *HOSTILE))]
     begins, lasts = draw.randrange(2 * ORDERS * PAIRS_IN_A_BATCH), draw.choice((1, 2, 10_000))
-    mended, calls = [False], [0]
+    fixed, calls = [False], [0]
 
     def strike(text: str, tried: int) -> str:
         calls[0] += 1
-        return fault if not mended[0] and begins < calls[0] <= begins + lasts else ""
+        return fault if not fixed[0] and begins < calls[0] <= begins + lasts else ""
 
     detail = f"{fault}, from call {begins + 1} on, {lasts} time(s)"
     with serving(strike, say) as server:
         project = write_project(folder, url(server)).parent
         first = start(project)
-        mended[0] = True
+        fixed[0] = True
         outcome = settle("bad server", detail, project, first, known.served)
         paid = max(server.answered.values())
     if outcome.came != OTHER and paid > 2:

@@ -212,5 +212,5 @@ def test_a_real_judges_ratings_become_probabilities_that_are_better_on_other_pai
     assert (
         ("write `verdict_temperature" in found.lines()[-1])
         == (subset == "Natural")
-        != ("no temperature mends" in found.lines()[-1])
+        != ("no temperature fixes" in found.lines()[-1])
     )

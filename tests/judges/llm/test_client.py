@@ -105,10 +105,10 @@ def test_an_unreadable_answer_is_never_final(tmp_path: Path) -> None:
     broken = Scripted(lambda text: "Both are fine.")
     [row] = build(spec(ONE_ORDER), broken, path).judge(pairs)
     assert (row.preference, row.error, row.raw, broken.calls) == (None, "no verdict found", "Both are fine.", 2)
-    mended = Scripted(lambda text: "[[A]]")
-    assert build(spec(ONE_ORDER), mended, path).judge(pairs)[0].preference == 1.0
-    assert mended.calls == 1
-    assert mended.samplings[0].seed == broken.samplings[0].seed  # a deterministic engine says what it said before
+    fixed = Scripted(lambda text: "[[A]]")
+    assert build(spec(ONE_ORDER), fixed, path).judge(pairs)[0].preference == 1.0
+    assert fixed.calls == 1
+    assert fixed.samplings[0].seed == broken.samplings[0].seed  # a deterministic engine says what it said before
 
 
 def test_a_retry_has_another_seed_and_some_temperature() -> None:

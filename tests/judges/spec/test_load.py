@@ -44,7 +44,7 @@ output: {kind: regex, pattern: '\\[\\[(A|B)\\]\\]', labels: {A: 1, B: 0}}
         ),
         (PAIRWISE.replace("\\[\\[(A|B)\\]\\]", "(A|B)"), "also matches in the sentence 'A good answer is short"),
         (PAIRWISE.replace("\\[\\[(A|B)\\]\\]", "\\[\\[A|B\\]\\]"), "has 0 groups, but needs exactly one"),
-        (PAIRWISE.replace("\\[\\[(A|B)\\]\\]", "(A"), "is no regular expression"),
+        (PAIRWISE.replace("\\[\\[(A|B)\\]\\]", "(A"), "is not a regular expression"),
         (PAIRWISE.replace("pattern: '\\[\\[(A|B)\\]\\]', ", ""), "kind regex needs `pattern`"),
         (PAIRWISE.replace("kind: regex", "kind: json"), "pattern belongs to kind regex, not to json: remove it"),
         (
