@@ -1,6 +1,6 @@
 """How far the policy has moved from its reference: estimators of the KL, and the controller of its coefficient.
 
-The KL enters the reward in `advantages.token_rewards`, or the loss in `trainer`. Left out: the exact KL over the
+The KL enters the reward in `advantages.token_rewards`, or the loss in `learner`. Left out: the exact KL over the
 vocabulary, which would need both distributions of every token at once.
 """
 

@@ -1,1 +1,1 @@
-"""Training on token ids with TRL: trainers that stop and resume exactly, their checkpoints, supervised training."""
+"""Training on token ids with TRL: trainers that stop and resume exactly, supervised, on rewards and on pairs (DPO)."""
