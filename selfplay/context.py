@@ -133,8 +133,6 @@ class RunContext:
     @property
     def on_workers(self) -> bool:
         """Return whether text is made on the workers of Ray: there is a `launch`, and this process is none of them."""
-        from selfplay.distributed.cluster import started_by_launcher
-
         return self.recipe.launch is not None and not started_by_launcher()
 
     def pool(self) -> "Pool":

@@ -22,7 +22,7 @@ from selfplay.context import RunContext
 from selfplay.distributed.cluster import connected
 from selfplay.errors import ConfigError
 from selfplay.guard import selection
-from selfplay.preflight import check, refuse_pruned
+from selfplay.preflight import check, check_engines, refuse_pruned
 from selfplay.progress import is_first, log
 from selfplay.records import Prompt
 from selfplay.report.html import write_report
@@ -49,6 +49,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
     from selfplay.stages import beforehand
 
     prompts = check(recipe)
+    check_engines(recipe)
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)

@@ -16,7 +16,7 @@ from prompts.preferences import load_preferences
 from prompts.sources import load_prompts
 from selfplay.algorithms import algorithm_of
 from selfplay.compare.best_of import check_choice
-from selfplay.config import HeldoutSet, Recipe, SamplingParams
+from selfplay.config import DPO, HeldoutSet, Recipe, SamplingParams
 from selfplay.engines.endpoint_calls import request_body, worst_cost
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
@@ -209,6 +209,9 @@ def check_launch(recipe: Recipe) -> None:
     begun = RunDirectory(recipe.directory).finished(0, "policy")
     policy, judge = recipe.policy, recipe.judge.bootstrap
     batches = {"reward.batch_size": recipe.reward.batch_size} if algorithm_of(recipe).needs(recipe).reward_model else {}
+    if isinstance(recipe.algorithm, DPO):
+        key = "batch_size" if recipe.algorithm.micro_batch is None else "micro_batch"
+        batches[f"algorithm.{key}"] = recipe.algorithm.micro_batch or recipe.algorithm.batch_size
     for key, training in (
         ("policy.sft", policy.sft and policy.sft.training),
         ("policy.bootstrap.pretrain", policy.bootstrap and policy.bootstrap.pretrain),
@@ -222,6 +225,17 @@ def check_launch(recipe: Recipe) -> None:
                 f"{key} is {size}, which {recipe.launch.size} workers cannot share evenly: make it a multiple of that, or change "
                 "launch"
             )
+
+
+def check_engines(recipe: Recipe) -> None:
+    """Raise ConfigError for engines that a run cannot open, though a dry run may reckon with them."""
+    workers = 1 if recipe.launch is None else recipe.launch.size
+    cards = recipe.engine.tensor_parallel if recipe.engine.kind == "vllm" else 1
+    if workers > 1 and recipe.algorithm.kind == "ppo" and cards > 1:
+        raise ConfigError(
+            f"engine.tensor_parallel is {cards}, and each of {workers} workers of PPO opens an engine on a card of its own: "
+            "set it to 1, or leave launch out"
+        )
 
 
 def check_checkpoint(key: str, value: str) -> None:

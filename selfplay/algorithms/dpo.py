@@ -91,10 +91,9 @@ class DPOAlgorithm:
         assert taught is not None
         found = load_demonstrations(taught.source, taught.count, run.seed("demonstrations"))
         shown = [(prompt, response) for prompt, response in found if prompt is not None]
-        with meter("own answers", len(shown), "completions") as bar:
-            journal = Journal(inputs.work / "own.jsonl")
-            with first_process_first():  # the others find the answers in the journal
-                own = sample(run, inputs.iteration - 1, [prompt for prompt, _ in shown], 1, "own", journal, bar)
+        with meter("own answers", len(shown), "completions") as bar, first_process_first():
+            journal = Journal(inputs.work / "own.jsonl")  # in which the others find the first one's answers
+            own = sample(run, inputs.iteration - 1, [prompt for prompt, _ in shown], 1, "own", journal, bar)
         rows: list[PairRow] = []
         for pair, [answer] in zip(shown, own, strict=True):
             for row in demonstration_rows(tokenizer, [pair], longest):

@@ -3,6 +3,7 @@
 It shows what the reward is worth without any training. The judge that measures never chooses.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from selfplay.compare.targets import Contestant, recipes
 from selfplay.config import Recipe
 from selfplay.context import score_in_batches
 from selfplay.errors import ConfigError
-from selfplay.objects import load_object
+from selfplay.objects import load_object, source_of
 from selfplay.records import Completion, Prompt
 from selfplay.rewards.metrics import MetricReward
 from selfplay.rewards.python import build_python_reward
@@ -106,7 +107,30 @@ def chosen_by(one: Contestant) -> list[Any]:
     files = RunDirectory(one.run)
     trained = files.rounds(max(one.number, 1), "reward")
     known = [files.manifest_hash(max(one.number, 1), folder.name) for folder in trained[-1:]]
-    return [one.best_of, [part.model_dump(mode="json") for part in files.recipe().rewards], known]
+    recipe = files.recipe()
+    made_by = [
+        judges.digest(reward_judge(recipe, part)) if part.kind == "judge" else source_of_part(part)
+        for part in recipe.rewards
+    ]
+    return [one.best_of, [part.model_dump(mode="json") for part in recipe.rewards], made_by, known]
+
+
+def source_of_part(part: Any) -> str:
+    """Return the hash of the file that a reward in Python is in; nothing for another kind."""
+    reference = part.function or part.python
+    return hashlib.sha256(source_of(reference)).hexdigest() if reference else ""
+
+
+def kept_first(groups: list[list[Completion]], file: Path) -> list[list[Completion]]:
+    """Return the answers to choose from as they were first sampled: scores that are kept belong to those, and to no others."""
+    journal = Journal(file.with_suffix(".all"))
+    if "answers" not in journal.batches:
+        rows = [
+            [one.model_copy(update={"logprobs": None}).model_dump(mode="json") for one in group] for group in groups
+        ]
+        journal.append("answers", [{"group": row} for row in rows])
+        journal = Journal(file.with_suffix(".all"))
+    return [[Completion.model_validate(one) for one in row["group"]] for row in journal.batches["answers"]]
 
 
 def choose(

@@ -18,7 +18,7 @@ from judges.audit.cautions import cautions
 from judges.llm.cache import AnswerCache
 from judges.spec.base import JudgeSpec
 from prompts.sources import load_prompts
-from selfplay.compare.best_of import bounds_of_best, choose, chosen_by
+from selfplay.compare.best_of import bounds_of_best, choose, chosen_by, kept_first
 from selfplay.compare.difficulty import known_difficulty
 from selfplay.compare.settings import Given, Settings, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, refuse_pruned, with_baseline_first
@@ -252,7 +252,7 @@ def _sample(
         engine.close()
     file.parent.mkdir(parents=True, exist_ok=True)
     if one.best_of is not None:
-        groups = [[answer] for answer in choose(one, prompts, groups, file, judge_of)]
+        groups = [[answer] for answer in choose(one, prompts, kept_first(groups, file), file, judge_of)]
     rows = [group[0].model_copy(update={"logprobs": None}).model_dump(mode="json") for group in groups]
     Journal(file).append("answers", rows)
 

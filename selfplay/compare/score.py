@@ -17,6 +17,7 @@ import judges
 from judges.criteria.ifeval_figures import Figure, counts_of, differences_of, figures_of, has_conditions
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
+from selfplay.compare.best_of import bounds_of_best
 from selfplay.compare.head_to_head import categories_of, opener_of_judges, sample_all
 from selfplay.compare.settings import Given, Settings, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, named_checkpoints, recipes
@@ -77,6 +78,7 @@ def score(
             f"judge {spec.name!r} compares two responses and scores none by itself: name a pointwise, rubric or rules judge, "
             "or use `selfplay compare`"
         )
+    bounds = bounds_of_best(found, spec)
     asked = load_prompts(settings.prompts, settings.seed)
     check_unseen(asked, trained)
     values = {} if by is None else categories_of(asked, by)
@@ -88,7 +90,7 @@ def score(
     if has_conditions(asked):
         counts = {name: counts_of(asked, [one.text for one in told]) for name, told in answers.items()}
     made = _collect(found, asked, answers, scores, counts, values, resamples)
-    facts = settings.facts(spec, len(asked))
+    facts = settings.facts(spec, len(asked)) | bounds
     result = Scores(facts=facts, checkpoints=made, folder=str(folder))
     write_rows(folder / "scores.parquet", _rows(asked, answers, scores))
     write_json(folder / "scores.json", result.model_dump(mode="json"))

@@ -163,7 +163,6 @@ def skeleton(policy: Any, dtype: torch.dtype, where: str | torch.device) -> PreT
     with torch.device(where):
         made: PreTrainedModel = type(inner)._from_config(inner.config, dtype=dtype)
     made.generation_config = inner.generation_config
-    made.checkpoint_dtype = getattr(inner, "checkpoint_dtype", None)
     made.checkpoint_dtype = getattr(inner, "checkpoint_dtype", None)  # in which `save` writes it
     return made.eval()
 

@@ -1,8 +1,8 @@
 """Dollars spent on endpoints: one append-only file per run, which every judge of the run shares and a restart reads.
 
-The stop, with its sentence, is in `endpoint_client`. Before a call, the most that it can cost is written down; after it, what it did cost. A call whose end was never
+Before a call, the most that it can cost is written down; after it, what it did cost. A call whose end was never
 written, because the process died, counts in full. The file is a journal, whose lines carry checksums; without a path the
-ledger is in memory. Safe under several threads and processes.
+ledger is in memory. Safe under several threads and processes. What a run says when it stops at its limit is in `endpoint_client`.
 """
 
 import threading

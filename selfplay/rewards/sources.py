@@ -56,6 +56,14 @@ def disagreement(reward: Reward) -> dict[str, float]:
     return {"objective/disagreement": reward.disagreement} if isinstance(reward, RewardEnsemble) else {}
 
 
+def spreads(reward: Reward) -> bool:
+    """Return whether a reward model is spread over processes, all of which must score whenever one does."""
+    if isinstance(reward, WeightedSum):
+        return any(spreads(part) for _, part in reward.parts)
+    members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
+    return any(isinstance(one, RewardModel) and one.digest is not None for one in members)
+
+
 class PairJudge(Protocol):
     """What of a judge is needed here; every judge of the package `judges` has it."""
 
@@ -141,5 +149,6 @@ class WeightedSum:
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
         """Return the weighted sum for each response."""
-        columns = [[weight * score for score in reward.score(prompts, responses)] for weight, reward in self.parts]
+        asked = [(weight, reward) for weight, reward in self.parts if prompts or spreads(reward)]
+        columns = [[weight * score for score in reward.score(prompts, responses)] for weight, reward in asked]
         return [sum(row) for row in zip(*columns, strict=True)]

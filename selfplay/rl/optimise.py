@@ -67,7 +67,7 @@ class Optimizer:
         if not math.isfinite(norm):
             raise Diverged(
                 f"the policy's training diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning "
-                "rates, with PPO or set target_kl, and look at the losses and policy/approxkl_avg of the steps before"
+                "rates, or with PPO set target_kl, and look at the losses and policy/approxkl_avg of the steps before"
             )
         self.adam.step()
         self.zero_grad()

@@ -21,7 +21,7 @@ from selfplay.engines.hf import TransformersEngine
 from selfplay.lora import merged, unwrap_peft
 from selfplay.objects import scores_of
 from selfplay.records import Completion, Prompt
-from selfplay.rewards.sources import Reward
+from selfplay.rewards.sources import Reward, spreads
 from selfplay.rl.batching import minibatches, prompt_order
 from selfplay.storage.files import derived_seed
 
@@ -161,7 +161,7 @@ def interleave(shards: Sequence[Sequence[T]]) -> list[T]:
 def score(answers: Answers, prompts: Sequence[Prompt], reward: Reward) -> Scored:
     """Return the answers of all processes with their scores. Raises ConfigError unless each gets a number or NaN."""
     asked, said = [prompts[number] for number, _ in answers], [answer for _, answer in answers]
-    given = reward.score(asked, said) if answers else []
+    given = reward.score(asked, said) if answers or spreads(reward) else []
     scores = scores_of(f"the reward {type(reward).__qualname__}", given, asked, said)
     share = [(number, answer, value) for (number, answer), value in zip(answers, scores, strict=True)]
     return interleave(all_gather(share))

@@ -12,6 +12,7 @@ import judges
 from judges.audit.check import enforce_thresholds, measure_on_gold
 from judges.audit.file_tests import run_tests
 from judges.audit.gold import gold_file
+from selfplay.algorithms import algorithm_of
 from selfplay.context import RunContext
 from selfplay.errors import ConfigError, JudgeStopped
 from selfplay.models import encode_prompt, load_tokenizer
@@ -53,8 +54,9 @@ def fit_prompts(run: RunContext) -> None:
     )
     if run.recipe.prompts.too_long == "refuse":
         raise ConfigError(f"{said}: shorten the answers, set prompts.train.max_characters, or prompts.too_long to skip")
-    algorithm = run.recipe.algorithm
-    wanted = max(run.recipe.generate.prompts, algorithm.episodes_per_step, getattr(algorithm, "prompts", 0), 1)
+    needs = algorithm_of(run.recipe).needs(run.recipe)
+    drawn = run.recipe.generate.prompts if needs.pairs else 0
+    wanted = max(drawn, getattr(run.recipe.algorithm, "prompts", 0), 1)
     if len(kept[0]) < wanted or (run.heldout and not kept[1]):
         raise ConfigError(f"{said}, and those that are left are too few: shorten the answers, or give more prompts")
     log(f"  {said}, and are left out")

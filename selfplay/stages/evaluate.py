@@ -165,7 +165,10 @@ def best_of(
         temperature = run.recipe.evaluate.temperature
         groups = sample(run, iteration, run.heldout, n, "best-of", journal, bar, temperature)
     reward = choosing_reward(
-        run.recipe, run.files, iteration, lambda spec: open_judge(run, spec, iteration, engines, own_engine=True)
+        run.recipe,
+        run.files,
+        iteration,
+        lambda spec: open_judge(run, spec, max(iteration - 1, 0), engines, own_engine=True),
     )
     scores = score_in_batches(
         reward, run.heldout, groups, Journal(work / "journal-best-scores.jsonl"), "choose the best"

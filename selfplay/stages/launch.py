@@ -179,6 +179,7 @@ def _run_stage(task: dict[str, Any], logs: Path) -> None:
         for source in (recipe.prompts.train, recipe.prompts.heldout)
     )
     run = RunContext(recipe, RunDirectory(recipe.directory), train, heldout)
+    importlib.import_module("selfplay.stages.beforehand").fit_prompts(run)  # which the driver left out too
     with kept_in(run.files.path / "precision.json"), contextlib.closing(run):  # the same choice on all workers
         importlib.import_module(task["stage"]).run(run, task["iteration"], *task["extra"])
 

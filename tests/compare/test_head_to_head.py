@@ -102,7 +102,9 @@ def test_a_judge_that_is_shown_the_last_turn_only_is_warned_of(tiny, tmp_path, c
     talk = {"id": "talk", "messages": [{"role": role, "content": content} for role, content in turns]}
     prompts.write_text(json.dumps(talk) + "\n")
     given = Given(PromptSource(source=str(prompts)), str(judge), sampling=SamplingParams(max_tokens=8))
-    compare([f"{tiny}@0", f"{tiny}@2"], given, folder=tmp_path / "compare")
+    copy = tmp_path / "run"  # the judge's answers are kept in the run, which other tests read too
+    shutil.copytree(tiny, copy, symlinks=True)
+    compare([f"{copy}@0", f"{copy}@2"], given, folder=tmp_path / "compare")
     said = capsys.readouterr().err
     assert (
         "caution: judge 'letters': its template shows only the last turn of a conversation, but prompt 'talk'" in said

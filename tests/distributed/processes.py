@@ -22,7 +22,7 @@ CONTEXT.set_forkserver_preload(
 
 
 def in_processes(
-    count: int, function: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 150
+    count: int, function: Callable[..., Any], folder: Path, *arguments: Any, seconds: float = 450
 ) -> list[Any]:
     """Return what `function(*arguments)` gives in each of `count` processes; fails if one does, or takes too long."""
     folder.mkdir(parents=True, exist_ok=True)

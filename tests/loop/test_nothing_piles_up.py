@@ -1,5 +1,6 @@
 """Over 200 PPO steps and 20 killed runs, no memory, tensor, open file, thread, process, shared memory or file is left over."""
 
+import contextlib
 import gc
 import os
 import shutil
@@ -37,22 +38,27 @@ def held() -> dict[str, Any]:
     }
 
 
-def shared_memory() -> set[str]:
-    """Files in /dev/shm, whether or not anyone still uses them."""
-    return {entry.name for entry in Path("/dev/shm").iterdir()}
+def shared_memory() -> set[int]:
+    """Inodes of the files in /dev/shm, whether or not anyone still uses them."""
+    found: set[int] = set()
+    for entry in Path("/dev/shm").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+            found.add(entry.stat().st_ino)
+    return found
 
 
-def in_use() -> set[str]:
-    """Files in /dev/shm that some process has mapped or open; others run their own on this machine."""
-    found: set[str] = set()
-    for process in psutil.process_iter():
-        try:
-            found.update(
-                Path(region.path).name for region in process.memory_maps() if region.path.startswith("/dev/shm/")
-            )
-            found.update(Path(file.path).name for file in process.open_files() if file.path.startswith("/dev/shm/"))
-        except psutil.Error:  # it has just ended, or is another user's
-            continue
+def in_use() -> set[int]:
+    """Inodes in /dev/shm that some process has mapped or open, under whatever name; others run their own on this machine."""
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            for line in (process / "maps").read_text().splitlines():
+                if " /dev/shm/" in line:
+                    found.add(int(line.split()[4]))
+            for file in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(file).startswith("/dev/shm/"):
+                        found.add(file.stat().st_ino)
     return found
 
 

@@ -40,7 +40,7 @@ def printed(print_it: Any, found: Any, width: int = 120) -> str:
 def test_every_iteration_has_exactly_the_keys_that_are_promised(rows: list[dict[str, Any]]) -> None:
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     for row in rows:
-        assert row.keys() == ASKED_FOR | {"iteration", "mean_score", "mean_reward", "distinct_2"}
+        assert row.keys() == ASKED_FOR | {"iteration", "mean_score", "mean_reward", "distinct_2", "also"}
     for row in rows[1:]:
         assert row["win_rate_vs_start"].keys() == row["win_rate_vs_previous"].keys() == RATE
         assert row["judge"].keys() == {"swap_consistency", "first_share", "unscored"}
