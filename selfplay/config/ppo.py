@@ -1,7 +1,7 @@
 """The settings of PPO and of what can be mixed into it."""
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -124,7 +124,7 @@ class PPO(AlgorithmSection):
     """Lambda of generalised advantage estimation (Schulman 2016)."""
     truncated_value: Literal["zero", "bootstrap"] = "zero"
     """Value after a response that was cut off: 0 (TRL, verl), or the critic's estimate there (AReaL)."""
-    whiten_advantages: bool | None = None
+    whiten_advantages: bool = True
     """Advantages to mean 0 and variance 1 over all tokens of the step (N+ details; over all ranks: OpenRLHF). Default true
     for `gae` and `reinforce++`, false for the others."""
     whiten_rewards: bool = False
@@ -190,10 +190,13 @@ class PPO(AlgorithmSection):
         """Return how many completions a prompt gets."""
         return self.group or (8 if self.advantage in COMPARING else 1)
 
-    @property
-    def whitens(self) -> bool:
-        """Return whether advantages are whitened."""
-        return self.advantage in ("gae", "reinforce++") if self.whiten_advantages is None else self.whiten_advantages
+    @model_validator(mode="before")
+    @classmethod
+    def _whiten_where_it_is_usual(cls, value: Any) -> Any:
+        """Fill in the default of `whiten_advantages`, which follows from `advantage`."""
+        if isinstance(value, dict) and value.get("whiten_advantages") is None:
+            return {**value, "whiten_advantages": value.get("advantage", "gae") in ("gae", "reinforce++")}
+        return value
 
     @property
     def pretraining_batch(self) -> int:

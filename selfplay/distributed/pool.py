@@ -113,7 +113,11 @@ class Pool:
             while todo or running:
                 while todo and self._idle:
                     actor, (place, arguments) = self._idle.pop(), todo.popleft()
-                    running[actor.call.remote(opening, method, arguments)] = (actor, place, arguments)
+                    try:
+                        running[actor.call.remote(opening, method, arguments)] = (actor, place, arguments)
+                    except Exception:  # Ray knows already that it is dead, and raises nothing more precise
+                        todo.appendleft((place, arguments))
+                        self._begin()
                 came_up = time.monotonic() if running else came_up
                 if time.monotonic() - came_up > SECONDS_TO_COME_UP:
                     raise EngineFailed(f"no worker of Ray came up in {SECONDS_TO_COME_UP:g} s; {GO_ON}")

@@ -106,7 +106,7 @@ def build_experience(
         config.gae_lambda if config.has_critic else 1.0,
         final_values,
     )
-    if config.whitens:
+    if config.whiten_advantages:
         advantages = whiten(advantages, mask)
     known = ~episodes.engine_logprobs.isnan() & mask
     engine_logprobs = torch.where(known, episodes.engine_logprobs.to(dtype), estimates.logprobs)

@@ -29,6 +29,10 @@ IN_EXTRAS = {
     "peft": "lora",
     "ray": "ray",
     "gguf": "gguf",
+    "nltk": "ifeval",
+    "punkt": "ifeval",
+    "rouge_score": "metrics",
+    "sacrebleu": "metrics",
     "resvg_py": "png",
 }
 """Modules that only an extra brings; psutil is loaded inside vLLM's processes only."""

@@ -211,8 +211,13 @@ def test_settings_that_do_nothing_together_are_refused(knobs: dict[str, Any], wo
 
 def test_what_is_left_at_its_default_is_no_mistake() -> None:
     whole = PPO(**PPO(advantage="rloo", gae_lambda=0.9).model_dump())
-    assert (whole.group_size, whole.prompts_per_step, whole.whitens, whole.has_critic) == (8, 32, False, False)
-    assert PPO().whitens and PPO().group_size == 1 and PPO(advantage="reinforce++").whitens
+    assert (whole.group_size, whole.prompts_per_step, whole.whiten_advantages, whole.has_critic) == (
+        8,
+        32,
+        False,
+        False,
+    )
+    assert PPO().whiten_advantages and PPO().group_size == 1 and PPO(advantage="reinforce++").whiten_advantages
 
 
 def test_a_critic_that_nobody_needs_is_refused(make_trainer: Maker, make_policy: PolicyMaker) -> None:
