@@ -122,7 +122,7 @@ class RunDirectory:
         What an earlier, killed try left there is kept if it was made from the same fingerprint, and else removed.
         """
         final = self.stage(number, name)
-        if final.is_dir() and not (final / MANIFEST).is_file():
+        if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
             raise Damaged(final / MANIFEST, "it is missing")
         partial = final.with_name(f"{name}.partial")
         begun = partial / WORK / "begun.json"

@@ -88,8 +88,12 @@ def verify(directory: str | Path) -> Verification:
                 _verify_unfinished(files, folder, found)
             elif (folder / MANIFEST).is_file():
                 _verify_stage(files, number, name, found)
+            elif any(folder.iterdir()):
+                remedy = f"{folder.name} was removed, with {_after(number, name)}"
+                repair = partial(remove_from, files, number, name)
+                found.damage.append(Damage(folder / MANIFEST, "it is not there any more", remedy, repair))
             else:
-                found.left_out[_name(files, folder)] = "it has no manifest, so no stage finished it"
+                found.left_out[_name(files, folder)] = "it is empty"
     _verify_metrics(files, found)
     if (files.path / CACHE).is_file():
         _verify_cache(files.path / CACHE, found)
