@@ -121,10 +121,9 @@ class RunDirectory:
 
         What an earlier, killed try left there is kept if it was made from the same fingerprint, and else removed.
         """
-        final = self.stage(number, name)
+        final, partial = self.stage(number, name), self.stage(number, f"{name}.partial")
         if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
             raise Damaged(final / MANIFEST, "it is missing")
-        partial = final.with_name(f"{name}.partial")
         begun = partial / WORK / "begun.json"
         spent, started = self._take_up(partial, fingerprint), time.time()
         try:
