@@ -56,10 +56,11 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
         if not files.finished(recipe.iterations, "evaluate" if prompts[1] else "policy"):
             refuse_pruned(files)
         with open_run(recipe, files, prompts) as current:
-            beforehand.fit_prompts(current)
+            looked_at = beforehand.fit_prompts(current)
             make_start(current)
             if not only_start:
-                beforehand.fit_prompts(current)
+                if not looked_at:
+                    beforehand.fit_prompts(current)
                 iterate(current)
     return files.path
 
@@ -225,6 +226,8 @@ def completions_of(found: RunData, one: Iteration, most: int = 64) -> list[dict[
 
 def run_stage(directory: Path, name: str, iteration: int) -> Path:
     """Run one stage of a run alone, on what the stages before it left; gives its folder."""
+    from selfplay.stages import beforehand
+
     files = RunDirectory(directory)
     recipe = files.recipe().model_copy(update={"output": str(directory)})
     stages = [*stages_before_policy(algorithm_of(recipe).needs(recipe)), "policy"]
@@ -246,7 +249,7 @@ def run_stage(directory: Path, name: str, iteration: int) -> Path:
     with files.locked() if is_first() else nullcontext(), open_run(recipe, files, prompts) as current:
         if is_first():
             files.tidy()
-        importlib.import_module("selfplay.stages.beforehand").fit_prompts(current)
+        beforehand.fit_prompts(current)
         ensure_stage(current, iteration, name, module_of(name))
         if name == "evaluate":
             write_cards(read_run(directory))

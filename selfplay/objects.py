@@ -232,3 +232,8 @@ def source_of(reference: str) -> bytes:
         return b""
     file = Path(location.origin) if location is not None and location.origin else None
     return file.read_bytes() if file is not None and file.is_file() else b""
+
+
+def source_hash(reference: str | None) -> str:
+    """Return the sha256 of the file that a reference to Python is in; empty for no reference."""
+    return "" if reference is None else hashlib.sha256(source_of(reference)).hexdigest()

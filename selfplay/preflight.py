@@ -193,13 +193,20 @@ def check_models(recipe: Recipe) -> None:
     context, where = None, f"the context of {recipe.policy.model!r},"
     if recipe.policy.bootstrap:
         context, where = recipe.policy.bootstrap.architecture.context, "policy.bootstrap.architecture.context"
-    elif (config := Path(str(recipe.policy.model)) / "config.json").is_file():
-        context = read_json(config).get("max_position_embeddings")
+    else:
+        context = context_of(Path(str(recipe.policy.model)))
     if context is not None and recipe.sampling.max_tokens >= context:
         raise ConfigError(
             f"sampling.max_tokens is {recipe.sampling.max_tokens}, which leaves no room for a prompt in "
             f"{where} {context}: shorten the answers, or take a longer context"
         )
+
+
+def context_of(checkpoint: Path) -> int | None:
+    """Return the most tokens that a checkpoint's positions are for; None if its config does not say so, or is not there."""
+    config = checkpoint / "config.json"
+    known: int | None = read_json(config).get("max_position_embeddings") if config.is_file() else None
+    return known
 
 
 def check_launch(recipe: Recipe) -> None:

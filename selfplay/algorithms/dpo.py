@@ -14,10 +14,9 @@ from selfplay.config import DPO, Recipe
 from selfplay.context import sample
 from selfplay.errors import ConfigError
 from selfplay.progress import is_first, log, meter
-from selfplay.records import Message, Prompt
 from selfplay.storage.files import hash_of, write_json_lines
 from selfplay.storage.journal import Journal
-from selfplay.training.pairs import read_preferences
+from selfplay.training.pairs import prompt_ids_of, read_preferences
 
 if TYPE_CHECKING:
     from selfplay.training.preference import PairRow
@@ -117,10 +116,7 @@ def farthest(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def pair_of(row: dict[str, Any], tokenizer: Any, config: DPO) -> "PairRow":
     """Return a row of preferences.parquet as token ids, with what its labels are taken for."""
-    from selfplay.models import encode_prompt
-
-    messages = tuple(map(Message.model_validate, row["prompt"]))
-    asked = encode_prompt(tokenizer, Prompt(id=row["prompt_id"], messages=messages))
+    asked = prompt_ids_of(row, tokenizer)
     sides = [row[name][len(asked) :] for name in ("chosen_ids", "rejected_ids")]
     if any([*asked, *side] != row[name] for name, side in zip(("chosen_ids", "rejected_ids"), sides, strict=True)):
         raise ConfigError(

@@ -3,7 +3,6 @@
 It shows what the reward is worth without any training. The judge that measures never chooses.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +15,8 @@ from selfplay.compare.targets import Contestant, recipes
 from selfplay.config import Recipe
 from selfplay.context import score_in_batches
 from selfplay.errors import ConfigError
-from selfplay.objects import load_object, source_of
+from selfplay.objects import source_hash
 from selfplay.records import Completion, Prompt
-from selfplay.rewards.metrics import MetricReward
-from selfplay.rewards.python import build_python_reward
 from selfplay.rundir import RunDirectory
 from selfplay.storage.journal import Journal
 
@@ -62,7 +59,7 @@ def choosing_reward(
     `judge_of` builds a judge from its file. Raises ConfigError if the reward model is not there.
     """
     from selfplay.rewards.ensemble import load_reward_model  # loads torch, which a dry run does not wait for
-    from selfplay.rewards.sources import FunctionReward, ScoringReward, WeightedSum
+    from selfplay.rewards.sources import WITHOUT_A_RUN, ScoringReward, WeightedSum
 
     parts: list[tuple[float, Reward]] = []
     for part in recipe.rewards:
@@ -75,12 +72,8 @@ def choosing_reward(
             parts.append((part.weight, load_reward_model(trained[-1])))
         elif part.kind == "judge":
             parts.append((part.weight, ScoringReward(judge_of(reward_judge(recipe, part)))))
-        elif part.kind == "function":
-            parts.append((part.weight, FunctionReward(load_object(str(part.function)))))
-        elif part.kind == "metric":
-            parts.append((part.weight, MetricReward(str(part.metric), part.reference)))
         else:
-            parts.append((part.weight, build_python_reward(part)))
+            parts.append((part.weight, WITHOUT_A_RUN[part.kind](part)))
     return WeightedSum(parts)
 
 
@@ -109,28 +102,21 @@ def chosen_by(one: Contestant) -> list[Any]:
     known = [files.manifest_hash(max(one.number, 1), folder.name) for folder in trained[-1:]]
     recipe = files.recipe()
     made_by = [
-        judges.digest(reward_judge(recipe, part)) if part.kind == "judge" else source_of_part(part)
+        judges.digest(reward_judge(recipe, part)) if part.kind == "judge" else source_hash(part.function or part.python)
         for part in recipe.rewards
     ]
     return [one.best_of, [part.model_dump(mode="json") for part in recipe.rewards], made_by, known]
 
 
-def source_of_part(part: Any) -> str:
-    """Return the hash of the file that a reward in Python is in; nothing for another kind."""
-    reference = part.function or part.python
-    return hashlib.sha256(source_of(reference)).hexdigest() if reference else ""
-
-
-def kept_first(groups: list[list[Completion]], file: Path) -> list[list[Completion]]:
-    """Return the answers to choose from as they were first sampled: scores that are kept belong to those, and to no others."""
+def sampled_once(generate: Callable[[], list[list[Completion]]], file: Path) -> list[list[Completion]]:
+    """Return the answers to choose from, sampled in the first call alone: the scores that are kept belong to those."""
     journal = Journal(file.with_suffix(".all"))
     if "answers" not in journal.batches:
         rows = [
-            [one.model_copy(update={"logprobs": None}).model_dump(mode="json") for one in group] for group in groups
+            [one.model_copy(update={"logprobs": None}).model_dump(mode="json") for one in group] for group in generate()
         ]
-        journal.append("answers", [{"group": row} for row in rows])
-        journal = Journal(file.with_suffix(".all"))
-    return [[Completion.model_validate(one) for one in row["group"]] for row in journal.batches["answers"]]
+        journal.append("answers", rows)
+    return [[Completion.model_validate(one) for one in group] for group in journal.batches["answers"]]
 
 
 def choose(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from judges.audit.cautions import cautions
 from judges.llm.cache import AnswerCache
 from judges.spec.base import JudgeSpec
 from prompts.sources import load_prompts
-from selfplay.compare.best_of import bounds_of_best, choose, chosen_by, kept_first
+from selfplay.compare.best_of import bounds_of_best, choose, chosen_by, sampled_once
 from selfplay.compare.difficulty import known_difficulty
 from selfplay.compare.settings import Given, Settings, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, refuse_pruned, with_baseline_first
@@ -241,19 +242,21 @@ def _sample(
     """Sample one answer per prompt into a file, which is there whole or not at all; the best of n where that is asked for."""
     from selfplay.engines.open import open_engine
 
+    def generate(**changes: int) -> list[list[Completion]]:
+        engine = open_engine(settings.engine, one.checkpoint, one.name, dtype=settings.dtype, revision=one.revision)
+        try:
+            return engine.generate(prompts, settings.sampling.model_copy(update=changes))
+        finally:
+            engine.close()
+
     refuse_pruned(one)
-    engine = open_engine(settings.engine, one.checkpoint, one.name, dtype=settings.dtype, revision=one.revision)
-    changes = (
-        {"n": 1} if one.best_of is None else {"n": one.best_of, "seed": derived_seed(settings.sampling.seed, "best")}
-    )
-    try:
-        groups = engine.generate(prompts, settings.sampling.model_copy(update=changes))
-    finally:
-        engine.close()
     file.parent.mkdir(parents=True, exist_ok=True)
-    if one.best_of is not None:
-        groups = [[answer] for answer in choose(one, prompts, kept_first(groups, file), file, judge_of)]
-    rows = [group[0].model_copy(update={"logprobs": None}).model_dump(mode="json") for group in groups]
+    if one.best_of is None:
+        answers = [group[0] for group in generate(n=1)]
+    else:
+        drawn = partial(generate, n=one.best_of, seed=derived_seed(settings.sampling.seed, "best"))
+        answers = choose(one, prompts, sampled_once(drawn, file), file, judge_of)
+    rows = [answer.model_copy(update={"logprobs": None}).model_dump(mode="json") for answer in answers]
     Journal(file).append("answers", rows)
 
 

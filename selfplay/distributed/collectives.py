@@ -5,7 +5,6 @@ episodes is the same everywhere, and results do not depend on the number of proc
 that are spread over the processes (`selfplay.distributed.sharding`).
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from selfplay.distributed.cluster import started_by_launcher
 from selfplay.models import device
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ PATIENCE = timedelta(hours=2)
 
 def init_process_group() -> None:
     """Join the process group if torchrun started this process and it is not done yet; else do nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if started_by_launcher() and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(device())
         dist.init_process_group(BACKEND if torch.cuda.is_available() else "gloo", timeout=PATIENCE)

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from selfplay.config import Engine as EngineConfig
 from selfplay.config import SamplingParams
+from selfplay.distributed.cluster import started_by_launcher
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
 from selfplay.engines.vllm_worker import OWNER_VARIABLE
@@ -281,7 +282,7 @@ def _environment(on_gpu: bool) -> Iterator[None]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
-    if on_gpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of several workers, with an engine on its own GPU
+    if on_gpu and started_by_launcher():  # one of several workers, with an engine on its own GPU
         mine, shown = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES", "")
         os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[mine] if shown else str(mine)
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of the workers, not of vLLM's

@@ -12,7 +12,8 @@ from prompts.sources import prompt_of
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt
 from selfplay.objects import number, shown
-from selfplay.records import Message, Prompt
+from selfplay.records import Prompt
+from selfplay.training.pairs import prompt_ids_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ def rows_of_preferences(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrained
     """Return the completions of preferences (see `read_preferences`), each with its mean preference over its pairs, in [0, 1]."""
     won: dict[tuple[tuple[int, ...], tuple[int, ...]], list[float]] = {}
     for row in rows:
-        messages = tuple(Message.model_validate(one) for one in row["prompt"])
-        prompt = tuple(encode_prompt(tokenizer, Prompt(id=row["prompt_id"], messages=messages)))
+        prompt = tuple(prompt_ids_of(row, tokenizer))
         for key, preference in (("chosen_ids", row["confidence"]), ("rejected_ids", 1.0 - row["confidence"])):
             won.setdefault((prompt, tuple(row[key][len(prompt) :])), []).append(preference)
     return [Row(*key, sum(values) / len(values)) for key, values in won.items()]

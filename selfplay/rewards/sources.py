@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 from selfplay.errors import ConfigError
 from selfplay.models import weights_digest
-from selfplay.objects import call, scores_of
+from selfplay.objects import call, load_object, scores_of
 from selfplay.records import Completion, Pair, Prompt, Verdict, mean_preference
 from selfplay.rewards.ensemble import RewardEnsemble
 from selfplay.rewards.metrics import MetricReward
+from selfplay.rewards.python import build_python_reward
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.storage.files import hash_of
 
@@ -152,3 +153,11 @@ class WeightedSum:
         asked = [(weight, reward) for weight, reward in self.parts if prompts or spreads(reward)]
         columns = [[weight * score for score in reward.score(prompts, responses)] for weight, reward in asked]
         return [sum(row) for row in zip(*columns, strict=True)]
+
+
+WITHOUT_A_RUN: dict[str, Callable[[Any], Reward]] = {
+    "function": lambda part: FunctionReward(load_object(str(part.function))),
+    "python": build_python_reward,
+    "metric": lambda part: MetricReward(part.metric, part.reference),
+}
+"""`reward.kind` -> how a reward is built from its part of a recipe alone, with nothing that a run made."""

@@ -147,6 +147,7 @@ def estimate(
     dtype = torch.promote_types(unwrap_peft(policy.model).dtype, torch.float32)
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3))
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
+    unmasked = None if policy.mask is None else torch.zeros_like(logprobs)
     budget = config.micro_batch_tokens or default_batch_tokens(mask.device)
     with torch.no_grad(), precision(config.precision, mask.device):
         for rows in micro_batches(range(len(mask)), episodes.lengths, budget):
@@ -158,14 +159,9 @@ def estimate(
             if critic is not None:
                 new_values, ends = critic(batch)
                 values[into], final_values[batch.rows] = new_values.to(dtype), ends.to(dtype)
-    results = [logprobs, reference_logprobs, values, final_values]
-    if policy.mask is not None:
-        unmasked = torch.zeros_like(logprobs)
-        with torch.no_grad(), precision(config.precision, mask.device):
-            for rows in micro_batches(range(len(mask)), episodes.lengths, budget):
-                batch = episodes.batch(rows, packs(policy.model))
-                unmasked[token_places(batch.rows, mask)] = policy.unmasked_logprobs(batch)
-        results.append(unmasked)
+            if unmasked is not None:
+                unmasked[into] = policy.unmasked_logprobs(batch)
+    results = [logprobs, reference_logprobs, values, final_values, *([] if unmasked is None else [unmasked])]
     all_reduce(results)
     return Estimates(*results)
 

@@ -3,7 +3,6 @@
 Left out: what needs no tokenizer and no judge to answer, which `selfplay.preflight` knows before anything is loaded.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ from selfplay.algorithms import algorithm_of
 from selfplay.context import RunContext
 from selfplay.errors import ConfigError, JudgeStopped
 from selfplay.models import encode_prompt, load_tokenizer
+from selfplay.preflight import context_of
 from selfplay.progress import log
 from selfplay.records import Prompt
 from selfplay.stages.label import known_judge, labelling_judge, open_judge
@@ -26,18 +26,17 @@ SHOWN = 3
 """Prompts that a sentence names."""
 
 
-def fit_prompts(run: RunContext) -> None:
+def fit_prompts(run: RunContext) -> bool:
     """Tokenize every prompt once, and refuse or leave out those that do not fit, as the recipe says.
 
-    Nothing happens as long as no checkpoint is there. Raises ConfigError that names the first of them, and where fewer are
-    left than the recipe draws.
+    Returns whether it could: not as long as no checkpoint is there. Raises ConfigError that names the first of them, and where
+    fewer are left than the recipe draws.
     """
     checkpoint = run.files.policy(0) if run.files.finished(0, "policy") else Path(str(run.recipe.policy.model))
-    file = checkpoint / "config.json"
-    context = json.loads(file.read_text(encoding="utf-8")).get("max_position_embeddings") if file.is_file() else None
+    context = context_of(checkpoint)
     if context is None:
-        return
-    tokenizer, room = load_tokenizer(checkpoint), int(context) - run.recipe.sampling.max_tokens
+        return False
+    tokenizer, room = load_tokenizer(checkpoint), context - run.recipe.sampling.max_tokens
     told: list[str] = []
     kept: list[list[Prompt]] = []
     for name, prompts in (("prompts.train", run.train), ("prompts.heldout", run.heldout)):
@@ -47,7 +46,7 @@ def fit_prompts(run: RunContext) -> None:
         if long:
             told.append(f"{len(long)} of {len(prompts)} {name} ({_named(long)})")
     if not told:
-        return
+        return True
     said = (
         f"{' and '.join(told)} leave no room for sampling.max_tokens {run.recipe.sampling.max_tokens} in the context of "
         f"{context} tokens"
@@ -61,6 +60,7 @@ def fit_prompts(run: RunContext) -> None:
         raise ConfigError(f"{said}, and those that are left are too few: shorten the answers, or give more prompts")
     log(f"  {said}, and are left out")
     run.train, run.heldout = kept
+    return True
 
 
 def _named(long: Sequence[tuple[str, int]]) -> str:

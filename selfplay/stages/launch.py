@@ -163,6 +163,8 @@ def _run_stage(task: dict[str, Any], logs: Path) -> None:
 
     from prompts.sources import load_prompts
     from selfplay.config import validate
+    from selfplay.preflight import heldout_prompts
+    from selfplay.stages.beforehand import fit_prompts
     from selfplay.weights.precision import kept_in
 
     recipe = validate(Recipe, task["recipe"], "the recipe")
@@ -174,12 +176,9 @@ def _run_stage(task: dict[str, Any], logs: Path) -> None:
         stopping.ask((logs / STOP).read_text() or "SIGTERM")
 
     threading.Thread(target=listen, daemon=True).start()
-    train, heldout = (
-        [] if source is None else load_prompts(source, recipe.seed)
-        for source in (recipe.prompts.train, recipe.prompts.heldout)
-    )
-    run = RunContext(recipe, RunDirectory(recipe.directory), train, heldout)
-    importlib.import_module("selfplay.stages.beforehand").fit_prompts(run)  # which the driver left out too
+    train = load_prompts(recipe.prompts.train, recipe.seed)
+    run = RunContext(recipe, RunDirectory(recipe.directory), train, heldout_prompts(recipe))
+    fit_prompts(run)  # as the driver did
     with kept_in(run.files.path / "precision.json"), contextlib.closing(run):  # the same choice on all workers
         importlib.import_module(task["stage"]).run(run, task["iteration"], *task["extra"])
 

@@ -4,7 +4,6 @@ A judge that scores single responses scores them. One that compares is shown, be
 the iteration before answered to the same prompt, so its score is the probability of having become better.
 """
 
-import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,13 +15,11 @@ from judges.audit.check import enforce_thresholds, measure_health
 from judges.spec.load import reward_judge
 from selfplay.context import RunContext, sample
 from selfplay.distributed.collectives import first_process_first
-from selfplay.objects import load_object, source_of
+from selfplay.objects import source_hash
 from selfplay.progress import is_first, meter
 from selfplay.records import Completion
 from selfplay.rewards.ensemble import load_reward_model
-from selfplay.rewards.metrics import MetricReward
-from selfplay.rewards.python import build_python_reward
-from selfplay.rewards.sources import FunctionReward, JudgeReward, Reward, ScoringReward, WeightedSum
+from selfplay.rewards.sources import WITHOUT_A_RUN, JudgeReward, Reward, ScoringReward, WeightedSum
 from selfplay.rundir import WORK
 from selfplay.stages.label import known_judge, open_judge
 from selfplay.storage.files import write_json
@@ -44,8 +41,7 @@ def settings(run: RunContext) -> list[Any]:
             found.append([part.weight, judges.digest(judges.load_spec(own) if own else known_judge(run))])
         elif part.kind in ("function", "python"):
             reference = str(part.function or part.python)
-            source = hashlib.sha256(source_of(reference)).hexdigest()
-            found.append([part.weight, reference, source, *([part.options] if part.options else [])])
+            found.append([part.weight, reference, source_hash(reference), *([part.options] if part.options else [])])
         elif part.kind == "metric":
             found.append([part.weight, part.metric, part.reference])
         else:
@@ -85,9 +81,7 @@ def _judge_reward(asked: Asked, part: Any) -> Reward:
 REWARDS: dict[str, Callable[[Asked, Any], Reward]] = {
     "model": _model_reward,
     "judge": _judge_reward,
-    "function": lambda asked, part: FunctionReward(load_object(str(part.function))),
-    "python": lambda asked, part: build_python_reward(part),
-    "metric": lambda asked, part: MetricReward(part.metric, part.reference),
+    **{kind: lambda asked, part: WITHOUT_A_RUN[part.kind](part) for kind in WITHOUT_A_RUN},
 }
 """`reward.kind` -> how a reward is built. A new one is a class behind `selfplay.rewards.sources.Reward` and an entry here."""
 

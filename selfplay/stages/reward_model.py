@@ -4,7 +4,6 @@ Writes a checkpoint (`AutoModelForSequenceClassification`, with shift and scale 
 held-out accuracy with a 95% interval, Brier score, calibration error. Left out: ties, which no loss learns from.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from selfplay.context import RunContext
 from selfplay.distributed.collectives import first_process_first
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt, load_scalar_model, load_tokenizer
-from selfplay.objects import source_of
+from selfplay.objects import source_hash
+from selfplay.preflight import context_of
 from selfplay.progress import is_first, log
 from selfplay.rewards.ensemble import RewardEnsemble, member_folder
 from selfplay.rewards.reward_model import RewardModel
@@ -69,8 +69,7 @@ def settings(config: Reward) -> Any:
             del found[name]
     if config.loss != "python":
         return found
-    source = hashlib.sha256(source_of(str(config.python))).hexdigest()
-    return [found, config.python, source, config.options]
+    return [found, config.python, source_hash(config.python), config.options]
 
 
 def backbone(run: RunContext, iteration: int, member: int = 0) -> str | Path:
@@ -109,12 +108,6 @@ def learned_rows(run: RunContext, iteration: int, extra: int, tokenizer: Any) ->
             f"prompts back: {'raise generate.prompts' if config.data is None else 'give more rows in reward.data'}"
         )
     return train, heldout
-
-
-def context_of(checkpoint: Path) -> int | None:
-    """Return the most tokens that a checkpoint's positions are for, if its config says so."""
-    known: int | None = read_json(checkpoint / "config.json").get("max_position_embeddings")
-    return known
 
 
 def run(run: RunContext, iteration: int, extra: int = 0) -> None:
