@@ -37,13 +37,17 @@ class WorkerExtension:
 
 
 def _end_without(owner: int) -> None:
-    """End this process once `owner` is not an ancestor of it any more; vLLM's other processes end when a worker does.
+    """End this process, and the engine core that started it, once `owner` is not an ancestor any more.
 
-    Without this, vLLM 0.31 outlives a killed owner: its memory stays taken, and its worker polls forever.
+    Without this, vLLM 0.31 outlives a killed owner: its memory stays taken, and its worker polls forever. A core whose owner
+    and worker are gone while it starts waits forever for the owner to read its farewell.
     """
     import psutil
 
     myself = psutil.Process()
     while any(parent.pid == owner for parent in myself.parents()):
         time.sleep(SECONDS_BETWEEN_LOOKS)
+    for parent in myself.parents():
+        if parent.name().startswith("VLLM::EngineCore"):
+            parent.kill()
     os._exit(1)

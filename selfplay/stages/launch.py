@@ -128,13 +128,22 @@ def _fit(task: dict[str, Any], size: int) -> str | None:
         scaling_config=ScalingConfig(num_workers=size, use_gpu=kind == "GPU", resources_per_worker={kind: 1}),
         run_config=RunConfig(storage_path=task["logs"], name="ray"),
     )
+    said: list[str] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # of many classes of Ray's: a worker's own is in its log
+            said.append(f"a worker was lost ({str(error).strip().splitlines()[0][:200]})")
+
+    # In the main thread Ray Train would take Ctrl-C for itself, end with exit code 0, and leave its handler behind.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
     try:
-        trainer.fit()
-    except Exception as error:  # of many classes of Ray's: a worker's own is in its log
-        return f"a worker was lost ({str(error).strip().splitlines()[0][:200]})"
+        thread.join()
     finally:
         shutil.rmtree(Path(task["logs"]) / "ray", ignore_errors=True)
-    return None
+    return said[0] if said else None
 
 
 def work(task: dict[str, Any]) -> None:

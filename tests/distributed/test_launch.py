@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -61,6 +62,7 @@ def test_a_run_goes_on_on_workers_of_which_one_is_killed(
         load_recipe(tiny_run.parent / "tiny.yaml", [f"output={begun}", f"seed={training_seed}", "iterations=1", launch])
     )
     said = capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ray Train's handler is gone"
     assert killed and said.count("restart 1 of 1, from the last checkpoint") == 1
     assert said.count("reward model: held-out accuracy") == 1, "the first worker alone speaks"
     assert RunDirectory(begun).stages(1) == ["generate", "label", *STAGES]
@@ -81,6 +83,25 @@ def test_a_run_goes_on_on_workers_of_which_one_is_killed(
     run(load_recipe(tiny_run.parent / "tiny.yaml", [f"output={alone}", f"seed={training_seed}", "iterations=1"]))
     mine, theirs = (load_file(home / "iteration-001/policy/model.safetensors") for home in (begun, alone))
     torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3)
+
+
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(begun: Path, tiny_run: Path, training_seed: int) -> None:
+    command = [str(tiny_run.parent / "tiny.yaml"), f"output={begun}", f"seed={training_seed}", "launch={workers: 2}"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "selfplay", "run", *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    logs = begun / "logs" / "iteration-001-reward"
+    while not any("reward model" in file.read_text() for file in logs.glob("rank-0.txt")):
+        assert running.poll() is None
+        time.sleep(0.1)
+    started = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=120)[1].splitlines()
+    assert running.returncode == 130 and said[-1].startswith("interrupted; what is finished is saved"), said
+    assert not psutil.wait_procs(started, timeout=60)[1]
 
 
 def test_torchrun_around_the_verb_does_the_same_and_refuses_what_is_one_processs_work(
