@@ -145,19 +145,26 @@ def measure(walks: Walks, checkpoint: Path, count: int = 1000, seed: int = 7) ->
     return [value for group in answers(walks, checkpoint, -(-count // len(walks.starts)), seed) for value in group]
 
 
-def best_of(walks: Walks, checkpoint: Path, n: int, groups: int = 50) -> tuple[list[float], float]:
-    """Return the best optimality of each of `groups` groups of n answers per start, and what other answers predict of their mean.
+def best_of(
+    walks: Walks, checkpoint: Path, counts: Sequence[int], groups: int = 50
+) -> list[tuple[int, float, float, float]]:
+    """Return for each n of `counts` the mean of the best of n answers, what other answers predict of it, and an error.
 
-    Of M other answers in order x_1 <= ... <= x_M, the best of n drawn from them has the mean
-    sum x_i ((i / M)^n - ((i - 1) / M)^n).
+    `groups` groups of n answers are drawn per start. Of M = 1,000 other answers in order x_1 <= ... <= x_M, the best of n drawn
+    from them has the mean sum x_i ((i / M)^n - ((i - 1) / M)^n). The error is the standard error of the difference of the two,
+    with the starts as they are; that of the prediction comes from 200 bootstrap resamples.
     """
-    drawn = answers(walks, checkpoint, n * groups, seed=8)
-    best = [max(values[place : place + n]) for values in drawn for place in range(0, n * groups, n)]
-    predicted = []
-    for values in answers(walks, checkpoint, 1000, seed=9):
-        shares = (numpy.arange(1001) / 1000) ** n
-        predicted.append(float(numpy.sort(values) @ numpy.diff(shares)))
-    return best, sum(predicted) / len(predicted)
+    found, random = [], numpy.random.default_rng(0)
+    others = numpy.array(answers(walks, checkpoint, 1000, seed=9))
+    resampled = others[numpy.arange(len(others))[:, None, None], random.integers(1000, size=(len(others), 200, 1000))]
+    for n in counts:
+        drawn = numpy.array(answers(walks, checkpoint, n * groups, seed=8)).reshape(len(others), groups, n).max(2)
+        weights = numpy.diff((numpy.arange(1001) / 1000) ** n)
+        predicted = float((numpy.sort(others) @ weights).mean())
+        variances = drawn.var(1, ddof=1) / groups + (numpy.sort(resampled) @ weights).var(1, ddof=1)
+        error = float(variances.sum() ** 0.5) / len(others)
+        found.append((n, float(drawn.mean()), predicted, error))
+    return found
 
 
 def answers(walks: Walks, checkpoint: Path, each: int, seed: int) -> list[list[float]]:
@@ -233,7 +240,7 @@ def train(name: str, walks: Walks, start: Path, output: Path, seed: int) -> Trai
 def main() -> None:
     """Train by each algorithm that was named with each seed, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algorithms", nargs="*", default=list(RECIPES), help=f"of {', '.join(RECIPES)}; default all")
+    parser.add_argument("algorithms", nargs="*", help=f"of {', '.join(RECIPES)}; default all, or with --best-of none")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each")
     parser.add_argument("--graph", type=int, default=1000, help="seed of the graph")
     parser.add_argument("--folder", type=Path, default=Path("runs/randomwalks"), help="where the runs are kept")
@@ -248,7 +255,7 @@ def main() -> None:
     start = make_start(walks, (options.folder / f"start-{options.graph}").absolute())
     data = [walks.optimality(walk) for walk in walks.samples]
     rows = [("walks imitated", [data], [0.0]), ("start", [measure(walks, start)], [0.0])]
-    for name in options.algorithms:
+    for name in options.algorithms or ([] if options.best_of else RECIPES):
         found, seconds = [], []
         for seed in range(options.seeds):
             begun = time.time()
@@ -257,10 +264,11 @@ def main() -> None:
             found.append(measure(walks, trained.policy))
         rows.append((name, found, seconds))
         print_table(rows[-1:])
-    for n in options.best_of:
-        best, predicted = best_of(walks, start, n)
-        error = float(numpy.std(best, ddof=1)) / len(best) ** 0.5
-        print(f"best of {n}: {sum(best) / len(best):.3f} +- {error:.3f}, predicted {predicted:.3f}", flush=True)
+    for n, mean, predicted, error in best_of(walks, start, options.best_of) if options.best_of else []:
+        print(
+            f"best of {n}: {mean:.3f}, predicted {predicted:.3f}, standard error of the difference {error:.4f}",
+            flush=True,
+        )
     print(
         f"\n{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}\n"
     )

@@ -58,6 +58,19 @@ def test_graphs_that_would_divide_by_zero_are_refused() -> None:
         make_walks(refused[0])
 
 
+def test_what_best_of_n_predicts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Half of what is drawn scores 1: the best of n does with probability 1 - 1/2^n. All that is measured scores 1.
+    def answers(walks: randomwalks.Walks, checkpoint: Path, each: int, seed: int) -> list[list[float]]:
+        return [[float(place % 2 or seed == 8) for place in range(each)]] * 2
+
+    monkeypatch.setattr(randomwalks, "answers", answers)
+    walks = randomwalks.Walks(0, (), (), ())
+    for n, mean, predicted, error in randomwalks.best_of(walks, Path(), (1, 2, 4), groups=10):
+        assert mean == 1.0 and predicted == pytest.approx(1 - 0.5**n, abs=1e-9)
+        # With p the share of ones among 1,000: d(1 - (1 - p)^n) = n (1 - p)^(n-1) dp, over two starts alike.
+        assert error == pytest.approx(n * 0.5 ** (n - 1) * (0.25 / 1000 / 2) ** 0.5, rel=0.25)
+
+
 def test_a_letter_is_a_token() -> None:
     tokenizer = make_tokenizer()
     assert tokenizer("cab")["input_ids"] == [4, 2, 3] and tokenizer.decode([4, 2, 3]) == "cab"
