@@ -51,12 +51,14 @@ def test_log_ratio_cannot_overflow() -> None:
 
 
 def test_value_loss_takes_the_worse_of_plain_and_clipped() -> None:
-    values, old, returns = float64([2.0, 2.0, 0.1]), float64([1.0, 1.0, 0.0]), float64([3.0, 0.0, 1.0])
+    values, old = float64([2.0, 2.0, 0.1, 0.0]), float64([1.0, 1.0, 0.0, 1.0])
+    returns = float64([3.0, 0.0, 1.0, -1.0])
     result = value_loss(values, old, returns, clip=0.5)
-    # clipped values 1.5, 1.5, 0.1: (2-3)^2 = 1 < (1.5-3)^2 = 2.25;  (2-0)^2 = 4 > 1.5^2;  (0.1-1)^2 = 0.81 twice
-    close(result.loss, [1.125, 2.0, 0.405])
-    assert result.clipped.tolist() == [True, False, False]
-    close(value_loss(values, old, returns, clip=None).loss, [0.5, 2.0, 0.405])
+    # clipped values 1.5, 1.5, 0.1, 0.5: (2-3)^2 = 1 < (1.5-3)^2 = 2.25;  (2-0)^2 = 4 > 1.5^2;  (0.1-1)^2 = 0.81 twice;
+    # (0+1)^2 = 1 < (0.5+1)^2 = 2.25
+    close(result.loss, [1.125, 2.0, 0.405, 1.125])
+    assert result.clipped.tolist() == [True, False, False, True]
+    close(value_loss(values, old, returns, clip=None).loss, [0.5, 2.0, 0.405, 0.5])
 
 
 def test_value_gradient_is_the_error_or_zero_where_clipped() -> None:
