@@ -8,9 +8,11 @@ from typing import Any
 from prompts.sources import load_documents
 from selfplay.algorithms.protocol import Inputs, Needs
 from selfplay.config import PPO, Recipe
+from selfplay.context import RunContext
 from selfplay.progress import is_first, meter
 from selfplay.rundir import iteration_name
 from selfplay.storage import durable
+from selfplay.storage.files import read_json_lines
 
 
 class PPOAlgorithm:
@@ -39,7 +41,8 @@ class PPOAlgorithm:
         from selfplay.models import load_policy, load_tokenizer
         from selfplay.rl.trainer import PPOTrainer
 
-        run, iteration, config, policy = inputs.run, inputs.iteration, self.config, inputs.run.recipe.policy
+        run, iteration, policy = inputs.run, inputs.iteration, inputs.run.recipe.policy
+        config = goes_on(self.config, run, iteration)
         assert inputs.reward is not None
         before = run.files.policy(iteration - 1)
         reference = run.files.policy(0) if config.reference == "start" else before
@@ -82,6 +85,14 @@ class PPOAlgorithm:
             trainer.learner.mask.save(inputs.folder, tokenizer)
         for name in ("metrics.jsonl", "samples.jsonl") if is_first() else ():
             durable.write(inputs.folder / name, (inputs.work / name).read_bytes())
+
+
+def goes_on(config: PPO, run: RunContext, iteration: int) -> PPO:
+    """Return the settings with the beta of the last step of the iteration before, if it is steered by the KL to the start."""
+    if config.adaptive_kl is None or config.reference == "previous" or iteration == 1:
+        return config
+    steps = read_json_lines(run.files.stage(iteration - 1, "policy") / "metrics.jsonl")
+    return config.model_copy(update={"kl_coefficient": steps[-1]["objective/kl_coefficient"]})
 
 
 def critic_of(inputs: Inputs, precision: str) -> Any:

@@ -14,7 +14,10 @@ OF_THE_CRITIC = ("critic_learning_rate", "value_clip", "truncated_value", "criti
 
 
 class AdaptiveKL(Section):
-    """Steers beta so that the KL meets a target (Ziegler et al. 2019): per step, beta *= 1 + error n / horizon."""
+    """Steers beta so that the KL meets a target (Ziegler et al. 2019): per step, beta *= 1 + error n / horizon.
+
+    With `reference: start`, an iteration begins with the beta of the last step of the iteration before.
+    """
 
     target: Positive = 6.0
     """Wanted KL to the reference, in nats per response; the error is KL / target - 1, clipped to +-0.2."""
