@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.algorithms.protocol import Inputs, Needs
-from selfplay.config import Optimisation, Recipe, Rejection
+from selfplay.config import Recipe, Rejection
 from selfplay.context import draw_prompts, sample, score_in_batches
 from selfplay.errors import ConfigError
 from selfplay.progress import log, meter
@@ -115,14 +115,7 @@ class RejectionAlgorithm:
                 {"input_ids": [*asked, *answer.token_ids], "labels": [-100] * len(asked) + list(answer.token_ids)}
             )
         each = math.ceil(len(rows) / config.batch_size)
-        training = Optimisation(
-            steps=each * config.epochs,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            warmup=config.warmup,
-            weight_decay=config.weight_decay,
-            schedule=config.schedule,
-        )
+        training = config.optimisation(len(rows))
         seed = run.seed("rejection", inputs.iteration, number)
         logged = train_supervised(model, tokenizer, rows, training, work / "train", seed, f"round {number}: fine-tune")
         durable.remove_tree(work / "policy")

@@ -12,7 +12,7 @@ from selfplay.config.ilql import ILQL
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
 from selfplay.config.launch import Launch
 from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
-from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Policy
+from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Passes, Policy
 from selfplay.config.ppo import NLPO, PPO, AdaptiveKL, Pretraining
 from selfplay.config.recipe import Evaluate, Guard, HeldoutSet, Recipe
 from selfplay.config.rejection import Rejection
@@ -44,6 +44,7 @@ __all__ = [
     "Lora",
     "NonNegative",
     "Optimisation",
+    "Passes",
     "Policy",
     "Positive",
     "Pretraining",

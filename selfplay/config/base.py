@@ -1,6 +1,6 @@
 """What every section of a recipe or a judge file is made of: strict frozen pydantic models, and the types of their values."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
+Schedule = Literal["linear", "constant", "cosine"]
 
 
 class Section(BaseModel):
@@ -21,6 +22,9 @@ class Section(BaseModel):
 
 class AlgorithmSection(Section):
     """What all algorithms' settings have, for those who count work."""
+
+    kind: str
+    """Which algorithm trains the policy."""
 
     @property
     def steps_per_iteration(self) -> int:

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Section, Unit
+from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Section
+from selfplay.config.models import Passes
 
 TAKE_PROBABILITIES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "sppo")
 """Losses that can learn from how sure the judge is."""
@@ -21,7 +22,7 @@ class DemonstratedPairs(Section):
     """Use so many demonstrations at most; each iteration answers the same prompts again."""
 
 
-class DPO(AlgorithmSection):
+class DPO(Passes, AlgorithmSection):
     """Direct preference optimisation (Rafailov et al. 2023), with TRL's DPOTrainer on the pairs of this iteration."""
 
     kind: Literal["dpo"]
@@ -47,20 +48,8 @@ class DPO(AlgorithmSection):
     """What the policy is held to: iteration 0, or the policy this iteration began with."""
     sft_coefficient: NonNegative = 0.0
     """Weight of the mean loss per token of the chosen answers (Pang et al. 2024; Llama 3: 0.2)."""
-    epochs: Count = 1
-    """Passes over the pairs."""
-    batch_size: Count = 32
-    """Pairs per optimiser step."""
     micro_batch: Count | None = None
     """Pairs per forward pass: fewer need less memory. Default: all of a step's."""
-    learning_rate: Positive = 1e-4
-    """Peak learning rate. Models of a billion weights want 5e-7 to 5e-6, adapters ten times that."""
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup: Unit = 0.1
-    """Share of the steps over which the learning rate rises from 0."""
-    weight_decay: NonNegative = 0.0
-    """AdamW's decoupled weight decay."""
 
     @property
     def summary(self) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Unit
+from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Schedule, Unit
 
 
 class ILQL(AlgorithmSection):
@@ -21,7 +21,7 @@ class ILQL(AlgorithmSection):
     """Completions per step."""
     learning_rate: Positive = 1e-3
     """Peak learning rate, of the policy and of the heads."""
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    schedule: Schedule = "linear"
     """How the learning rate falls over the steps."""
     warmup: Unit = 0.05
     """Share of the steps over which the learning rate rises from 0."""

@@ -1,10 +1,11 @@
 """The policy and where it comes from, and the engine that samples from it."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
+from selfplay.config.base import Count, NonNegative, Positive, Schedule, Section, Texts, Unit
 
 
 class Architecture(Section):
@@ -43,8 +44,36 @@ class Optimisation(Section):
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: NonNegative = 0.01
     """AdamW's decoupled weight decay."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """How the learning rate falls after the warm-up."""
+
+
+class Passes(Section):
+    """Supervised training in passes over given rows: what a reward model, DPO and rejection sampling share."""
+
+    epochs: Count = 1
+    """Passes over what is learned from."""
+    batch_size: Count = 32
+    """Pairs, or answers, per optimiser step."""
+    learning_rate: Positive = 1e-4
+    """Peak learning rate. Models of a billion weights want 5e-7 to 2e-5, adapters ten times that."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup: Unit = 0.1
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """AdamW's decoupled weight decay."""
+
+    def optimisation(self, rows: int, batch_size: int | None = None) -> Optimisation:
+        """Return the training by its steps on so many rows; `batch_size` is that of a forward pass, where it is another."""
+        return Optimisation(
+            steps=max(1, math.ceil(rows / self.batch_size) * self.epochs),
+            batch_size=batch_size or self.batch_size,
+            learning_rate=self.learning_rate,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+        )
 
 
 class Demonstrations(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Section, Unit
+from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Schedule, Section, Unit
 
 COMPARING = ("rloo", "grpo")
 """Advantages that are made from the scores of several completions of a prompt."""
@@ -91,7 +91,7 @@ class PPO(AlgorithmSection):
     """The policy's peak learning rate."""
     critic_learning_rate: Positive = 1e-3
     """The critic's peak learning rate."""
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    schedule: Schedule = "linear"
     """How both learning rates fall over the steps: linear and cosine end near 0 (linear: N+ details 2024)."""
     warmup: Unit = 0.0
     """Share of the steps over which both learning rates rise to their peaks."""

@@ -4,10 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from selfplay.config.base import AlgorithmSection, Count, NonNegative, Positive, Unit
+from selfplay.config.base import AlgorithmSection, Count, Positive
+from selfplay.config.models import Passes
 
 
-class Rejection(AlgorithmSection):
+class Rejection(Passes, AlgorithmSection):
     """Rejection sampling, or expert iteration (Anthony et al. 2017; RAFT, Dong et al. 2023; Llama 2): fine-tune on the best
     of n answers."""
 
@@ -28,18 +29,10 @@ class Rejection(AlgorithmSection):
     """keep above: lowest score that is kept."""
     truncated: bool = False
     """Whether answers that were cut off at max_tokens may be kept: they do not teach to end."""
-    epochs: Count = 1
-    """Passes over what a round kept."""
     batch_size: Count = 16
     """Answers per optimiser step."""
     learning_rate: Positive = 3e-4
     """Peak learning rate of a round. Models of a billion weights want 1e-6 to 2e-5, adapters ten times that."""
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup: Unit = 0.1
-    """Share of a round's steps over which the learning rate rises from 0."""
-    weight_decay: NonNegative = 0.0
-    """AdamW's decoupled weight decay."""
 
     @property
     def steps_per_iteration(self) -> int:

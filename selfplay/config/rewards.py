@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from selfplay.config.base import Count, NonNegative, Positive, Section, Unit
+from selfplay.config.models import Passes
 
 
 class RewardParts(Section):
@@ -53,7 +54,7 @@ class AddedReward(RewardParts):
         return self
 
 
-class Reward(RewardParts):
+class Reward(Passes, RewardParts):
     """What PPO follows: by default a reward model, trained on the verdicts."""
 
     kind: Literal["model", "judge", "function", "python", "metric"] = "model"
@@ -90,7 +91,7 @@ class Reward(RewardParts):
     batch_size: Count = 64
     """Pairs per optimiser step; with another loss than pairwise, prompts with all their completions."""
     learning_rate: Positive = 1e-4
-    """Peak learning rate; falls linearly to 0."""
+    """Peak learning rate."""
     warmup: Unit = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1

@@ -20,7 +20,7 @@ from selfplay.ilql.losses import awac_weights, expectile_loss, q_loss, q_targets
 from selfplay.ilql.rows import Row
 from selfplay.models import default_batch_tokens, right_pad, split_by_tokens, weights_digest
 from selfplay.rl.batching import MicroBatch, collate, prompt_order
-from selfplay.rl.checkpoint import find_checkpoint, load_tensors, restore_logs, save_checkpoint
+from selfplay.rl.checkpoint import resume, save_checkpoint
 from selfplay.rl.logprobs import token_logprobs
 from selfplay.rl.metrics import append_rows
 from selfplay.rl.networks import check_head, hidden_states, logit_scale, packs, precision, prepare
@@ -69,7 +69,9 @@ class ILQLTrainer:
 
     def train(self) -> None:
         """Run the steps that are left, from the checkpoint in `directory` if there is one; see `selfplay.stopping`."""
-        self._resume()
+        if self.directory is not None:
+            state = resume(self.directory, self.fingerprint, self._tensors())
+            self.steps_done = 0 if state is None else state["steps_done"]
         while self.steps_done < self.config.steps:
             row = self._step(self.steps_done)
             self.steps_done += 1
@@ -150,14 +152,3 @@ class ILQLTrainer:
             "targets": {str(place): dict(head.state_dict()) for place, head in enumerate(self.heads.targets)},
             "optimizer": self.optimizer.tensors(),
         }
-
-    def _resume(self) -> None:
-        """Go back to the checkpoint, if there is one, and forget what was logged behind it."""
-        if self.directory is None:
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        found = find_checkpoint(self.directory, self.fingerprint)
-        if found is not None:
-            load_tensors(found[0], self._tensors())
-            self.steps_done = found[1]["steps_done"]
-        restore_logs(self.directory, None if found is None else found[0])

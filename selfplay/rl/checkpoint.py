@@ -121,6 +121,22 @@ def load_tensors(folder: Path, tensors: dict[str, Any]) -> None:
         load(tensors, storage_reader=FileSystemReader(folder), no_dist=world_size() == 1)
 
 
+def resume(directory: Path, fingerprint: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any] | None:
+    """Put a training back to the newest checkpoint in its directory, which is made; return its state, or None without one.
+
+    `tensors` are filled in place, and what was logged behind the checkpoint is forgotten. Every process calls it. Raises what
+    `find_checkpoint` and `restore_logs` do.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    folder, state = find_checkpoint(directory, fingerprint) or (None, None)
+    if folder is not None:
+        load_tensors(folder, tensors)
+    if rank() == 0:
+        restore_logs(directory, folder)
+    barrier()
+    return state
+
+
 def check_checkpoint(folder: Path) -> dict[str, str]:
     """Return the sizes and checksums that the logs had at a checkpoint.
 

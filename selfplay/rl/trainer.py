@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from selfplay import stopping
 from selfplay.config import PPO, SamplingParams
-from selfplay.distributed.collectives import all_gather, barrier, from_first, init_process_group, rank, world_size
+from selfplay.distributed.collectives import all_gather, from_first, init_process_group, rank, world_size
 from selfplay.distributed.sharding import home
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
@@ -29,7 +29,7 @@ from selfplay.models import encode_prompt, weights_digest
 from selfplay.records import Prompt
 from selfplay.rewards.sources import Reward, disagreement, identity
 from selfplay.rl.advantages import RunningMoments
-from selfplay.rl.checkpoint import find_checkpoint, load_tensors, restore_logs, save_checkpoint
+from selfplay.rl.checkpoint import resume, save_checkpoint
 from selfplay.rl.experience import build_experience
 from selfplay.rl.learner import Learner
 from selfplay.rl.metrics import append_rows, rollout_metrics, samples
@@ -200,18 +200,12 @@ class PPOTrainer:
         """Go back to the checkpoint, if there is one, and forget what was logged behind it."""
         if self.directory is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        found = find_checkpoint(self.directory, self.fingerprint)
-        if found is not None:
-            folder, state = found
-            load_tensors(folder, self.learner.tensors())
+        state = resume(self.directory, self.fingerprint, self.learner.tensors())
+        if state is not None:
             self.learner.controller.coefficient = state["kl_coefficient"]
             self.moments = RunningMoments(**state["moments"])
             self.sampler.restore(state["ahead"])
             self.steps_done, self.episodes_done = state["steps_done"], state["episodes_done"]
-        if rank() == 0:
-            restore_logs(self.directory, None if found is None else found[0])
-        barrier()
 
 
 def _critic(policy: Any, given: Any, seed: int) -> Critic:

@@ -33,7 +33,7 @@ CALIBRATION_BINS = 10
 OF_OTHERS: Any = dict.fromkeys(("python", "options", "metric", "reference"), True)
 OF_OTHERS |= {"added": {"__all__": set(OF_OTHERS)}}
 """Settings of rewards of other kinds, of which a reward model knows nothing."""
-ADDED = ("data", "loss", "ensemble", "conservative", "uncertainty", "normalise")
+ADDED = ("data", "loss", "ensemble", "conservative", "uncertainty", "normalise", "schedule", "weight_decay")
 """Settings that came later than the first runs: at their defaults they are left out of a fingerprint, as they were then."""
 
 

@@ -4,7 +4,6 @@ TRL's trainer tokenizes text; here the ids go through as they were sampled. The 
 once, before the first step, by TRL's own forward, so no second model stays in memory. Left out: f-divergences, images.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from selfplay.config import DPO, Lora, Optimisation
+from selfplay.config import DPO, Lora
 from selfplay.distributed.collectives import all_gather
 from selfplay.lora import adapter_config, merged
 from selfplay.training.pair_losses import PAIR_LOSSES, LogRatios
@@ -132,16 +131,8 @@ def pair_trainer(
 ) -> PairTrainer:
     """Return a trainer that is ready to train; `reference` None is the model itself as it begins."""
     set_seed(seed)
-    steps = math.ceil(len(rows) / config.batch_size) * config.epochs
-    training = Optimisation(
-        steps=steps,
-        batch_size=config.micro_batch or config.batch_size,
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        schedule=config.schedule,
-    )
-    options = trainer_options(model, training, directory, seed, checkpoint_every=max(20, steps // 4))
+    training = config.optimisation(len(rows), config.micro_batch)
+    options = trainer_options(model, training, directory, seed, checkpoint_every=max(20, training.steps // 4))
     arguments = DPOConfig(
         **options,
         beta=config.beta,

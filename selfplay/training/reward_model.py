@@ -1,6 +1,5 @@
 """Training a reward model on preferences: TRL's RewardTrainer on pairs, or on whole groups with each completion once."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import RewardConfig, RewardTrainer
 
-from selfplay.config import Optimisation, Reward
+from selfplay.config import Reward
 from selfplay.distributed.collectives import all_gather
 from selfplay.models import right_pad
 from selfplay.rewards.losses import LOSSES, RewardLoss, Verdicts
@@ -27,16 +26,8 @@ def train_reward_model(
 ) -> list[dict[str, float]]:
     """Train in place on rows of `preferences.parquet`, and return what was logged; see `supervised.train_or_load`."""
     elements = rows if config.loss == "pairwise" else groups_of(rows, config.margin)
-    steps = max(1, math.ceil(len(elements) / config.batch_size) * config.epochs)
-    training = Optimisation(
-        steps=steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        weight_decay=0.0,
-        schedule="linear",
-    )
-    options = trainer_options(model.model, training, work, seed, checkpoint_every=max(20, steps // 2))
+    training = config.optimisation(len(elements))
+    options = trainer_options(model.model, training, work, seed, checkpoint_every=max(20, training.steps // 2))
     if config.loss == "pairwise":
         columns = ["chosen_ids", "rejected_ids", *(["margin"] if config.margin else [])]
         trainer = RewardTrainer(

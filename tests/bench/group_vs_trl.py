@@ -19,23 +19,17 @@ from typing import Any
 from measuring import PeakMemory, publish
 from ppo_vs_trl import ROOT, run_side, start_of, write_prompts
 
-from selfplay.records import Completion, Prompt
+from selfplay.records import Completion
 
 SHARED = {"episodes": 256, "minibatches": 4, "epochs": 2, "group": 8, "max_tokens": 110, "lr": 7e-4, "beta": 0.05}
 ALGORITHMS = ("rloo", "grpo")
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts that `write_prompts` wrote."""
-    return [Prompt.model_validate_json(line) for line in path.read_text().split("\n") if line]
-
-
 def ours(given: argparse.Namespace) -> dict[str, Any]:
     """One run of our trainer."""
-    from selfplay.config import PPO, SamplingParams
-    from selfplay.models import load_policy, load_tokenizer
-    from selfplay.rewards.reward_model import RewardModel
-    from selfplay.rl import PPOTrainer
+    from ppo_side_ours import train
+
+    from selfplay.config import PPO
 
     as_grpo = {"loss_average": "sequence", "kl_in": "loss", "kl_estimator": "k3"} if given.algorithm == "grpo" else {}
     config = PPO(
@@ -51,30 +45,13 @@ def ours(given: argparse.Namespace) -> dict[str, Any]:
         log_samples=0,
         **as_grpo,
     )
-    rows: list[dict[str, Any]] = []
-    trainer = PPOTrainer(
-        load_policy(given.policy),
-        load_tokenizer(given.policy),
-        RewardModel.load(given.reward),
-        read_prompts(given.prompts),
-        config,
-        SamplingParams(max_tokens=SHARED["max_tokens"]),
-        seed=given.seed,
-        on_step=rows.append,
-    )
-    memory = PeakMemory()
-    trainer.train()
-    return {
-        "step_seconds": [row["time/step"] for row in rows],
-        "growth": memory.growth(),
-        "scores": [row["objective/scores"] for row in rows],
-        "tokens": [row["response/length"] for row in rows],
-    }
+    return train(given, config, SHARED["max_tokens"])[1]
 
 
 def theirs(given: argparse.Namespace) -> dict[str, Any]:
     """One run of TRL's trainer, which scores through our reward model and reports when each step's last update ended."""
     from datasets import Dataset
+    from ppo_side_ours import read_prompts
     from transformers import AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -210,6 +187,10 @@ def main() -> None:
                     words = ["--side", side, "--algorithm", algorithm, "--seed", seed, "--steps", given.steps]
                     words += ["--policy", policy, "--reward", reward, "--prompts", prompts]
                     found[algorithm][side].append(run_side([sys.executable, __file__, *map(str, words)]))
+                    print(
+                        f"round {seed}, {algorithm}, {side}: {rate(found[algorithm][side][-1]):.2f} episodes/s",
+                        flush=True,
+                    )
     rows = [compare(algorithm, runs) for algorithm, runs in found.items()]
     publish("group_vs_trl", rows, runs=found, settings={**SHARED, "steps": given.steps, "rounds": given.rounds})
 

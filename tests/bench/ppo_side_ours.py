@@ -1,4 +1,7 @@
-"""One side of `ppo_vs_trl`: our PPOTrainer on the quickstart's policy and reward model. Prints one JSON object."""
+"""Our side of `ppo_vs_trl` and of `group_vs_trl`: our PPOTrainer on the quickstart's policy and reward model.
+
+As a script it prints one JSON object for `ppo_vs_trl`.
+"""
 
 import argparse
 import json
@@ -16,6 +19,40 @@ from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
 
 
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts that `ppo_vs_trl.write_prompts` wrote."""
+    return [Prompt.model_validate_json(line) for line in Path(path).read_text().split("\n") if line]
+
+
+def train(given: argparse.Namespace, config: PPO, max_tokens: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Train from `given.policy` with `given.reward`, `.prompts` and `.seed`; gives its steps and what tables hold."""
+    rows: list[dict[str, Any]] = []
+    trainer = PPOTrainer(
+        load_policy(given.policy),
+        load_tokenizer(given.policy),
+        RewardModel.load(given.reward),
+        read_prompts(given.prompts),
+        config,
+        SamplingParams(max_tokens=max_tokens),
+        critic=load_scalar_model(given.reward) if config.has_critic else None,
+        seed=given.seed,
+        on_step=rows.append,
+    )
+    memory, begun = PeakMemory(), perf_counter()
+    trainer.train()
+    seconds = perf_counter() - begun
+    return rows, {
+        "seconds": seconds,
+        "step_seconds": [row["time/step"] for row in rows],
+        "growth": memory.growth(),
+        "scores": [row["objective/scores"] for row in rows],
+        "tokens": [row["response/length"] for row in rows],
+        "rollout": sum(row["time/rollout"] for row in rows),
+        "scoring": sum(row["time/score"] + row["time/estimate"] for row in rows),
+        "update": sum(row["time/update"] for row in rows),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--policy", required=True)
@@ -27,9 +64,6 @@ def main() -> None:
     parser.add_argument("--ppo", default="{}", help="JSON: further settings of selfplay.config.PPO")
     given = parser.parse_args()
     shared = json.loads(given.settings)
-    prompts = [Prompt.model_validate_json(line) for line in Path(given.prompts).read_text().split("\n") if line]
-    policy, tokenizer = load_policy(given.policy), load_tokenizer(given.policy)
-    reward, critic = RewardModel.load(given.reward), load_scalar_model(given.reward)
     config = PPO(
         steps=given.steps,
         episodes=shared["episodes"],
@@ -41,38 +75,13 @@ def main() -> None:
         log_samples=0,
         **json.loads(given.ppo),
     )
-    rows: list[dict[str, Any]] = []
-    trainer = PPOTrainer(
-        policy,
-        tokenizer,
-        reward,
-        prompts,
-        config,
-        SamplingParams(max_tokens=shared["max_tokens"]),
-        critic=critic,
-        seed=given.seed,
-        on_step=rows.append,
-    )
-    memory, begun = PeakMemory(), perf_counter()
-    trainer.train()
-    print(
-        json.dumps(
-            {
-                "seconds": perf_counter() - begun,
-                "step_seconds": [row["time/step"] for row in rows],
-                "growth": memory.growth(),
-                "threads": torch.get_num_threads(),
-                "scores": [
-                    row["objective/scores"] - shared["missing_eos_penalty"] * row["response/truncated"] for row in rows
-                ],
-                "kl": [row["objective/kl"] for row in rows],
-                "tokens": [row["response/tokens"] for row in rows],
-                "rollout": sum(row["time/rollout"] for row in rows),
-                "scoring": sum(row["time/score"] + row["time/estimate"] for row in rows),
-                "update": sum(row["time/update"] for row in rows),
-            }
-        )
-    )
+    rows, found = train(given, config, shared["max_tokens"])
+    found["threads"] = torch.get_num_threads()
+    found["scores"] = [
+        row["objective/scores"] - shared["missing_eos_penalty"] * row["response/truncated"] for row in rows
+    ]
+    found["kl"] = [row["objective/kl"] for row in rows]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
