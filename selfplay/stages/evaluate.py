@@ -15,9 +15,18 @@ import torch
 import judges
 from selfplay.compare.best_of import best, choosing_reward, kl_bound
 from selfplay.context import RunContext, sample, score_in_batches
+from selfplay.distributed.streaming import stream_blocks
 from selfplay.engines.masking import load_mask
 from selfplay.formatting import hundredths
-from selfplay.models import default_batch_tokens, encode_prompt, load_policy, load_tokenizer, right_pad, split_by_tokens
+from selfplay.models import (
+    default_batch_tokens,
+    device,
+    encode_prompt,
+    load_policy,
+    load_tokenizer,
+    right_pad,
+    split_by_tokens,
+)
 from selfplay.progress import log, meter
 from selfplay.records import Comparison, Completion, Pair, Verdict
 from selfplay.rewards.ensemble import RewardEnsemble, load_reward_model
@@ -296,8 +305,8 @@ def kl_to_start(run: RunContext, iteration: int, answers: Sequence[Completion]) 
 def response_logprobs(
     checkpoint: Path, prompts: Sequence[list[int]], answers: Sequence[Completion], temperature: float
 ) -> torch.Tensor:
-    """Log-probability of each whole response in nats, (B,) float64."""
-    model, tokenizer = load_policy(checkpoint), load_tokenizer(checkpoint)
+    """Log-probability of each whole response in nats, (B,) float64, by the policy in float32, a block of it at a time."""
+    model, tokenizer = stream_blocks(load_policy(checkpoint, where="cpu"), device()), load_tokenizer(checkpoint)
     network = PolicyNetwork(model, temperature, mask=load_mask(checkpoint))
     ids, mask = right_pad(
         [[*prompt, *answer.token_ids] for prompt, answer in zip(prompts, answers, strict=True)],
