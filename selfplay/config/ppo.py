@@ -176,6 +176,9 @@ class PPO(AlgorithmSection):
     this machine, for a model of 20M parameters or more, and keeps to it when the run is resumed on another."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    offload_optimizer: bool = False
+    """Keep Adam's moments, 8 bytes for each number that learns, in the machine's memory; they come to the GPU for each optimiser
+    step, half a gigabyte at a time. The same numbers; changes nothing without a GPU."""
     compile: bool = False
     """torch.compile the bodies of policy, reference and critic: pays on GPUs and in long runs."""
     checkpoint_every: Count = 5

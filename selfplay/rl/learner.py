@@ -67,7 +67,7 @@ class Learner:
         if reference is not None:
             network = PolicyNetwork(reference, temperature, config.compile)
             self.reference_network = shard(network, PolicyNetwork.METHODS, half or precise, half)
-        common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm)
+        common = (config.adam_epsilon, config.weight_decay, config.max_grad_norm, config.offload_optimizer)
         self.policy_optimiser = Optimizer(policy, config.learning_rate, *common)
         self.critic_network: Callable[[MicroBatch], tuple[Tensor, Tensor]] | None = None
         self.critic_optimiser: Optimizer | None = None

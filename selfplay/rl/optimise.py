@@ -4,12 +4,17 @@ The learning rate is a function of the step, so there is no scheduler whose stat
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from selfplay.distributed.sharding import whole
 from selfplay.errors import Diverged
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+BUCKET_ELEMENTS = 2**26
+"""Parameters of which offloaded moments are on the GPU at once: half a gigabyte."""
 
 
 def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float, start: float | None = None) -> float:
@@ -33,28 +38,50 @@ def learning_rate_factor(step: int, steps: int, schedule: str, warmup: float, st
     raise ValueError(f"unknown schedule {schedule!r}: use linear, constant or cosine")
 
 
+def in_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return parameters in portions of at most BUCKET_ELEMENTS numbers, in order; a larger one is a portion of its own."""
+    buckets: list[list[nn.Parameter]] = []
+    room = 0
+    for parameter in parameters:
+        if parameter.numel() > room:
+            buckets.append([])
+            room = BUCKET_ELEMENTS
+        buckets[-1].append(parameter)
+        room -= parameter.numel()
+    return buckets
+
+
 class Optimizer:
     """AdamW over the trainable parameters of a network, which may be spread over processes: so are its moments."""
 
     def __init__(
-        self, network: nn.Module, learning_rate: float, epsilon: float, weight_decay: float, max_grad_norm: float
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        epsilon: float,
+        weight_decay: float,
+        max_grad_norm: float,
+        offload: bool = False,
     ) -> None:
         self.parameters = {name: one for name, one in network.named_parameters() if one.requires_grad}
-        self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
-        self.adam = torch.optim.AdamW(
-            self.parameters.values(), lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True
-        )
-        for parameter in self.parameters.values():  # as the first step would, so that a checkpoint finds its places
-            self.adam.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
+        self.learning_rate, self.max_grad_norm, self.offload = learning_rate, max_grad_norm, offload
+        buckets = in_buckets(self.parameters.values()) if offload else [list(self.parameters.values())]
+        self.adams = [
+            torch.optim.AdamW(bucket, lr=learning_rate, eps=epsilon, weight_decay=weight_decay, fused=True)
+            for bucket in buckets
+        ]
+        for adam, bucket in zip(self.adams, buckets, strict=True):
+            for parameter in bucket:  # as the first step would, so that a checkpoint finds its places
+                adam.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": self._home(torch.zeros_like(parameter, memory_format=torch.preserve_format)),
+                    "exp_avg_sq": self._home(torch.zeros_like(parameter, memory_format=torch.preserve_format)),
+                }
         self.zero_grad()  # a model may come with gradients of whoever trained it before
 
     def set_factor(self, factor: float) -> float:
         """Scale the learning rate; gives the rate now in use."""
-        for group in self.adam.param_groups:
+        for group in (group for adam in self.adams for group in adam.param_groups):
             group["lr"] = self.learning_rate * factor
         return self.learning_rate * factor
 
@@ -69,17 +96,38 @@ class Optimizer:
                 f"the policy's training diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning "
                 "rates, or with PPO set target_kl, and look at the losses and policy/approxkl_avg of the steps before"
             )
-        self.adam.step()
+        for adam in self.adams:
+            self._step(adam)
         self.zero_grad()
         return norm
 
+    def _home(self, moment: Tensor) -> Tensor:
+        """Return a moment where it stays between steps: with its parameter, or in the machine's memory."""
+        return moment.to("cpu") if self.offload else moment
+
+    def _step(self, adam: torch.optim.AdamW) -> None:
+        """Take Adam's step; offloaded moments come to their parameters for it and go back into their places."""
+        if not self.offload:
+            adam.step()
+            return
+        kept = {parameter: dict(state) for parameter, state in adam.state.items()}
+        for parameter, state in adam.state.items():
+            for name in MOMENTS:
+                state[name] = state[name].to(parameter.device, non_blocking=True)
+        adam.step()
+        for parameter, state in adam.state.items():
+            for name in MOMENTS:
+                state[name] = kept[parameter][name].copy_(state[name])
+
     def zero_grad(self) -> None:
         """Drop the gradients."""
-        self.adam.zero_grad(set_to_none=True)
+        for adam in self.adams:
+            adam.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return Adam's moments and counts of each parameter, by name: the tensors themselves, no copies."""
-        return {name: dict(self.adam.state[parameter]) for name, parameter in self.parameters.items()}
+        states = {parameter: state for adam in self.adams for parameter, state in adam.state.items()}
+        return {name: dict(states[parameter]) for name, parameter in self.parameters.items()}
 
 
 class Average:

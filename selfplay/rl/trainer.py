@@ -40,7 +40,14 @@ from selfplay.rl.sampler import Sampler, collect
 from selfplay.storage.files import derived_seed, hash_of
 from selfplay.weights.precision import preferred
 
-SAFE_TO_CHANGE = {"checkpoint_every", "log_samples", "micro_batch_tokens", "compile", "gradient_checkpointing"}
+SAFE_TO_CHANGE = {
+    "checkpoint_every",
+    "log_samples",
+    "micro_batch_tokens",
+    "compile",
+    "gradient_checkpointing",
+    "offload_optimizer",
+}
 
 
 class PPOTrainer:

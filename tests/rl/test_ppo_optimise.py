@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from selfplay.errors import Diverged
+from selfplay.rl import optimise
 from selfplay.rl.optimise import Optimizer, learning_rate_factor
 
 pytestmark = pytest.mark.trains  # by hand, with nothing drawn
@@ -71,3 +72,26 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(bad: float) -> No
     with pytest.raises(Diverged, match="The last checkpoint is kept"):
         optimiser.step()
     assert weight.tolist() == [1.0, 1.0]
+
+
+def test_offloaded_moments_take_the_same_steps_and_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimise, "BUCKET_ELEMENTS", 5)
+    torch.manual_seed(0)
+    starts, gradients = ([torch.randn(size) for size in (3, 2, 7, 1)] for _ in range(2))
+    found = []
+    for offload in (False, True):
+        weights = nn.ParameterList([nn.Parameter(start.clone()) for start in starts])
+        optimiser = Optimizer(weights, 0.1, 1e-5, 0.3, 1.0, offload)
+        before = optimiser.tensors()
+        for factor in (1.0, 0.5):
+            optimiser.set_factor(factor)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = factor * gradient
+            optimiser.step()
+        after = optimiser.tensors()
+        assert [len(adam.param_groups[0]["params"]) for adam in optimiser.adams] == ([2, 1, 1] if offload else [4])
+        for name, state in before.items():
+            assert all(after[name][moment] is state[moment] for moment in optimise.MOMENTS)
+            assert float(state["exp_avg_sq"].sum()) > 0 and int(after[name]["step"]) == 2
+        found.append([*weights, *(state[moment] for state in after.values() for moment in optimise.MOMENTS)])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
