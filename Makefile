@@ -42,6 +42,7 @@ test-real: .venv/installed-test
 # Whole stages on workers of Ray, some ten minutes: killed workers and drivers, vLLM that dies, and memory beside its prediction.
 test-workers: .venv/installed-test
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 0 -o timeout=1800 tests/distributed/pooled_run.py tests/distributed/pooled_vllm.py \
+		tests/distributed/shared_vllm.py \
 		tests/sizing/measured.py
 
 test-avx2: .venv/installed-test

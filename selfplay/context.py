@@ -97,9 +97,9 @@ class RunContext:
         """Return the recipe's engine with a checkpoint's weights; valid until the next call for another checkpoint.
 
         With `launch` it is one engine on each of the workers. `to_train` says that the caller will move other weights into
-        it: then it is in this process.
+        it: then it is in this process, or in that of the first of the workers that share it (`engine.tensor_parallel`).
         """
-        from selfplay.engines.open import open_engine, reload_engine
+        from selfplay.engines.open import follower, open_engine, reload_engine
 
         if self.on_workers and not to_train:
             from selfplay.engines.ray import PooledEngine
@@ -107,7 +107,9 @@ class RunContext:
             engine, dtype = self.recipe.engine, self.recipe.policy.dtype
             return PooledEngine(self.pool(), "policy", engine, checkpoint, name, dtype=dtype)
         self.close_pool()
-        if self._engine is None:
+        if to_train and (shared := follower(self.recipe.engine, self.recipe.policy.dtype)) is not None:
+            self._engine = shared
+        elif self._engine is None:
             self._engine = open_engine(self.recipe.engine, checkpoint, name, dtype=self.recipe.policy.dtype)
         elif self._loaded != checkpoint:
             reload_engine(self._engine, checkpoint, name, self.recipe.policy.dtype)

@@ -235,13 +235,21 @@ def check_launch(recipe: Recipe) -> None:
 
 
 def check_engines(recipe: Recipe) -> None:
-    """Raise ConfigError for engines that a run cannot open, though a dry run may reckon with them."""
-    workers = 1 if recipe.launch is None else recipe.launch.size
-    cards = recipe.engine.tensor_parallel if recipe.engine.kind == "vllm" else 1
-    if workers > 1 and recipe.algorithm.kind == "ppo" and cards > 1:
+    """Raise ConfigError for engines that PPO's workers cannot share, though a dry run may reckon with them."""
+    launch, cards = recipe.launch, recipe.engine.tensor_parallel if recipe.engine.kind == "vllm" else 1
+    if launch is None or launch.size == 1 or cards == 1 or recipe.algorithm.kind != "ppo":
+        return
+    if launch.workers % cards:
         raise ConfigError(
-            f"engine.tensor_parallel is {cards}, and each of {workers} workers of PPO opens an engine on a card of its own: "
-            "set it to 1, or leave launch out"
+            f"engine.tensor_parallel is {cards}, and the {launch.workers} workers of a machine cannot share engines of so many "
+            "cards: make launch.workers a multiple of it"
+        )
+    specs = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
+    asked = [part.name for spec in specs for part in asking(spec) if part.endpoint is None]
+    if asked:
+        raise ConfigError(
+            f"judge {asked[0]!r} rewards PPO and its model would be opened by each of {launch.size} workers on its own card, "
+            f"but engine.tensor_parallel is {cards}: set it to 1, or reward by a reward model"
         )
 
 

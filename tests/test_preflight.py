@@ -11,7 +11,7 @@ import pytest
 
 from selfplay.config import Recipe, load_recipe
 from selfplay.errors import ConfigError
-from selfplay.preflight import check, work
+from selfplay.preflight import check, check_engines, work
 
 PAIRWISE = """\
 mode: pairwise
@@ -376,3 +376,20 @@ def test_a_ranking_judge_is_no_direct_reward(tmp_path: Path) -> None:
     assert "ranks several answers to one prompt, and PPO samples one" in refusal(
         bootstrapped(tmp_path, "reward.kind=judge", f"judge.file={judge}")
     )
+
+
+def test_engines_that_the_workers_of_ppo_cannot_share(tmp_path: Path) -> None:
+    shared = ("engine={kind: vllm, tensor_parallel: 2}", "launch={workers: 3}")
+    with pytest.raises(ConfigError, match="the 3 workers of a machine cannot share engines of so many cards: make"):
+        check_engines(bootstrapped(tmp_path, *shared))
+    with pytest.raises(
+        ConfigError, match="judge 'last' rewards PPO and its model would be opened by each of 4 workers on its own"
+    ):
+        (tmp_path / "last.yaml").write_text(PAIRWISE.format(model="model: policy"))
+        check_engines(
+            bootstrapped(
+                tmp_path, shared[0], "launch={workers: 4}", "reward.kind=judge", f"judge.file={tmp_path / 'last.yaml'}"
+            )
+        )
+    check_engines(bootstrapped(tmp_path, shared[0], "launch={workers: 4}"))
+    check_engines(bootstrapped(tmp_path, shared[0]))

@@ -137,14 +137,29 @@ def whole_tensors(policy: Any) -> Iterator[tuple[str, Tensor]]:
     One of several that are tied comes alone. Every process must walk to the end.
     """
     inner = unwrap_peft(policy)
-    buffers = {name for name, _ in inner.named_buffers()} & set(inner.state_dict())
-    for name, tensor in (*inner.named_parameters(), *((name, inner.get_buffer(name)) for name in sorted(buffers))):
-        if ".lora_" in name:
-            continue
+    for name, tensor in _stored(inner):
         value = whole(tensor)
         if name.endswith(".base_layer.weight"):
             value = value + _delta(inner.get_submodule(name.removesuffix(".base_layer.weight")))
-        yield name.replace(".base_layer.", "."), value
+        yield _plain(name), value
+
+
+def plain_tensors(policy: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same names with the tensors as they are stored, for their shapes: nothing is gathered or folded in."""
+    for name, tensor in _stored(unwrap_peft(policy)):
+        yield _plain(name), tensor
+
+
+def _stored(inner: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and tensors of weights and kept buffers, adapters left out."""
+    buffers = {name for name, _ in inner.named_buffers()} & set(inner.state_dict())
+    for name, tensor in (*inner.named_parameters(), *((name, inner.get_buffer(name)) for name in sorted(buffers))):
+        if ".lora_" not in name:
+            yield name, tensor
+
+
+def _plain(name: str) -> str:
+    return name.replace(".base_layer.", ".")
 
 
 def _delta(layer: Any) -> Tensor:

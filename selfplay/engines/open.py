@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from selfplay.config import Engine as EngineConfig
+from selfplay.distributed.cluster import started_by_launcher
+from selfplay.distributed.collectives import rank
 from selfplay.engines import Engine
 from selfplay.engines.ledger import Ledger
 from selfplay.engines.masking import load_mask, needs_mask
@@ -55,6 +59,15 @@ def _unmasked(checkpoint: str | Path, engine: str) -> ConfigError:
         f"{str(checkpoint)!r} samples as it was trained only with the mask beside it (NLPO), and the engine {engine} cannot "
         "mask: set engine.kind to transformers"
     )
+
+
+def follower(config: EngineConfig, dtype: str) -> Engine | None:
+    """Return what stands for the engine on a worker that shares that of another (`engine.tensor_parallel`); None elsewhere."""
+    if config.kind != "vllm" or config.tensor_parallel == 1 or not started_by_launcher():
+        return None
+    from selfplay.engines.vllm_weights import Follower
+
+    return Follower(config.tensor_parallel, getattr(torch, dtype)) if rank() % config.tensor_parallel else None
 
 
 def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "float32") -> None:

@@ -11,20 +11,21 @@ been run: the machines this was built on had none. The CPU path is measured in t
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from selfplay.config import Engine as EngineConfig
 from selfplay.config import SamplingParams
 from selfplay.distributed.cluster import started_by_launcher
+from selfplay.distributed.sharding import home
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
+from selfplay.engines.vllm_weights import send_over_ipc, write_checkpoint
 from selfplay.engines.vllm_worker import OWNER_VARIABLE
 from selfplay.engines.watchdog import GO_ON, Watchdog
 from selfplay.errors import ConfigError, EngineFailed
@@ -54,6 +55,8 @@ class VllmEngine:
         config = config or EngineConfig(kind="vllm")
         self.name, self.may_sleep, self.asleep = name, config.sleep, False
         self.on_gpu, self.tensor_parallel = torch.cuda.is_available(), config.tensor_parallel
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.ranks = config.tensor_parallel if started_by_launcher() else 1
         self.tokenizer = load_tokenizer(path, revision)
         self.special_tokens = special_texts(self.tokenizer)
         self.model_config = AutoConfig.from_pretrained(path, revision=revision).get_text_config()
@@ -63,7 +66,7 @@ class VllmEngine:
         self.watchdog = Watchdog("vLLM", config.timeout)
         self.llm: Any = None
         try:
-            with _environment(self.on_gpu):
+            with _environment(self.on_gpu, self.ranks):
                 self.llm = self.watchdog.call(
                     "its start", lambda: _start(str(path), revision, dtype, config, self.on_gpu)
                 )
@@ -104,29 +107,42 @@ class VllmEngine:
         return [[output.logprobs[0][token].logprob for token in tokens] for output in outputs]
 
     def update_weights(self, model: PreTrainedModel) -> None:
-        """Generate with the weights of `model` (same architecture) from now on; the running vLLM keeps its memory.
+        """Generate with the weights of `model` (same architecture) from now on; see `receive`."""
+        self.receive(model)
 
-        On a CPU, and where vLLM spans several GPUs, the weights travel as a checkpoint in a temporary directory; a
-        model on the one GPU that vLLM uses hands them over in place. What vLLM remembers of prompts is forgotten.
+    def receive(self, policy: Any) -> None:
+        """Generate with a policy's weights from now on: a plain model, one with adapters, or one spread over processes.
+
+        They are copied in this engine's precision, one tensor after another; the running vLLM keeps its memory, and what it
+        remembers of prompts is forgotten. From the GPU that vLLM uses they are handed over in place; on a CPU, and where one
+        process alone feeds a vLLM on several GPUs, they travel as a checkpoint in a temporary directory.
         """
-        self.watchdog.call("a transfer of weights", lambda: self._receive(model))
-        self.asleep = False
+        shares_gpus = self.on_gpu and home(policy).type == "cuda" and (self.tensor_parallel == 1 or self.ranks > 1)
+        if shares_gpus:
+            self._load(lambda: send_over_ipc(self.llm, policy, self.dtype))
+            return
+        with tempfile.TemporaryDirectory(prefix="selfplay-weights-") as directory:
+            write_checkpoint(policy, self.dtype, Path(directory))
+            self._load(lambda: self._reload(directory))
 
-    def _receive(self, model: PreTrainedModel) -> None:
-        if self.asleep:
-            self.llm.wake_up(tags=["weights"])
-        if self.on_gpu and self.tensor_parallel == 1 and model.device.type == "cuda":
-            with torch.cuda.device(model.device):
-                _send_in_place(self.llm, model)
-        else:
-            with tempfile.TemporaryDirectory(prefix="selfplay-weights-") as directory:
-                _save_quietly(model, directory)
-                self.llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
-            if not self.on_gpu and self.model_config.tie_word_embeddings:
-                self.llm.collective_rpc("repack_tied_head")
-        if self.asleep:
-            self.llm.wake_up(tags=["kv_cache"])
-        self.llm.reset_prefix_cache()
+    def _reload(self, directory: str) -> None:
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+        if not self.on_gpu and self.model_config.tie_word_embeddings:
+            self.llm.collective_rpc("repack_tied_head")
+
+    def _load(self, transfer: Callable[[], None]) -> None:
+        """Move weights, awake."""
+
+        def load() -> None:
+            if self.asleep:
+                self.llm.wake_up(tags=["weights"])
+            transfer()
+            if self.asleep:
+                self.llm.wake_up(tags=["kv_cache"])
+            self.llm.reset_prefix_cache()
+
+        self.watchdog.call("a transfer of weights", load)
+        self.asleep = False
 
     def sleep(self) -> None:
         """Give the GPU's memory, weights included, to someone else until the next `update_weights`.
@@ -267,7 +283,7 @@ def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on
 
 
 @contextmanager
-def _environment(on_gpu: bool) -> Iterator[None]:
+def _environment(on_gpu: bool, gpus: int = 1) -> Iterator[None]:
     """Defaults for vLLM's own variables, which the user's settings override; all others are put back afterwards.
 
     vLLM sets LD_PRELOAD, LOCAL_WORLD_SIZE and thread counts for the processes it starts; left behind, they would change
@@ -282,9 +298,12 @@ def _environment(on_gpu: bool) -> Iterator[None]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
-    if on_gpu and started_by_launcher():  # one of several workers, with an engine on its own GPU
-        mine, shown = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        os.environ["CUDA_VISIBLE_DEVICES"] = shown.split(",")[mine] if shown else str(mine)
+    if (
+        on_gpu and started_by_launcher()
+    ):  # one of several workers, with an engine on its own GPU, and those of the next ones
+        first, shown = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = shown.split(",") if shown else [str(number) for number in range(first + gpus)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + gpus])
     for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of the workers, not of vLLM's
         os.environ.pop(variable, None)
     if on_gpu:
@@ -298,45 +317,3 @@ def _environment(on_gpu: bool) -> Iterator[None]:
             if variable not in before:
                 del os.environ[variable]
         os.environ.update({name: value for name, value in before.items() if not name.startswith("VLLM_")})
-
-
-def _save_quietly(model: PreTrainedModel, directory: str) -> None:
-    """`save_pretrained` without its progress bar."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model.save_pretrained(directory)
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _send_in_place(llm: Any, model: PreTrainedModel) -> None:
-    """Hand the weights of a model on the same GPU to vLLM over CUDA IPC, tensor by tensor."""
-    from vllm.distributed.weight_transfer.base import ModuleSource
-    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-    sender = WeightTransferTrainerFactory.trainer_init(
-        IPCTrainerInitInfo(rank=0), client=_Receiver(llm), source=ModuleSource(model)
-    )
-    sender.send_weights()
-
-
-class _Receiver:
-    """What vLLM's weight transfer calls its client, for an LLM held by this process."""
-
-    def __init__(self, llm: Any) -> None:
-        self.llm = llm
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self.llm.init_weight_transfer_engine({"init_info": init_info})
-
-    def start_weight_update(self) -> None:
-        self.llm.start_weight_update()
-
-    def update_weights(self, update_info: Any) -> None:
-        self.llm.update_weights({"update_info": update_info})
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self.llm.finish_weight_update(weight_version)

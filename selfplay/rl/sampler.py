@@ -35,6 +35,20 @@ class Sleeper(Protocol):
         ...
 
 
+@runtime_checkable
+class Receiver(Protocol):
+    """An engine that copies the weights of a policy as it is: with adapters, or spread over the processes.
+
+    All processes call it together. `ranks` of them in a row share an engine, which the first of them holds.
+    """
+
+    ranks: int
+
+    def receive(self, policy: Any) -> None:
+        """Do so."""
+        ...
+
+
 T = TypeVar("T")
 Answers = list[tuple[int, Completion]]
 """Numbers of prompts, each with its completion."""
@@ -59,7 +73,10 @@ class Sampler:
         seed: int,
     ) -> None:
         self.snapshot: PreTrainedModel | None = None
-        if world_size() > 1:  # the policy is spread over the processes, and an engine needs whole weights
+        self.ranks = engine.ranks if isinstance(engine, Receiver) else 1
+        if world_size() > 1 and not isinstance(
+            engine, Receiver
+        ):  # the policy is spread out, and it needs whole weights
             inner, given = unwrap_peft(policy), getattr(engine, "model", None)
             own = given if isinstance(engine, TransformersEngine) and given is not inner else None
             dtype = torch.promote_types(inner.dtype, torch.float32)
@@ -74,10 +91,10 @@ class Sampler:
         """Return this process's share of the step's prompts, answered."""
         ready = None if self.ahead is None else self.ahead.result()
         self._send_weights()
-        answers = self.sample(step, self.order(step)) if ready is None else ready
+        answers = self.sample(step, self.order(step)) if ready is None else self._deal(ready)
         if self.config.async_rollouts and step + 1 < self.config.steps:
             self.thread = self.thread or ThreadPoolExecutor(max_workers=1)
-            self.ahead = self.thread.submit(self.sample, step + 1, self.order(step + 1))
+            self.ahead = self.thread.submit(self._draw, step + 1, self.order(step + 1))
         elif not self.config.resample:
             self.rest()
         return answers
@@ -89,7 +106,9 @@ class Sampler:
 
     def _send_weights(self) -> None:
         """Bring the engine up to date: with the policy itself, or with a copy if it will change meanwhile or is spread out."""
-        if world_size() > 1:
+        if isinstance(self.engine, Receiver):
+            self.engine.receive(self.policy)
+        elif world_size() > 1:
             assert self.snapshot is not None
             copy_whole(self.policy, self.snapshot)
             self.engine.update_weights(self.snapshot)
@@ -112,7 +131,24 @@ class Sampler:
         return prompt_order(step, self.config.prompts_per_step, len(self.prompts), self.seed)
 
     def sample(self, step: int, numbers: Sequence[int]) -> Answers:
-        """Return this process's share of a group of completions to each of the prompts `numbers`.
+        """Return this process's share of a group of completions to each of the prompts `numbers`."""
+        return self._deal(self._draw(step, numbers))
+
+    def _deal(self, drawn: Answers) -> Answers:
+        """Return this process's share of what the engines made: that of its own, or a part of that of a shared one."""
+        return drawn if self.ranks == 1 else self._every(drawn)[rank() :: world_size()]
+
+    def _every(self, drawn: Answers) -> Answers:
+        """Return what all engines made, in the order of the prompts."""
+        return interleave(all_gather(drawn)[:: self.ranks])
+
+    @property
+    def _of_this_engine(self) -> slice:
+        """Return which of a step's answers this process's engine makes; none where another process holds it."""
+        return slice(0) if rank() % self.ranks else slice(rank() // self.ranks, None, world_size() // self.ranks)
+
+    def _draw(self, step: int, numbers: Sequence[int]) -> Answers:
+        """Return this engine's share of a group of completions to each of the prompts.
 
         A prompt that comes up again goes by another id, so that its answers differ.
         """
@@ -122,7 +158,7 @@ class Sampler:
             prompt, repeat = self.prompts[number], seen[number]
             asked.append(prompt.model_copy(update={"id": f"{prompt.id}#{repeat}"}) if repeat else prompt)
             seen[number] += 1
-        mine = slice(rank(), None, world_size())
+        mine = self._of_this_engine
         drawn = self.sampling.model_copy(update={"n": 1, "seed": derived_seed(self.seed, "sampling", step)})
         answers = [group[0] for group in self.engine.generate(asked[mine], drawn)] if asked[mine] else []
         return [
@@ -134,16 +170,14 @@ class Sampler:
         """Return what was sampled ahead, by all processes, for a checkpoint; waits for it."""
         if self.ahead is None:
             return None
-        return [
-            (number, answer.model_dump(mode="json")) for number, answer in interleave(all_gather(self.ahead.result()))
-        ]
+        return [(number, answer.model_dump(mode="json")) for number, answer in self._every(self.ahead.result())]
 
     def restore(self, state: list[tuple[int, dict[str, Any]]] | None) -> None:
         """Put back what `state` gave."""
         self.ahead = None
         if state is not None:
             self.ahead = Future()
-            mine = state[rank() :: world_size()]
+            mine = state[self._of_this_engine]
             self.ahead.set_result([(number, Completion.model_validate(answer)) for number, answer in mine])
 
     def close(self) -> None:

@@ -139,11 +139,11 @@ def test_a_cluster_that_is_not_there_is_one_sentence() -> None:
         pass
 
 
-def test_each_workers_vllm_gets_its_own_gpu_and_knows_nothing_of_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_workers_vllm_gets_its_own_gpus_and_knows_nothing_of_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     of_workers = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
-    for shown, mine in (("4,6", "6"), ("", "1")):
+    for shown, gpus, mine in (("4,6", 1, "6"), ("", 1, "1"), ("4,6,7", 2, "6,7"), ("", 2, "1,2")):
         for name, value in {**of_workers, "CUDA_VISIBLE_DEVICES": shown}.items():
             monkeypatch.setenv(name, value)
-        with _environment(on_gpu=True):
+        with _environment(on_gpu=True, gpus=gpus):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == mine and not set(of_workers) & set(os.environ)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == shown and of_workers.items() <= os.environ.items()
