@@ -29,8 +29,8 @@ class PPOAlgorithm:
         return Needs(pairs=recipe.reward.needs_pairs, reward_model=trained, reward=True, critic=critic)
 
     def settings(self) -> Any:
-        """Return all settings of the section but its name."""
-        return self.config.model_dump(exclude={"kind"})
+        """Return all settings of the section but its name, and where moments are kept, which changes no number."""
+        return self.config.model_dump(exclude={"kind", "offload_optimizer"})
 
     def train(self, inputs: Inputs) -> None:
         """Train on rollouts. A critic begins as a copy of the reward model; without one, as the policy with a new head."""
@@ -80,9 +80,11 @@ class PPOAlgorithm:
                 on_step=show,
             )
             trainer.train()
-        save_whole(trainer.policy, tokenizer, inputs.folder)
-        if trainer.learner.mask is not None:
-            trainer.learner.mask.save(inputs.folder, tokenizer)
+        trained, mask = trainer.policy, trainer.learner.mask
+        del trainer  # critic, reference and moments make room for what saving needs
+        save_whole(trained, tokenizer, inputs.folder)
+        if mask is not None:
+            mask.save(inputs.folder, tokenizer)
         for name in ("metrics.jsonl", "samples.jsonl") if is_first() else ():
             durable.write(inputs.folder / name, (inputs.work / name).read_bytes())
 

@@ -108,7 +108,13 @@ def freeze(model: Any, name: str) -> Any:
     model.requires_grad_(False)
     if name == "bfloat16":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        for layer in model.modules():
-            if isinstance(layer, nn.Linear) and layer is not head and layer.out_features > 1:
-                layer.weight.data = layer.weight.data.to(torch.bfloat16)
+        halved = {
+            id(layer.weight)
+            for layer in model.modules()
+            if isinstance(layer, nn.Linear) and layer is not head and layer.out_features > 1
+        }
+        for (
+            weight
+        ) in model.parameters():  # all of them: one alone that lies in the checkpoint's file would keep all of it
+            weight.data = weight.data.to(torch.bfloat16) if id(weight) in halved else weight.data.clone()
     return model
