@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from selfplay.errors import ConfigError
 
@@ -25,11 +26,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a recipe is sized for: `count` cards, or no card and the bytes of memory of a machine without any."""
+    """What a recipe is sized for: `count` cards, or no card and the bytes of memory of a machine without any.
+
+    `bfloat16` says whether its processor has units for it.
+    """
 
     count: int
     card: Card | None
     memory: int
+    bfloat16: bool = False
 
     @property
     def title(self) -> str:
@@ -88,8 +93,14 @@ def found(memory: int) -> Machine:
 def of_listing(rows: list[str], memory: int) -> Machine:
     """Return the machine of `nvidia-smi`'s lines `name, MiB`."""
     if not rows:
-        return Machine(0, None, memory)
+        return Machine(0, None, memory, processor_has_bfloat16())
     title, _, mebibytes = rows[0].rpartition(",")
     words = re.sub(r"[^a-z0-9]+", " ", title.lower()).replace("rtx ", "rtx").split()
     like = next((card for name, card in KNOWN.items() if name.lower() in words), KNOWN["A100"])
     return Machine(len(rows), replace(like, memory=int(mebibytes) * 2**20), memory)
+
+
+def processor_has_bfloat16() -> bool:
+    """Return whether Linux lists units for bfloat16 products among the processor's flags."""
+    listed = Path("/proc/cpuinfo")
+    return listed.is_file() and bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", listed.read_text()))

@@ -1,17 +1,19 @@
-"""Hours per stage on a card, from counted operations and bytes moved. Pure arithmetic; imports no torch.
+"""Hours per stage: on a card from counted operations and bytes moved, on this machine's processor from what it was timed at.
 
 A forward pass takes 2 operations per weight and token, a backward pass 4, recomputation 2 more (Kaplan et al. 2020). A step of
 decoding reads all weights and the whole cache once, and costs a fixed time on top. What the rates rest on stands beside them;
 an earlier run on the same machine is the better guide, and replaces them where there is one (`measured`).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from selfplay.algorithms import algorithm_of
+from selfplay.sizing.calibrate import measured_seconds
 from selfplay.sizing.cards import Card
+from selfplay.sizing.ppo import scorer_of
 from selfplay.sizing.shapes import Shape
-from selfplay.sizing.stages import Sizes
+from selfplay.sizing.sizes import Sizes
 
 LARGE = 2 * 10**9
 UTILISATION = {"large": 0.35, "small": 0.14}
@@ -42,78 +44,159 @@ class Work:
     heldout: int
 
 
-def decode_seconds(card: Card, shape: Shape, work: Work, rows: int, sizes: Sizes) -> float:
-    """Return the seconds in which one engine answers `rows` prompts, on `tensor_parallel` cards if it is vLLM."""
-    engine = sizes.recipe.engine
-    vllm = engine.kind == "vllm"
-    spread = engine.tensor_parallel if vllm else 1
-    most = ROWS_OF_VLLM if vllm else engine.batch_size
-    waves, together = -(-rows // most), min(rows, most)
-    read = shape.total * sizes.weight_bytes
-    read += together * (work.prompt + work.answer // 2) * shape.cache_per_token(sizes.weight_bytes)
-    step = read / spread / (card.bandwidth * BANDWIDTH_SHARE) + STEP_SECONDS.get(engine.kind, STEP_SECONDS["vllm"])
-    prefill = forward_seconds(card, shape.total, rows * work.prompt) / spread
-    return waves * work.answer * step + prefill
+class Rates(Protocol):
+    """Seconds of a process's work on a model of some shape; with `head` its logits are made too."""
+
+    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int) -> float:
+        """Return those in which one engine answers so many prompts."""
+        ...
+
+    def forward(self, shape: Shape, tokens: int, head: bool = False) -> float:
+        """Return those of passes over so many tokens that keep nothing."""
+        ...
+
+    def training(self, shape: Shape, tokens: int, recompute: bool, head: bool = False) -> float:
+        """Return those of forward and backward passes, with recomputation if asked."""
+        ...
+
+    def update(self, weights: int) -> float:
+        """Return those of an optimizer step on so many weights."""
+        ...
 
 
-def forward_seconds(card: Card, weights: int, tokens: int) -> float:
-    """Return the seconds of a forward pass of so many weights over so many tokens on one card."""
-    return 2 * weights * tokens / (card.flops * FORWARD_UTILISATION)
+@dataclass(frozen=True)
+class CardRates:
+    """A GPU's, from its data sheet and the shares of it that are reached."""
+
+    card: Card
+    sizes: Sizes
+
+    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int) -> float:
+        """Return the seconds, on `tensor_parallel` cards if it is vLLM: weights and cache are read in each step."""
+        engine, each = self.sizes.recipe.engine, self.sizes.weight_bytes
+        vllm = engine.kind == "vllm"
+        spread = engine.tensor_parallel if vllm else 1
+        most = ROWS_OF_VLLM if vllm else engine.batch_size
+        waves, together = -(-rows // most), min(rows, most)
+        read = shape.total * each + together * (prompt + answer // 2) * shape.cache_per_token(each)
+        step = read / spread / (self.card.bandwidth * BANDWIDTH_SHARE)
+        step += STEP_SECONDS.get(engine.kind, STEP_SECONDS["vllm"])
+        return waves * answer * step + self.forward(shape, rows * prompt, head=True) / spread
+
+    def forward(self, shape: Shape, tokens: int, head: bool = False) -> float:
+        """Return 2 operations per weight and token."""
+        return 2 * (shape.total if head else shape.body) * tokens / (self.card.flops * FORWARD_UTILISATION)
+
+    def training(self, shape: Shape, tokens: int, recompute: bool, head: bool = False) -> float:
+        """Return 6 operations per weight and token, and 2 more for recomputation."""
+        weights = shape.total if head else shape.body
+        rate = self.card.flops * UTILISATION["large" if weights >= LARGE else "small"]
+        return (8 if recompute else 6) * weights * tokens / rate
+
+    def update(self, weights: int) -> float:
+        """Return nothing: memory is read and written once, which hides behind what is assumed."""
+        return 0.0
 
 
-def training_seconds(card: Card, weights: int, tokens: int, recompute: bool) -> float:
-    """Return the seconds of forward and backward passes, with recomputation if asked, on one card."""
-    rate = card.flops * UTILISATION["large" if weights >= LARGE else "small"]
-    return (8 if recompute else 6) * weights * tokens / rate
+@dataclass(frozen=True)
+class ProcessorRates:
+    """This machine's processor's, from what `calibrate` measured at the policy's widths."""
+
+    sizes: Sizes
+    seconds: dict[str, float]
+
+    @classmethod
+    def measured(cls, sizes: Sizes, work: Work) -> "ProcessorRates":
+        """Measure them, for a second or so, unless they are known."""
+        rows = max(work.generated, work.episodes, work.heldout)
+        task = {
+            "shape": asdict(sizes.policy),
+            "bf16": sizes.products(sizes.policy).bf16,
+            "rows": max(1, min(rows, sizes.recipe.engine.batch_size)),
+            "context": max(1, work.prompt + work.answer // 2),
+        }
+        return cls(sizes, measured_seconds(task))
+
+    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int) -> float:
+        """Return steps of whole batches, with a fixed part and one for each row, after a pass over the prompts."""
+        waves, rest = divmod(rows, self.sizes.recipe.engine.batch_size)
+        batches = [self.sizes.recipe.engine.batch_size] * waves + ([rest] if rest else [])
+        like = shape.total / self.sizes.policy.total
+        step = sum(self.seconds["decoding step"] + count * self.seconds["decoding of a row"] for count in batches)
+        return answer * step * like + self.forward(shape, rows * prompt)
+
+    def forward(self, shape: Shape, tokens: int, head: bool = False) -> float:
+        """Return those of its blocks, and of its head."""
+        return self._pass("forward", shape, tokens, head)
+
+    def training(self, shape: Shape, tokens: int, recompute: bool, head: bool = False) -> float:
+        """Return the same of training."""
+        return self._pass("training", shape, tokens, head) + (self.forward(shape, tokens) if recompute else 0.0)
+
+    def update(self, weights: int) -> float:
+        """Return those of Adam, which reads and writes all that there is of each weight."""
+        return weights * self.seconds["update of a weight"]
+
+    def _pass(self, kind: str, shape: Shape, tokens: int, head: bool) -> float:
+        policy = self.sizes.policy
+        blocks = shape.layers * shape.block / policy.block * self.seconds[f"{kind} of a block"]
+        return tokens * (
+            blocks + (shape.embedding / policy.embedding * self.seconds[f"{kind} of the head"] if head else 0.0)
+        )
 
 
-def hours(sizes: Sizes, work: Work) -> dict[str, float]:
-    """Return stage -> hours per iteration on the machine's cards, all workers busy."""
-    card, recipe = sizes.machine.card, sizes.recipe
-    assert card is not None
-    workers = sizes.workers
+def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
+    """Return stage -> hours per iteration on the machine, all workers busy. Rules, functions and files take no time."""
+    recipe, workers = sizes.recipe, sizes.workers
     engines = max(1, workers // recipe.engine.tensor_parallel) if recipe.engine.kind == "vllm" else workers
     needs = algorithm_of(recipe).needs(recipe)
-    whole, scorer = work.prompt + work.answer, (sizes.backbone or sizes.policy).body
+    whole, scorer = work.prompt + work.answer, scorer_of(sizes)
     judging, measuring = (
-        sum(_judge_seconds(card, shape, work, work.judge_calls // engines, sizes) for shape in shapes)
+        sum(_judge_seconds(rates, shape, work, work.judge_calls // engines) for shape in shapes)
         for shapes in (sizes.judges, sizes.measuring)
     )
     found: dict[str, float] = {}
     if needs.pairs:
-        found["generate"] = decode_seconds(card, sizes.policy, work, -(-work.generated // engines), sizes)
+        found["generate"] = rates.decoding(sizes.policy, -(-work.generated // engines), work.prompt, work.answer)
         found["label"] = judging
     if needs.reward_model:
         forwarded = 2 * work.pairs if recipe.reward.loss == "pairwise" else work.generated
         tokens = forwarded * whole * recipe.reward.epochs * recipe.reward.ensemble // workers
-        found["reward"] = training_seconds(card, scorer, tokens, recompute=True)
-    found["policy"] = policy_seconds(card, sizes, work, needs, engines)
-    answers = decode_seconds(card, sizes.policy, work, -(-work.heldout // engines), sizes)
-    found["evaluate"] = answers + measuring * work.heldout / max(work.pairs, 1)
+        found["reward"] = rates.training(scorer, tokens, recompute=sizes.machine.card is not None)
+        updates = recipe.reward.epochs * recipe.reward.ensemble * work.pairs // recipe.reward.batch_size
+        found["reward"] += updates * rates.update(scorer.body)
+    found["policy"] = policy_seconds(rates, sizes, work, needs, engines)
+    found["evaluate"] = rates.decoding(sizes.policy, -(-work.heldout // engines), work.prompt, work.answer)
+    found["evaluate"] += measuring * work.heldout / max(work.pairs, 1)
+    if sizes.machine.card is None:  # of which a GPU's would vanish beside the answers
+        scored = rates.forward(scorer, work.heldout * whole) if needs.reward_model else 0.0
+        found["evaluate"] += 2 * rates.forward(sizes.policy, work.heldout * whole, head=True) + scored
     return {stage: seconds / 3600 for stage, seconds in found.items()}
 
 
-def policy_seconds(card: Card, sizes: Sizes, work: Work, needs: Any, engines: int) -> float:
+def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: int) -> float:
     """Return the seconds of an iteration's steps: sample, score, estimate, update."""
     algorithm, workers = sizes.recipe.algorithm, sizes.workers
-    whole, scorer = work.prompt + work.answer, (sizes.backbone or sizes.policy).body
+    whole, scorer, policy = work.prompt + work.answer, scorer_of(sizes), sizes.policy
     if not work.episodes:
         tokens = 2 * work.pairs * whole // workers
-        return 2 * training_seconds(card, sizes.policy.total, tokens, recompute=True)
+        return 2 * rates.training(policy, tokens, recompute=True, head=True)
     tokens = work.episodes * whole // workers
-    rollout = decode_seconds(card, sizes.policy, work, -(-work.episodes // engines), sizes)
-    scored = sizes.recipe.reward.ensemble * scorer if needs.reward_model else 0
-    critic = scorer if needs.critic else 0
-    estimate = forward_seconds(card, scored + 2 * sizes.policy.total + critic, tokens)
+    rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer)
+    estimate = 2 * rates.forward(policy, tokens, head=True)
+    estimate += sizes.recipe.reward.ensemble * rates.forward(scorer, tokens) if needs.reward_model else 0.0
+    estimate += rates.forward(scorer, tokens) if needs.critic else 0.0
     recompute = bool(getattr(algorithm, "gradient_checkpointing", False))
-    update = sum(
-        training_seconds(card, weights, tokens * work.epochs, recompute)
-        for weights in (sizes.policy.total, critic)
-        if weights
-    )
+    update = rates.training(policy, tokens * work.epochs, recompute, head=True)
+    updates = work.epochs * getattr(algorithm, "minibatches", 1)
+    update += updates * rates.update(sizes.learned(policy) // workers)
+    if needs.critic:
+        update += rates.training(scorer, tokens * work.epochs, recompute)
+        update += updates * rates.update(sizes.learned(scorer) // workers)
     return (rollout + estimate + update) * algorithm.steps_per_iteration
 
 
-def _judge_seconds(card: Card, shape: Shape, work: Work, calls: int, sizes: Sizes) -> float:
-    asked = Work(work.prompt + 2 * work.answer + JUDGE_PROMPT, JUDGE_ANSWER, 0, 0, 0, 0, 0, 0)
-    return decode_seconds(card, shape, asked, calls, sizes) if calls else 0.0
+def _judge_seconds(rates: Rates, shape: Shape, work: Work, calls: int) -> float:
+    if not calls:
+        return 0.0
+    return rates.decoding(shape, calls, work.prompt + 2 * work.answer + JUDGE_PROMPT, JUDGE_ANSWER)

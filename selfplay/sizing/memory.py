@@ -20,6 +20,10 @@ CUDA_CONTEXT = 2 * 10**9
 """What CUDA, cuBLAS and NCCL keep on a card, and what the allocator cannot use."""
 LIBRARIES = 800 * 10**6
 """Resident memory of a process on a CPU that has imported torch, transformers, TRL and pyarrow."""
+OFFLOADED_AT_ONCE = 2**26 * MOMENTS
+"""Bytes of offloaded moments that are on the GPU during a step (`selfplay.rl.optimise.BUCKET_ELEMENTS`)."""
+WEIGHTS_BUFFER = 2**28
+"""Bytes into which weights are packed on their way to vLLM, if no tensor is larger (`selfplay.engines.vllm_weights`)."""
 VLLM_OVERHEAD = 2 * 10**9
 """Activations and graphs of a vLLM engine, beside its weights and cache."""
 
@@ -43,6 +47,19 @@ def training_state(trained: int, shards: int = 1) -> dict[str, int]:
         "gradients": GRADIENT * trained // shards,
         "optimizer": MOMENTS * trained // shards,
     }
+
+
+def frozen(shape: Shape, precision: Precision, shards: int = 1, head: bool = True, spread_in_half: bool = False) -> int:
+    """Return the bytes of a model that learns no more: the linear layers of its blocks in bfloat16 where its products are.
+
+    With `head` a causal language model, else one without an output embedding. Over several processes all of it is kept in
+    bfloat16 if `spread_in_half`, else in float32.
+    """
+    total = shape.total if head else shape.body
+    if shards > 1:
+        return (BFLOAT16 if precision.bf16 and spread_in_half else FLOAT32) * total // shards
+    linear = shape.layers * (shape.block - 2 * shape.hidden - shape.extra) if precision.bf16 else 0
+    return FLOAT32 * total - (FLOAT32 - BFLOAT16) * linear
 
 
 def gathered(shape: Shape, shards: int, precision: Precision) -> int:
@@ -85,9 +102,9 @@ def activations(shape: Shape, tokens: int, precision: Precision, checkpointing: 
     return tokens * (shape.layers * block + ends)
 
 
-def logits_in_chunks(shape: Shape, device: str, shards: int) -> int:
+def logits_in_chunks(shape: Shape, device: str, head_learns: bool) -> int:
     """Return three chunks of logits, and the float32 gradient of the output embedding that is added up over them."""
-    return 3 * LOGITS_AT_ONCE[device] + (FLOAT32 * shape.embedding if shards == 1 else 0)
+    return 3 * LOGITS_AT_ONCE[device] + (FLOAT32 * shape.embedding if head_learns else 0)
 
 
 def whole_logits(shape: Shape, tokens: int) -> int:

@@ -10,8 +10,11 @@ from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory
 from selfplay.sizing import cards
 from selfplay.sizing.cards import GB
-from selfplay.sizing.hours import Work, hours
-from selfplay.sizing.stages import Sizes, StageMemory, fixes, least_share, sizes_of, stages
+from selfplay.sizing.disk import disk
+from selfplay.sizing.engines import least_share
+from selfplay.sizing.hours import CardRates, ProcessorRates, Work, hours
+from selfplay.sizing.sizes import Sizes, sizes_of
+from selfplay.sizing.stages import StageMemory, fixes, stages
 
 BYTES_PER_TOKEN = 4
 """Of a prompt's text: what English takes with a vocabulary of 100,000 and more."""
@@ -25,6 +28,7 @@ class Plan:
     capacity: int
     stages: tuple[StageMemory, ...]
     hours: dict[str, float]
+    disk: dict[str, int]
     notes: tuple[str, ...]
 
     def json(self) -> dict[str, Any]:
@@ -34,6 +38,7 @@ class Plan:
             "bytes_per_process": self.capacity,
             "stages": {row.stage: {**row.parts, "total": row.total} for row in self.stages},
             "hours_per_iteration": self.hours,
+            "disk_bytes": self.disk,
             "notes": list(self.notes),
         }
 
@@ -47,6 +52,10 @@ class Plan:
             found.append(f"  {row.stage:17} {row.total / GB:7.2f}{mark}  ({words})")
         for stage, amount in self.hours.items():
             found.append(f"  {stage:17} {amount:7.2f} hours per iteration")
+        if self.disk:
+            kept, most = self.disk["kept"], self.disk["at most"]
+            beside = f", {most / GB:.2f} GB while PPO's checkpoints are there" if most > kept else ""
+            found.append(f"disk: {kept / GB:.2f} GB for the finished run{beside}")
         return [*found, *self.notes]
 
 
@@ -63,14 +72,16 @@ def plan(
     sizes = sizes_of(recipe, machine, max(lengths))
     if sizes is None:
         said = f"memory and time: there is no config.json of {recipe.policy.model!r} at hand; download the model first"
-        return Plan(machine.title, 0, (), {}, (said,))
+        return Plan(machine.title, 0, (), {}, {}, (said,))
     rows = tuple(stages(sizes))
     amounts, notes = measured_hours(recipe), []
     if amounts:
         notes.append(f"hours: as this run's own iterations took ({recipe.directory})")
-    elif machine.card is not None:
-        amounts = hours(sizes, work_of(recipe, work, sum(lengths) // len(lengths), len(heldout)))
-    return Plan(machine.title, sizes.capacity, rows, amounts, (*notes, *advice(sizes, rows)))
+    else:
+        todo = work_of(recipe, work, sum(lengths) // len(lengths), len(heldout))
+        rates = CardRates(machine.card, sizes) if machine.card is not None else ProcessorRates.measured(sizes, todo)
+        amounts = hours(sizes, todo, rates)
+    return Plan(machine.title, sizes.capacity, rows, amounts, disk(sizes, work), (*notes, *advice(sizes, rows)))
 
 
 def tokens_of(prompt: Prompt) -> int:

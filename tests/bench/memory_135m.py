@@ -72,7 +72,8 @@ def train(kind: str, model: str, reward: str) -> None:
 def predicted(kind: str, model: str) -> int:
     """What the dry run says of the stage, in bytes."""
     from selfplay.sizing.cards import found
-    from selfplay.sizing.stages import sizes_of, stages
+    from selfplay.sizing.sizes import sizes_of
+    from selfplay.sizing.stages import stages
 
     sizes = sizes_of(recipe_of(kind, model, "unused"), found(24 << 30), prompt=96)
     assert sizes is not None

@@ -35,8 +35,18 @@ def test_gathered_layers_by_hand() -> None:
     assert memory.casts(SMALL, 1, Precision(True)) == 2 * 2 * 448 and memory.casts(SMALL, 2, Precision(True)) == 0
 
 
+def test_frozen_models_by_hand() -> None:
+    # Of a block's 448 numbers 432 are in linear layers; of the whole 5,704, or 3,304 without an output embedding.
+    assert memory.frozen(SMALL, Precision(False)) == 4 * 5704
+    assert memory.frozen(SMALL, Precision(True)) == 4 * 5704 - 2 * 2 * 432
+    assert memory.frozen(SMALL, Precision(True), head=False) == 4 * 3304 - 2 * 2 * 432
+    assert memory.frozen(SMALL, Precision(True), shards=2, spread_in_half=True) == 5704
+    assert memory.frozen(SMALL, Precision(True), shards=2) == 2 * 5704
+
+
 def test_logits_and_caches_by_hand() -> None:
-    assert memory.logits_in_chunks(SMALL, "cpu", 1) == 3 * 2**22 + 4 * 2400
+    assert memory.logits_in_chunks(SMALL, "cpu", head_learns=True) == 3 * 2**22 + 4 * 2400
+    assert memory.logits_in_chunks(SMALL, "cpu", head_learns=False) == 3 * 2**22
     assert memory.whole_logits(SMALL, 7) == 3 * 4 * 7 * 300
     # 5 rows of 6 tokens, 2 x 2 x 4 numbers of 4 bytes each; drawing: 5 x 300 x (12 + 16) bytes.
     assert memory.sampling_without_vllm(SMALL, 5, 6, 4) == 5 * 6 * 64 + 5 * 300 * 28

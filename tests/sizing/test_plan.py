@@ -9,9 +9,11 @@ from selfplay.errors import ConfigError
 from selfplay.records import Prompt
 from selfplay.sizing import cards, memory
 from selfplay.sizing.cards import GB, KNOWN, Machine
-from selfplay.sizing.hours import Work, forward_seconds, hours, training_seconds
+from selfplay.sizing.disk import disk
+from selfplay.sizing.hours import CardRates, ProcessorRates, Work, hours
 from selfplay.sizing.plan import Plan, advice, measured_hours, plan, tokens_of, with_settings
-from selfplay.sizing.stages import Sizes, sizes_of, stages
+from selfplay.sizing.sizes import Sizes, sizes_of
+from selfplay.sizing.stages import stages
 
 BOOTSTRAPPED = """\
 policy: {bootstrap: {vocabulary: 300, architecture: {layers: 2, hidden_size: 8, heads: 2, intermediate_size: 10}, sft: null}}
@@ -23,8 +25,10 @@ engine: {kind: vllm, gpu_memory: 0.45}
 sampling: {max_tokens: 256}
 algorithm: {precision: bfloat16}
 """
+DPO_OF_SEVEN = "policy: {model: Qwen/Qwen2.5-7B-Instruct}\nsampling: {max_tokens: 256}\nalgorithm: {kind: dpo}\n"
+OFFLOADED = "algorithm.offload_optimizer=true"
 RUNS = Path(__file__).parents[2] / "runs"
-WORK = {"pairs": 2000, "judge_calls": 0}
+WORK = {"pairs": 2000, "judge_calls": 0, "completions": 1000}
 TOTAL, BODY = 2 * 512 + 2400 + 8, 2 * 512 + 2400 + 8
 """Parameters of BOOTSTRAPPED, tied, as in test_shapes."""
 
@@ -55,11 +59,10 @@ def test_the_update_of_a_small_model_by_hand(tmp_path: Path) -> None:
         "policy: gradients": weight,
         "critic": weight,
         "critic: optimizer": 2 * weight,
-        "critic: gradients": weight,
         "reference": weight,
         "reward model": weight,
-        # 2,048 tokens; a block keeps 48 + 32 + 40 numbers of 4 bytes, the ends 4 hidden states.
-        "activations": 2048 * (2 * 4 * 120 + 4 * 4 * 8),
+        # A minibatch of 64 episodes of 10 tokens; a block keeps 48 + 32 + 40 numbers of 4 bytes, the ends 4 hidden states.
+        "activations": 640 * (2 * 4 * 120 + 4 * 4 * 8),
         "logits": 3 * 2**22 + 4 * 2400,
     }
     # 256 rows of 4 + 6 tokens, 2 x 2 x 8 numbers of 4 bytes, and 28 bytes for each of 300 words to draw one.
@@ -79,7 +82,7 @@ def test_groups_need_no_critic_and_an_average_is_one_more_copy(tmp_path: Path) -
         for more in ((), ("algorithm.advantage=rloo", "algorithm.ema=0.99"))
     )
     critic = {name for name in plain if name.startswith("critic")}
-    assert len(critic) == 3 and groups.keys() == plain.keys() - critic | {"policy: average"}
+    assert len(critic) == 2 and groups.keys() == plain.keys() - critic | {"policy: average"}
     assert groups["policy: average"] == 4 * TOTAL
 
 
@@ -89,10 +92,11 @@ def test_workers_share_what_learns(tmp_path: Path) -> None:
         {row.stage: row for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED, *more), machine))}
         for more in ((), ("launch.workers=2",))
     )
-    whole = ("libraries", "activations", "logits")
-    halved = [name for name in one["policy: update"].parts if name not in whole]
+    halved = [name for name in one["policy: update"].parts if name not in ("libraries", "logits")]
     for name in halved:
         assert two["policy: update"].parts[name] == one["policy: update"].parts[name] // 2
+    assert two["policy: update"].parts["engine: weights"] == 4 * TOTAL, "each process samples with a whole copy"
+    assert "engine: weights" not in one["policy: sampling"].parts, "the trainer's serve"
     assert two["reward"].parts["weights"] == one["reward"].parts["weights"], "TRL's are data-parallel on a CPU"
     assert sized(recipe(tmp_path, BOOTSTRAPPED, "launch.workers=2"), machine).capacity == 4 * GB
 
@@ -105,7 +109,47 @@ def test_adapters_need_no_reference_and_little_optimizer(tmp_path: Path) -> None
     assert "reference" not in parts and parts["policy"] == 4 * 7_615_616_512
     assert (parts["policy: optimizer"], parts["policy: gradients"]) == (12 * adapter, 4 * adapter)
     started = with_settings(sized(found, h100(1)), {"algorithm": {"reference": "start"}})
-    assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == 4 * 7_615_616_512
+    # 28 blocks of 2 x 3,584 x (3,584 + 512) + 3 x 3,584 x 18,944 numbers in their linear layers, in bfloat16.
+    expected = 4 * 7_615_616_512 - 2 * 28 * 233_046_016
+    assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == expected
+
+
+def test_a_critic_of_adapters_shares_the_weights_that_score(tmp_path: Path) -> None:
+    adapted = ("policy.lora.rank=16", "algorithm.precision=auto")
+    shared, apart = (
+        {row.stage: row.parts for row in stages(sized(recipe(tmp_path, SEVEN_BILLION, *adapted, *more), h100(1)))}[
+            "policy: update"
+        ]
+        for more in ((), ("reward.ensemble=2",))
+    )
+    body = 7_615_616_512 - 152_064 * 3584
+    assert "critic" not in shared and apart["critic"] == 4 * body
+    assert shared["critic: optimizer"] == apart["critic: optimizer"] == shared["policy: optimizer"]
+    assert shared["reward model"] == 4 * body - 2 * 28 * 233_046_016 == apart["reward model"] // 2
+
+
+def test_precision_by_itself(tmp_path: Path) -> None:
+    found = recipe(tmp_path, SEVEN_BILLION, "algorithm.precision=auto")
+    machines = {
+        "a GPU": h100(1),
+        "old": Machine(0, None, 64 * GB),
+        "new": Machine(0, None, 64 * GB, bfloat16=True),
+    }
+    chosen = {name: sized(found, machine) for name, machine in machines.items()}
+    assert [sizes.precision(sizes.policy).bf16 for sizes in chosen.values()] == [True, False, True]
+    small = sized(recipe(tmp_path, BOOTSTRAPPED), machines["new"])
+    assert not small.precision(small.policy).bf16
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precision.json").write_text('{"products": "float32"}')
+    assert not chosen["new"].precision(chosen["new"].policy).bf16, "the run has chosen"
+
+
+def test_offloaded_moments_are_on_the_card_in_portions(tmp_path: Path) -> None:
+    parts = {row.stage: row.parts for row in stages(sized(recipe(tmp_path, SEVEN_BILLION, OFFLOADED), h100(1)))}
+    assert parts["policy: update"]["policy: optimizer"] == 8 * 2**26
+    machine = Machine(0, None, 640 * GB)
+    parts = {row.stage: row.parts for row in stages(sized(recipe(tmp_path, SEVEN_BILLION, OFFLOADED), machine))}
+    assert parts["policy: update"]["policy: optimizer"] == 8 * 7_615_616_512, "they are in the machine's memory"
 
 
 def test_sleeping_gives_the_update_the_engines_share(tmp_path: Path) -> None:
@@ -182,19 +226,58 @@ def test_an_ensemble_on_groups_of_completions(tmp_path: Path) -> None:
     assert rows["policy: update"].parts["reward model"] == 3 * 4 * BODY
 
 
+def test_disk_by_hand(tmp_path: Path) -> None:
+    found = sized(recipe(tmp_path, BOOTSTRAPPED, "iterations=2", "reward.ensemble=3"), Machine(0, None, 8 * GB))
+    # Three policies, two reward models of three members, 1,000 answers of 6 tokens; then two checkpoints of three float32
+    # numbers for each that learns, in policy and critic.
+    kept = 4 * (3 * TOTAL + 2 * 3 * BODY) + 1000 * 6 * 8
+    assert disk(found, WORK) == {"kept": kept, "at most": kept + 2 * 12 * (TOTAL + BODY)}
+    short = with_settings(found, {"algorithm": {"steps": 5}})
+    assert disk(short, WORK)["at most"] == kept + 12 * (TOTAL + BODY), "its one checkpoint is the last"
+    half = sized(recipe(tmp_path, DPO_OF_SEVEN, "iterations=1"), h100(1))
+    assert disk(half, WORK) == dict.fromkeys(("kept", "at most"), 2 * 2 * 7_615_616_512 + 1000 * 256 * 8)
+
+
 def test_hours_by_hand(tmp_path: Path) -> None:
-    card = KNOWN["H100"]
-    # 2 operations x 7e9 weights x 1e6 tokens at 0.4 of 989e12, and 8 at 0.35.
-    assert forward_seconds(card, 7 * 10**9, 10**6) == pytest.approx(14e15 / 395.6e12)
-    assert training_seconds(card, 7 * 10**9, 10**6, recompute=True) == pytest.approx(56e15 / 346.15e12)
-    found = hours(
-        sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=8", "algorithm.steps=1"), h100(8)),
-        Work(prompt=1024, answer=256, generated=0, pairs=0, judge_calls=0, episodes=1024, epochs=2, heldout=0),
-    )
+    sizes = sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=8", "algorithm.steps=1"), h100(8))
+    rates, shape = CardRates(KNOWN["H100"], sizes), sizes.policy
+    # 2 operations x 7.616e9 weights x 1e6 tokens at 0.4 of 989e12, and 8 at 0.35, without the head's 0.545e9.
+    assert rates.forward(shape, 10**6, head=True) == pytest.approx(15.231e15 / 395.6e12, rel=1e-4)
+    assert rates.training(shape, 10**6, recompute=True) == pytest.approx(56.565e15 / 346.15e12, rel=1e-4)
+    work = Work(prompt=1024, answer=256, generated=0, pairs=0, judge_calls=0, episodes=1024, epochs=2, heldout=0)
+    found = hours(sizes, work, rates)
     # The update: 6 operations, 2 epochs, 1,310,720 / 8 tokens, 7.616e9 and 7.071e9 weights at 0.35: 83.4 s. The estimate:
     # 2 operations by twice the policy, critic and reward model at 0.4: 24.3 s. The rollout, 128 rows an engine: 256 steps of
     # 8 ms and (15.23 + 128 x 1,152 x 57,344 bytes = 8.46 GB) at 0.6 of 3.35 TB/s, and a prefill of 5.05 s: 10.1 s.
     assert found["policy"] * 3600 == pytest.approx(83.4 + 24.3 + 10.1, rel=0.005)
+
+
+def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
+    """Two blocks; seconds of a block per token, of a head, of a decoding step and of a row in it, of an update."""
+    seconds = {
+        "forward of a block": 1.0,
+        "forward of the head": 0.5,
+        "training of a block": 3.0,
+        "training of the head": 1.5,
+        "update of a weight": 1e-3,
+        "decoding step": 7.0,
+        "decoding of a row": 0.25,
+    }
+    sizes = sized(recipe(tmp_path, BOOTSTRAPPED, "algorithm.steps=1"), Machine(0, None, 8 * GB))
+    rates = ProcessorRates(sizes, seconds)
+    # 300 answers are a batch of 256 and one of 44; six steps of each, and two blocks over 300 x 4 tokens of prompts.
+    assert rates.decoding(sizes.policy, 300, 4, 6) == pytest.approx(6 * (7 + 64 + 7 + 11) + 2 * 1200)
+    work = Work(prompt=4, answer=6, generated=300, pairs=150, judge_calls=0, episodes=256, epochs=2, heldout=32)
+    found = {stage: amount * 3600 for stage, amount in hours(sizes, work, rates).items()}
+    # 300 sequences of ten tokens, one epoch, and two updates of a batch of 64 pairs.
+    epochs = sizes.recipe.reward.epochs
+    updates = epochs * 150 // sizes.recipe.reward.batch_size
+    assert found["reward"] == pytest.approx(epochs * 3000 * 6 + updates * BODY * 1e-3)
+    rollout, estimate = 6 * (7 + 64) + 2 * 1024, 2560 * (2 * 2.5 + 2 + 2)
+    update = 2 * 2560 * (7.5 + 6) + 2 * 4 * (TOTAL + BODY) * 1e-3
+    assert found["policy"] == pytest.approx(rollout + estimate + update)
+    assert found["evaluate"] == pytest.approx(6 * (7 + 8) + 2 * 128 + 320 * (2 * 2.5 + 2))
+    assert found["label"] == 0
 
 
 def test_hours_of_the_iterations_that_a_run_has_finished(tiny_run: Path) -> None:
@@ -229,18 +312,18 @@ def test_the_plan_as_text_and_as_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "gpus", "peaks", "too_much"),
     [
-        ("qwen2.5-7b-1gpu-lora", "1xH100-80GB", {"generate": 38.0, "policy": 59.7, "evaluate": 69.3}, []),
+        ("qwen2.5-7b-1gpu-lora", "1xH100-80GB", {"generate": 38.0, "policy": 59.7, "evaluate": 44.1}, []),
         (
             "qwen2.5-7b-8gpu",
             "8xH100-80GB",
-            {"label": 50.0, "reward": 71.7, "policy: sampling": 45.5, "policy: update": 39.4, "evaluate": 57.3},
+            {"label": 50.0, "reward": 71.7, "policy: sampling": 49.9, "policy: update": 37.8, "evaluate": 33.6},
             [],
         ),
         (
             "llama-3.1-70b-8x8gpu",
             "8x8xH100-80GB",
-            {"generate": 30.0, "reward": 72.3, "policy: sampling": 46.2, "policy: update": 43.8, "evaluate": 313.0},
-            ["evaluate"],  # the KL to the start needs the whole policy in one process
+            {"generate": 30.0, "reward": 72.3, "policy: sampling": 54.6, "policy: update": 41.1, "evaluate": 42.6},
+            [],
         ),
     ],
 )
@@ -252,3 +335,13 @@ def test_the_large_recipes(name: str, gpus: str, peaks: dict[str, float], too_mu
     assert {stage: totals[stage] for stage in peaks} == pytest.approx(peaks, abs=1.0)
     assert [row.stage for row in planned.stages if row.total > planned.capacity] == too_much
     assert planned.hours and all(amount < 24 for amount in planned.hours.values())
+
+
+def test_a_processor_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sizes = sized(recipe(tmp_path, BOOTSTRAPPED), Machine(0, None, 8 * GB))
+    work = Work(prompt=4, answer=6, generated=16, pairs=0, judge_calls=0, episodes=16, epochs=2, heldout=0)
+    found = ProcessorRates.measured(sizes, work).seconds
+    assert found["training of a block"] > found["forward of a block"] > 0 and found["decoding step"] > 0
+    monkeypatch.setattr("subprocess.run", None)
+    assert ProcessorRates.measured(sizes, work).seconds == found

@@ -1,0 +1,113 @@
+"""Bytes that PPO takes on one process: what is held between passes, what sampling adds, and what each network's update adds."""
+
+from typing import Any
+
+from selfplay.sizing import memory
+from selfplay.sizing.engines import engine_parts
+from selfplay.sizing.shapes import Shape
+from selfplay.sizing.sizes import DEFAULT_TOKENS, Sizes
+
+
+def scorer_of(sizes: Sizes) -> Shape:
+    """Return the reward model, which the critic begins as."""
+    return sizes.backbone or sizes.policy
+
+
+def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
+    """Return what the trainer of the policy holds between passes."""
+    recipe, shards = sizes.recipe, sizes.workers
+    adapted, scorer = recipe.policy.lora is not None, scorer_of(sizes)
+    parts = {"libraries": sizes.overhead, "policy": memory.FLOAT32 * sizes.policy.total // shards}
+    parts |= _optimizer("policy", sizes, sizes.policy)
+    if getattr(recipe.algorithm, "ema", None) is not None:
+        parts["policy: average"] = memory.training_state(sizes.trained, shards)["weights"]
+    if needs.critic:
+        if not shares_body(sizes, needs):
+            parts["critic"] = memory.FLOAT32 * scorer.body // shards
+        parts |= _optimizer("critic", sizes, scorer)
+    if not (adapted and getattr(recipe.algorithm, "reference", "previous") == "previous"):
+        parts["reference"] = memory.frozen(sizes.policy, sizes.precision(sizes.policy), shards, spread_in_half=True)
+    if needs.reward_model and needs.reward:
+        precision = sizes.products(scorer)
+        parts["reward model"] = recipe.reward.ensemble * memory.frozen(scorer, precision, shards, head=False)
+    return parts
+
+
+def shares_body(sizes: Sizes, needs: Any) -> bool:
+    """Return whether the critic learns by adapters on the very weights of the reward model that scores."""
+    recipe = sizes.recipe
+    alike = getattr(recipe.algorithm, "precision", None) == "auto" and sizes.workers == 1
+    return bool(
+        alike and recipe.policy.lora is not None and needs.reward_model and needs.reward and recipe.reward.ensemble == 1
+    )
+
+
+def _optimizer(name: str, sizes: Sizes, shape: Shape) -> dict[str, int]:
+    """Return Adam's moments of what a network learns by, and the adapters themselves, which come on top of its weights."""
+    state = memory.training_state(sizes.learned(shape), sizes.workers)
+    moments = state["optimizer"]
+    if getattr(sizes.recipe.algorithm, "offload_optimizer", False) and sizes.machine.card is not None:
+        moments = min(moments, memory.OFFLOADED_AT_ONCE)
+    return {f"{name}: optimizer": moments + (state["weights"] if sizes.recipe.policy.lora is not None else 0)}
+
+
+def sampling(sizes: Sizes) -> dict[str, int]:
+    """Return the engine while it samples beside the trainer, and what moves the weights to it.
+
+    In one process the transformers engine shares the trainer's weights. On several each has whole ones of its own; vLLM gets
+    them through a buffer, and the largest tensor is whole in float32 meanwhile.
+    """
+    rows = -(-sizes.recipe.algorithm.episodes_per_step // sizes.workers)
+    parts = engine_parts(sizes, sizes.policy, "engine", rows, weights=not _shares_weights(sizes))
+    if sizes.recipe.engine.kind == "vllm":
+        largest = sizes.policy.embedding
+        buffer = max(memory.WEIGHTS_BUFFER, sizes.weight_bytes * largest)
+        gathered = (memory.FLOAT32 + sizes.weight_bytes) * largest
+        parts["weights on their way"] = gathered + (
+            buffer if sizes.machine.card is not None else sizes.weight_bytes * sizes.policy.total
+        )
+    return parts
+
+
+def _shares_weights(sizes: Sizes) -> bool:
+    return sizes.recipe.engine.kind == "transformers" and sizes.workers == 1
+
+
+def update(sizes: Sizes, needs: Any) -> dict[str, int]:
+    """Return gradients, gathered layers, activations and logits of the larger of the two networks' passes, and what stays.
+
+    The policy's gradients are applied and dropped before the critic's are made.
+    """
+    recipe, shards = sizes.recipe, sizes.workers
+    parts = _pass(sizes, "policy", sizes.policy)
+    parts["logits"] = memory.logits_in_chunks(
+        sizes.policy, sizes.device, head_learns=shards == 1 and recipe.policy.lora is None
+    )
+    if needs.critic:
+        other = _pass(sizes, "critic", scorer_of(sizes), half_already=shares_body(sizes, needs))
+        parts = max(parts, other, key=lambda found: sum(found.values()))
+    if recipe.engine.kind == "transformers" and shards > 1:
+        parts["engine: weights"] = sizes.weight_bytes * sizes.policy.total
+    if recipe.engine.kind == "vllm" and not (recipe.engine.sleep and sizes.machine.card is not None):
+        parts |= engine_parts(sizes, sizes.policy, "engine", recipe.engine.batch_size)
+    return {name: size for name, size in parts.items() if size}
+
+
+def _pass(sizes: Sizes, name: str, shape: Shape, half_already: bool = False) -> dict[str, int]:
+    """Return what a forward and backward pass of a micro-batch adds; weights that are bfloat16 already need no copies."""
+    shards, precision = sizes.workers, sizes.precision(shape)
+    checkpointing = getattr(sizes.recipe.algorithm, "gradient_checkpointing", False)
+    return {
+        f"{name}: gradients": memory.training_state(sizes.learned(shape), shards)["gradients"],
+        "gathered": memory.gathered(shape, shards, precision),
+        "bf16 copies": 0 if half_already else memory.casts(shape, shards, precision),
+        "activations": memory.activations(shape, micro_batch(sizes), precision, checkpointing),
+    }
+
+
+def micro_batch(sizes: Sizes) -> int:
+    """Return the tokens of the largest micro-batch: the budget or one sequence, and no more than a minibatch has."""
+    algorithm: Any = sizes.recipe.algorithm
+    budget = getattr(algorithm, "micro_batch_tokens", None) or DEFAULT_TOKENS[sizes.device]
+    episodes = -(-algorithm.episodes_per_step // getattr(algorithm, "minibatches", 1))
+    return max(min(budget, -(-episodes // sizes.workers) * sizes.sequence), sizes.sequence)

@@ -1,0 +1,110 @@
+"""A recipe's models and layout on a machine, as the formulas of memory and time read them."""
+
+from dataclasses import dataclass
+
+import judges
+from selfplay.config import Recipe
+from selfplay.preflight import asking
+from selfplay.sizing import memory
+from selfplay.sizing.cards import Machine
+from selfplay.sizing.memory import Precision
+from selfplay.sizing.shapes import Shape, shape_of_bootstrap, shape_of_model
+from selfplay.storage.files import read_json
+
+DEFAULT_TOKENS = {"cuda": 32768, "cpu": 2048}
+"""Tokens of a micro-batch unless the recipe sets them (`selfplay.models.default_batch_tokens`)."""
+SMALLEST_FOR_BFLOAT16 = 20_000_000
+"""Parameters from which `precision: auto` considers bfloat16 (`selfplay.weights.precision`)."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A recipe's models and layout on a machine. `prompt` is the longest prompt's tokens, as four bytes a token."""
+
+    recipe: Recipe
+    machine: Machine
+    policy: Shape
+    backbone: Shape | None
+    judges: tuple[Shape, ...]
+    measuring: tuple[Shape, ...]
+    prompt: int
+
+    @property
+    def device(self) -> str:
+        """Return where it runs, by torch's name."""
+        return "cpu" if self.machine.card is None else "cuda"
+
+    @property
+    def workers(self) -> int:
+        """Return the processes that train."""
+        launch = self.recipe.launch
+        return 1 if launch is None else launch.size
+
+    @property
+    def capacity(self) -> int:
+        """Return the bytes that one process may take."""
+        if self.machine.card is not None:
+            return self.machine.card.memory
+        launch = self.recipe.launch
+        return self.machine.memory // (1 if launch is None else launch.workers)
+
+    @property
+    def trained(self) -> int:
+        """Return the policy's parameters that learn: all, or its adapters'."""
+        lora = self.recipe.policy.lora
+        return self.policy.total if lora is None else self.policy.adapter(lora.rank, lora.targets)
+
+    def learned(self, shape: Shape) -> int:
+        """Return the parameters of a network of PPO's that learn: all, or those of adapters like the policy's."""
+        lora = self.recipe.policy.lora
+        return shape.adapter(lora.rank, lora.targets) if lora else shape.total if shape is self.policy else shape.body
+
+    def products(self, shape: Shape) -> Precision:
+        """Return the precision that `auto` leads to for a model: what the run has chosen already, or likely will."""
+        if shape.total < SMALLEST_FOR_BFLOAT16:
+            return Precision(False)
+        kept = self.recipe.directory / "precision.json"
+        if kept.is_file():
+            return Precision(read_json(kept)["products"] == "bfloat16")
+        return Precision(self.machine.card is not None or self.machine.bfloat16)
+
+    def precision(self, shape: Shape) -> Precision:
+        """Return the precision in which PPO computes with a model."""
+        wanted = getattr(self.recipe.algorithm, "precision", "float32")
+        return self.products(self.policy) if wanted == "auto" else Precision(wanted == "bfloat16")
+
+    @property
+    def overhead(self) -> int:
+        """Return what a process takes before it holds a model."""
+        return memory.CUDA_CONTEXT if self.machine.card is not None else memory.LIBRARIES
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return the bytes of a weight that generates."""
+        return memory.BFLOAT16 if self.recipe.policy.dtype == "bfloat16" else memory.FLOAT32
+
+    @property
+    def sequence(self) -> int:
+        """Return the tokens of the longest prompt with the longest answer."""
+        return self.prompt + self.recipe.sampling.max_tokens
+
+
+def sizes_of(recipe: Recipe, machine: Machine, prompt: int) -> Sizes | None:
+    """Return the sizes of a recipe's models; None if there is no `config.json` at hand for its policy."""
+    start = recipe.policy.bootstrap
+    policy = shape_of_bootstrap(start) if start else shape_of_model(str(recipe.policy.model))
+    if policy is None:
+        return None
+    kind = recipe.reward.backbone
+    backbone = policy if kind in ("previous", "policy", "start") else shape_of_model(kind)
+    labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
+    measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
+    made = policy if recipe.judge.bootstrap else None
+    return Sizes(recipe, machine, policy, backbone, _models(labelling, made), _models(measuring, made), prompt)
+
+
+def _models(spec: judges.JudgeSpec, made: Shape | None) -> tuple[Shape, ...]:
+    """Return the sizes of a judge's own models that run here; `made` are those of a model that the run makes."""
+    names = {str(part.model) for part in asking(spec) if part.endpoint is None and part.model not in (None, "policy")}
+    found = (made or shape_of_model(name) for name in sorted(names))
+    return tuple(one for one in found if one is not None)
