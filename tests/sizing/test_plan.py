@@ -165,7 +165,7 @@ def test_sleeping_gives_the_update_the_engines_share(tmp_path: Path) -> None:
 
 
 def test_the_settings_that_make_it_fit(tmp_path: Path) -> None:
-    given = ("launch.workers=8", "reward.backbone=Qwen/Qwen2.5-1.5B-Instruct")
+    given = ("launch.workers=8", "reward.backbone=Qwen/Qwen2.5-1.5B-Instruct", "algorithm.episodes=4096")
     eight = sized(recipe(tmp_path, SEVEN_BILLION, *given), h100(8))
     said = advice(eight, stages(eight))
     assert len(said) == 1 and said[0].startswith("does not fit: policy: update by ")
