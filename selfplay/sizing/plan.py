@@ -77,7 +77,7 @@ def plan(
     amounts, notes = measured_hours(recipe), []
     if amounts:
         notes.append(f"hours: as this run's own iterations took ({recipe.directory})")
-    else:
+    elif machine.card is not None or all(row.total <= sizes.capacity for row in rows):
         todo = work_of(recipe, work, sum(lengths) // len(lengths), len(heldout))
         rates = CardRates(machine.card, sizes) if machine.card is not None else ProcessorRates.measured(sizes, todo)
         amounts = hours(sizes, todo, rates)

@@ -43,7 +43,7 @@ policy: {{model: {model}}}
 sampling: {{max_tokens: 96}}
 engine: {{batch_size: 32}}
 reward: {{kind: function, function: "{folder}/mine.py:length"}}
-algorithm: {{steps: 1, episodes: 32, minibatches: 2, micro_batch_tokens: 1024}}
+algorithm: {{steps: 1, episodes: 32, epochs: 1, minibatches: 2, micro_batch_tokens: 1024}}
 """
 PROMPT = 28
 LAYOUTS: dict[str, list[str]] = {
@@ -144,22 +144,21 @@ def test_ppo_takes_what_is_predicted(folder: Path, training_seed: int, layout: s
     )
 
 
-def main() -> None:
-    """Print the table."""
+def main(layouts: list[str]) -> None:
+    """Print the table, of all layouts or of those named."""
     with tempfile.TemporaryDirectory() as place:
         make(Path(place))
         print(f"{'':24}{'predicted':>10}{'measured':>10}   GB per process")  # noqa: T201
-        for layout, changes in LAYOUTS.items():
+        for layout in layouts or LAYOUTS:
+            changes = LAYOUTS[layout]
             recipe = load_recipe(Path(place) / "r.yaml", changes)
             predicted = predict(recipe)
             measured = measure(Path(place), 0, changes, recipe.launch.size if recipe.launch else 1)
             print(f"{layout:24}{predicted.total / GB:10.2f}{measured / GB:10.2f}", flush=True)  # noqa: T201
-            if "-v" in sys.argv:
-                print(predicted.stage, {name: round(size / GB, 3) for name, size in predicted.parts.items()})  # noqa: T201
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["train"]:
         train(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
     else:
-        main()
+        main(sys.argv[1:])
