@@ -93,7 +93,9 @@ class Follower:
             for _ in whole_tensors(policy):
                 pass
 
-    update_weights = receive
+    def update_weights(self, model: Any) -> None:
+        """Do the same."""
+        self.receive(model)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """Return nothing; nothing is asked of it."""

@@ -81,7 +81,7 @@ def measure(task: dict[str, Any]) -> dict[str, float]:
 
         return work
 
-    found = {}
+    found: dict[str, float] = {}
     for kind, make in (("forward", estimate), ("training", train)):
         first, second, whole = (_seconds(make(*which)) for which in ((one, False), (two, False), (two, True)))
         block = max(second - first, second / 4) / ids.numel()
