@@ -89,7 +89,7 @@ def test_groups_need_no_critic_and_an_average_is_one_more_copy(tmp_path: Path) -
 def test_workers_share_what_learns(tmp_path: Path) -> None:
     machine = Machine(0, None, 8 * GB)
     one, two = (
-        {row.stage: row for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED, *more), machine))}
+        {row.stage: row for row in stages(sized(recipe(tmp_path, BOOTSTRAPPED, *more), machine, prompt=4))}
         for more in ((), ("launch.workers=2",))
     )
     halved = [name for name in one["policy: update"].parts if name not in ("libraries", "logits")]
@@ -211,7 +211,7 @@ def test_cards_as_nvidia_smi_lists_them() -> None:
     assert machine.card.memory == 81559 * 2**20
     gaming = cards.of_listing(["NVIDIA GeForce RTX 4090, 24564"], 10).card
     assert gaming is not None and gaming.name == "RTX4090"
-    assert cards.of_listing([], 10) == Machine(0, None, 10)
+    assert cards.of_listing([], 10) == Machine(0, None, 10, cards.processor_has_bfloat16())
 
 
 def test_an_ensemble_on_groups_of_completions(tmp_path: Path) -> None:
