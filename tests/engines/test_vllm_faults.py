@@ -78,17 +78,17 @@ from engine_faults import kill_engine
 from selfplay import cli
 from selfplay.engines.vllm import VllmEngine
 
-receive, calls = VllmEngine._receive, []
+reload, calls = VllmEngine._reload, []
 
 
-def dying(engine, model):
+def dying(engine, directory):
     calls.append(1)
     if len(calls) == int(os.environ["DIE_AT"]):
         kill_engine(os.getpid())
-    receive(engine, model)
+    reload(engine, directory)
 
 
-VllmEngine._receive = dying
+VllmEngine._reload = dying
 if __name__ == "__main__":
     cli.main()
 """
