@@ -1,5 +1,6 @@
 """A vLLM on a CPU that two workers share, given the weights of a policy that is spread over them, and adapters folded in."""
 
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def answers(engine: Any) -> list[str]:
 
 def transfer(seed: int, folder: Path, adapted: bool) -> list[Any] | None:
     """Start from one set of weights, give it another, and return what vLLM and transformers answer with the second."""
+    multiprocessing.current_process()._config["daemon"] = False  # or it may not start vLLM's
     init_process_group()
     spread = policy(seed + 1)
     if adapted:

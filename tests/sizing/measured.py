@@ -77,7 +77,6 @@ def train(folder: Path, seed: int, changes: list[str]) -> None:
     from selfplay.records import Prompt
     from selfplay.rewards.sources import FunctionReward
     from selfplay.rundir import RunDirectory
-    from selfplay.training import reward_model  # as a run has it in its process: with TRL
 
     recipe = load_recipe(folder / "r.yaml", [f"output={folder / 'run'}", f"seed={seed}", *changes])
     prompts = [Prompt.plain(f"p{number}", " ".join(["7"] * PROMPT)) for number in range(32)]
