@@ -1,4 +1,4 @@
-"""Text from a transformers model in this process: batched by length, with a cache that grows in place.
+"""Text from a transformers model in this process: batched by length, prompts computed once, a cache that grows in place.
 
 A completion depends on the weights and on (seed, prompt id, index) alone: each has random numbers of its own, one
 per position, so neither its neighbours in a batch nor the point at which a run was resumed change it. Finished rows
@@ -12,49 +12,16 @@ from dataclasses import dataclass, field
 import numpy
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay.config import SamplingParams
+from selfplay.engines.cache import SharedPrompts, can_share_prefix, keep_rows, read_prompts
 from selfplay.engines.masking import TargetMask, unlikely
 from selfplay.errors import ConfigError
 from selfplay.models import decode, encode_prompt, special_texts, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 
 LEAST_ROWS_TO_DROP = 8
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer in one buffer of fixed capacity; each step writes into it and copies nothing else."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.is_initialized: bool = False
-        self.capacity, self.length = capacity, 0
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) keys and values; gives all of them so far."""
-        if not self.is_initialized:
-            rows, heads, _, size = key_states.shape
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.key_buffer = key_states.new_empty(rows, heads, self.capacity, size)
-            self.value_buffer = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
-            self.is_initialized = True
-        start, self.length = self.length, self.length + key_states.shape[2]
-        self.key_buffer[:, :, start : self.length] = key_states
-        self.value_buffer[:, :, start : self.length] = value_states
-        self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """Positions written so far."""
-        return self.length
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows of the batch but these."""
-        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
 
 
 @dataclass
@@ -90,19 +57,10 @@ def filtered_logprobs(logits: Tensor, sampling: SamplingParams) -> Tensor:
 
 
 def draw(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    """(B,) tokens drawn by inverting the cumulative distribution at `uniform` (B,), in float64."""
-    cumulative = logprobs.double().exp().cumsum(-1)
+    """(B,) tokens drawn by inverting the cumulative distribution at `uniform` (B,), summed in float64."""
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     target = uniform.unsqueeze(-1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=logprobs.shape[-1] - 1)
-
-
-def left_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequences of token ids as (B, T) ids, a (B, T) mask that is 1 on tokens, and (B, T) positions that count them."""
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([[pad] * (width - len(sequence)) + list(sequence) for sequence in sequences], device=where)
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=where)
-    mask = (torch.arange(width, device=where) >= width - lengths[:, None]).long()
-    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 class TransformersEngine:
@@ -166,46 +124,47 @@ class TransformersEngine:
     def _decode_batch(self, rows: list[Row], sampling: SamplingParams) -> Iterator[None]:
         """Fill the rows' tokens and log-probabilities, all of them one step at a time; yields behind each step."""
         stop_ids = self.stop_ids | special_tokens(self.tokenizer, sampling.stop)
-        where = self.model.device
-        ids, prompt_mask, positions = left_pad([row.prompt_ids for row in rows], self.tokenizer.pad_token_id, where)
-        width, lengths = ids.shape[1], prompt_mask.sum(1)
-        mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(rows), sampling.max_tokens)], dim=1)
+        where, pad = self.model.device, self.tokenizer.pad_token_id
         random = torch.from_numpy(
             numpy.stack([uniforms(sampling.seed, row.prompt.id, row.index, sampling.max_tokens) for row in rows])
         ).to(where)
         models = [self.model, *([self.mask.model] if self.mask is not None else [])]
-        layers = [[GrowingLayer(width + sampling.max_tokens) for _ in range(depth_of(model))] for model in models]
-        caches = [Cache(layers=own) for own in layers]
+        prompts = self._shared([row.prompt_ids for row in rows], sampling.max_tokens)
+        lengths = torch.tensor(prompts.lengths, device=where)
+        begun = [read_prompts(model, prompts, pad, sampling.max_tokens) for model in models]
+        outputs, caches, mask = [one[0] for one in begun], [one[1] for one in begun], begun[0][2]
         active = list(rows)
         for step in range(sampling.max_tokens):
-            logits, *target = (
-                model(
-                    input_ids=ids,
-                    attention_mask=mask[:, : width + step],
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
-                for model, cache in zip(models, caches, strict=True)
-            )
-            if self.mask is not None:
-                logits = self.mask.masked(logits, target[0])
+            logits = outputs[0] if self.mask is None else self.mask.masked(*outputs)
             logprobs = filtered_logprobs(logits, sampling)
             tokens = draw(logprobs, random[:, step]) if sampling.temperature else logprobs.argmax(-1)
             chosen = logprobs.gather(1, tokens.unsqueeze(-1)).squeeze(-1)
             self._append(active, tokens.tolist(), chosen.tolist(), sampling, stop_ids)
             yield
             going = [place for place, row in enumerate(active) if not row.finished]
-            if not going:
+            if not going or step + 1 == sampling.max_tokens:
                 return
             if len(active) - len(going) >= max(LEAST_ROWS_TO_DROP, len(active) // 8):
                 kept = torch.tensor(going, device=where)
-                for layer in (layer for own in layers for layer in own):
-                    layer.keep(kept)
+                for cache in caches:
+                    keep_rows(cache, kept)
                 active = [active[place] for place in going]
                 tokens, lengths, mask, random = tokens[kept], lengths[kept], mask[kept], random[kept]
-            ids, positions = tokens.unsqueeze(-1), (lengths + step).unsqueeze(-1)
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+            outputs = [
+                model(
+                    input_ids=tokens.unsqueeze(-1),
+                    attention_mask=mask,
+                    position_ids=(lengths + step).unsqueeze(-1),
+                    past_key_values=cache,
+                    use_cache=True,
+                ).logits[:, -1]
+                for model, cache in zip(models, caches, strict=True)
+            ]
+
+    def _shared(self, prompts: Sequence[Sequence[int]], room: int) -> SharedPrompts:
+        """Return what prompts share, as far as the model's attention allows it."""
+        return SharedPrompts.of(prompts, can_share_prefix(self.model, max(map(len, prompts)) + room))
 
     def _append(
         self,
@@ -250,11 +209,9 @@ class TransformersEngine:
         results: list[list[float]] = [[] for _ in encoded]
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            ids, mask, positions = left_pad(
-                [encoded[place] for place in places], self.tokenizer.pad_token_id, self.model.device
-            )
-            output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-            logprobs = torch.log_softmax(output.logits[:, -1].float(), dim=-1)[:, token_ids]
+            shared = self._shared([encoded[place] for place in places], 0)
+            logits, _, _ = read_prompts(self.model, shared, self.tokenizer.pad_token_id, 0)
+            logprobs = torch.log_softmax(logits.float(), dim=-1)[:, token_ids]
             for place, row in zip(places, logprobs.tolist(), strict=True):
                 results[place] = row
         return results
@@ -265,11 +222,6 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Nothing to give back: the model belongs to the caller."""
-
-
-def depth_of(model: PreTrainedModel) -> int:
-    """Return how many layers of keys and values a model has."""
-    return int(model.config.num_hidden_layers)
 
 
 def single_tokens(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[int]:

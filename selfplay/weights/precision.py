@@ -83,11 +83,23 @@ def products_in(name: str, where: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(where.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
 
 
-def float32_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Any:
-    """Return transformers' attention, computed in float32 whatever autocast says; in float64 where a model was made so."""
+def float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> Any:
+    """Return transformers' attention, computed in float32 whatever autocast says; in float64 where a model was made so.
+
+    Of one new token, the heads that share keys and values are attended as if they were places of one head: the cache is read
+    once, where transformers first copies it for each of them.
+    """
     precise = torch.float64 if query.dtype == torch.float64 else torch.float32
+    query, key, value = (one.to(precise) for one in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, *(one.to(precise) for one in (query, key, value)), *args, **options)
+        if query.shape[2] > 1 or query.shape[1] == key.shape[1] or options.get("dropout") or "position_bias" in options:
+            return sdpa_attention_forward(module, query, key, value, mask, **options)
+        rows, heads, _, size = query.shape
+        grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
+        out = nn.functional.scaled_dot_product_attention(grouped, key, value, mask, scale=options.get("scaling"))
+        return out.reshape(rows, 1, heads, out.shape[-1]), None
 
 
 def keep_attention_precise(model: Any) -> Any:
