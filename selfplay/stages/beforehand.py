@@ -10,7 +10,7 @@ from pathlib import Path
 import judges
 from judges.audit.check import enforce_thresholds, measure_on_gold
 from judges.audit.file_tests import run_tests
-from judges.audit.gold import gold_file
+from judges.audit.gold import gold_file, load_gold
 from selfplay.algorithms import algorithm_of
 from selfplay.context import RunContext
 from selfplay.errors import ConfigError, JudgeStopped
@@ -86,6 +86,8 @@ def check_judge_fitness(run: RunContext) -> None:
     failed = run_tests(spec)
     if failed:
         raise JudgeStopped(f"judge {spec.name!r} fails its own tests: {'; '.join(failed)}. Fix the judge or its tests")
+    if gold is not None:
+        log(f"  check judge {spec.name!r} on {len(load_gold(gold))} pairs with a known answer, and on canaries")
     with ExitStack() as engines:
         found = (
             {"gold": None, "canary_wins": {}} if gold is None else measure_on_gold(open_judge(run, spec, 0, engines))
