@@ -86,7 +86,7 @@ class SharedPrompts:
         return [len(self.prefix) + len(self.rests[place]) for place in self.places]
 
 
-def shared_length(sequences: Sequence[Sequence[int]]) -> int:
+def shared_length(sequences: Sequence[tuple[int, ...]] | Sequence[list[int]]) -> int:
     """Return how many tokens all sequences begin with: those of the first and the last of them in order."""
     first, last = min(sequences), max(sequences)
     shortest = min(len(first), len(last))

@@ -99,7 +99,8 @@ def _decoding(one: Any, two: Any, layers: int, rows: int, context: int) -> dict[
     from transformers import Cache
 
     from selfplay.config import SamplingParams
-    from selfplay.engines.hf import GrowingLayer, draw, filtered_logprobs
+    from selfplay.engines.cache import GrowingLayer
+    from selfplay.engines.hf import draw, filtered_logprobs
 
     def step(model: Any, count: int) -> float:
         cache = Cache(layers=[GrowingLayer(context + ROUNDS + 2) for _ in range(model.config.num_hidden_layers)])
