@@ -15,8 +15,15 @@ from httpx import HTTPError, InvalidURL
 
 from selfplay.config import Endpoint
 from selfplay.engines import Answer
-from selfplay.engines.endpoint_calls import BadAnswer, cost_of, read_answer, read_usage, worst_cost
-from selfplay.engines.endpoint_cures import cure_of, sentence_of
+from selfplay.engines.endpoint_calls import (
+    BadAnswer,
+    cost_of,
+    cure_of,
+    read_answer,
+    read_usage,
+    sentence_of,
+    worst_cost,
+)
 from selfplay.engines.endpoint_http import UNSENT, Response
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.engines.ledger import Ledger
