@@ -1,10 +1,12 @@
 """How sure may a judge be? Its verdicts as probabilities, against known answers, before and after one number is fitted.
 
 The number is a temperature: log-odds are divided by it, so that an overconfident judge says .8 where it said .99, and no
-winner changes (Guo et al. 2017, 1706.04599). A judge that scores each response has no odds to divide: there the probability
-is a logistic function of the difference of the scores (Platt 1999), and the temperature its scale. What is reported as
-"after" was fitted on other pairs: the pairs are dealt into folds by their prompts. Left out: a bias, since which of two
-responses stands first is drawn, and calibration by category.
+winner changes (Guo et al. 2017, 1706.04599). What is fitted is shrunk towards 1, the judge as it is, by empirical Bayes, and is
+1 where the pairs cannot tell the two apart: a judge that is calibrated already loses nothing. A judge that scores each response
+has no odds to divide: there the probability is a logistic function of the difference of the scores (Platt 1999), and the
+temperature its scale, which nothing is known of beforehand. What is reported as "after" was fitted on other pairs: the pairs are
+dealt into folds by their prompts. Left out: a bias, since which of two responses stands first is drawn, and calibration by
+category.
 """
 
 import math
@@ -26,6 +28,7 @@ from judges.spec.base import JudgeSpec
 from judges.verdicts import CERTAIN, aggregate_verdicts
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
+from selfplay.stats.agreement import Z95
 
 FOLDS = 5
 BINS = 10
@@ -49,13 +52,14 @@ class Quality(BaseModel):
 
 
 class Calibration(BaseModel):
-    """What `judge calibrate` found. `temperature` with its 95% interval is fitted on all pairs; above 1 the judge is too
-    sure (where it scores, the temperature is on the scale of its scores). The change of the log loss has the 95% interval of
-    a paired t test over prompts."""
+    """What `judge calibrate` found. `temperature` is fitted on all pairs; above 1 the judge is too sure (where it `scores`, the
+    temperature is on the scale of its scores). Its 95% interval is that of the fit before it is shrunk towards 1. The change of
+    the log loss has the 95% interval of a paired t test over prompts."""
 
     judge: str
     pairs: int
     unscored: int
+    scores: bool
     temperature: float
     temperature_low: float
     temperature_high: float | None
@@ -79,6 +83,8 @@ class Calibration(BaseModel):
             if self.before.accuracy <= 0.5
             else f"write `verdict_temperature: {self.temperature:.4g}` into its file"
             if self.better
+            else "calibrated already, as far as these pairs can tell: keep the file as it is"
+            if self.calibrated
             else "no improvement beyond chance: leave the file as it is"
         )
         return [
@@ -92,6 +98,12 @@ class Calibration(BaseModel):
     def better(self) -> bool:
         """Whether the fitted temperature improves on pairs that it was not fitted on, beyond chance."""
         return self.log_loss_change_high < 0
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the judge's own probabilities, temperature 1, lie within the interval and nothing improves on them."""
+        high = math.inf if self.temperature_high is None else self.temperature_high
+        return not self.better and not self.scores and self.temperature_low <= 1 <= high
 
 
 def calibrate(
@@ -107,14 +119,16 @@ def calibrate(
     Raises ConfigError as `build` does, and for fewer than `LEAST_PAIRS` pairs with a verdict.
     """
     bare = spec.lenient().model_copy(update={"verdict_temperature": None})
-    before, odds = probabilities(build(bare, engine, cache, seed=seed), gold)
+    judge = build(bare, engine, cache, seed=seed)
+    before, odds = probabilities(judge, gold)
     known = np.isfinite(before)
     if known.sum() < LEAST_PAIRS:
         raise ConfigError(
             f"judge {spec.name!r} gave a verdict on {known.sum()} of {len(gold)} pairs; a temperature needs {LEAST_PAIRS}"
         )
     rows = [row for row, there in zip(gold, known, strict=True) if there]
-    return measure(spec.name, rows, before[known], odds[known], int((~known).sum()))
+    unscored, scores = int((~known).sum()), isinstance(judge, ScoringJudge)
+    return measure(spec.name, rows, before[known], odds[known], unscored, scores=scores)
 
 
 def probabilities(judge: Judge, gold: Sequence[GoldPair]) -> tuple[Array, Array]:
@@ -136,8 +150,14 @@ def log_odds(probability: Array) -> Array:
     return np.log(held) - np.log1p(-held)
 
 
-def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, unscored: int = 0) -> Calibration:
-    """Return the report on pairs that all have a verdict: `before` its probabilities, `odds` what the temperature divides."""
+def measure(
+    name: str, rows: Sequence[GoldPair], before: Array, odds: Array, unscored: int = 0, *, scores: bool = False
+) -> Calibration:
+    """Return the report on pairs that all have a verdict: `before` its probabilities, `odds` what the temperature divides.
+
+    `scores` says that `odds` are differences of scores, of which temperature 1 means nothing.
+    """
+    fitted = fit if scores else fit_and_shrink
     truth = np.array([row.answer for row in rows])
     folds = np.array([drawn(0, "fold", prompt_of(row.pair), FOLDS) for row in rows])
     after = np.empty(len(rows))
@@ -147,8 +167,8 @@ def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, uns
             raise ConfigError(
                 f"judge {name!r}: all pairs have one prompt, so that there is nothing to fit a temperature on"
             )
-        after[held_out] = expit(odds[held_out] / fit(odds[~held_out], truth[~held_out])[0])
-    temperature, low, high = fit(odds, truth)
+        after[held_out] = expit(odds[held_out] / fitted(odds[~held_out], truth[~held_out])[0])
+    temperature, low, high = fitted(odds, truth)
     change = per_prompt(rows, losses(after, truth) - losses(before, truth))
     middle = float(change.mean())
     reach = float(student.ppf(0.975, len(change) - 1) * change.std(ddof=1) / math.sqrt(len(change)))
@@ -156,6 +176,7 @@ def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, uns
         judge=name,
         pairs=len(rows),
         unscored=unscored,
+        scores=scores,
         temperature=temperature,
         temperature_low=low,
         temperature_high=high,
@@ -167,14 +188,15 @@ def measure(name: str, rows: Sequence[GoldPair], before: Array, odds: Array, uns
     )
 
 
-def fit(odds: Array, truth: Array) -> tuple[float, float, float | None]:
+def fit(odds: Array, truth: Array, expected: Array | float = 0.5) -> tuple[float, float, float | None]:
     """Return the temperature with the least log loss, within `TEMPERATURES`, and its 95% interval from the curvature there.
 
-    `truth` 1 and 0 count as (n + 1) / (n + 2) and 1 / (n + 2) for n pairs, as Platt has it, so that a judge that is never
-    wrong on a few pairs is not taken for infallible.
+    Two further pairs are counted, spread over all, whose answers are as `expected`, a probability, so that a judge that is
+    never wrong on a few pairs is not taken for infallible; with 0.5 these are Platt's targets, (n + 1) / (n + 2) and
+    1 / (n + 2) for n pairs.
     """
     count = len(truth)
-    target = (truth * count + 1) / (count + 2)
+    target = (truth * count + 2 * expected) / (count + 2)
 
     def loss(log_temperature: float) -> float:
         scaled = odds * math.exp(-log_temperature)
@@ -182,11 +204,30 @@ def fit(odds: Array, truth: Array) -> tuple[float, float, float | None]:
 
     low, high = (math.log(bound) for bound in TEMPERATURES)
     slope = math.exp(-minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9}).x)
-    chance = expit(odds * slope)
-    information = float(np.sum(odds**2 * chance * (1 - chance)))
-    reach = 1.959963984540054 / math.sqrt(information) if information > 0 else math.inf
+    reach = Z95 * slope_error(odds, slope)
     least = slope - reach
     return 1 / slope, 1 / (slope + reach), 1 / least if least > 0 else None
+
+
+def fit_and_shrink(odds: Array, truth: Array) -> tuple[float, float, float | None]:
+    """Return a temperature for log-odds, shrunk towards 1, and the interval that it had before.
+
+    The two further pairs of `fit` have the judge's own probabilities. A slope b = 1 / T with the standard error s becomes
+    1 + (b - 1) v / (v + s^2), where v, how far slopes of judges are from 1, is estimated as (b - 1)^2 - s^2 and is at least 0:
+    the positive-part estimator of James and Stein (1961) on one number.
+    """
+    temperature, low, high = fit(odds, truth, expit(odds))
+    away = 1 / temperature - 1
+    error = slope_error(odds, 1 / temperature)
+    kept = max(0.0, 1 - (error / away) ** 2) if away else 0.0
+    return 1 / (1 + kept * away), low, high
+
+
+def slope_error(odds: Array, slope: float) -> float:
+    """Return the standard error of a slope, from the curvature of the log loss; infinite where the odds say nothing."""
+    chance = expit(odds * slope)
+    information = float(np.sum(odds**2 * chance * (1 - chance)))
+    return 1 / math.sqrt(information) if information > 0 else math.inf
 
 
 def losses(probability: Array, truth: Array) -> Array:

@@ -91,6 +91,13 @@ def judge_calibrate(
     gold: Annotated[
         Path | None, typer.Option(help="Pairs with the right answer, JSONL; default the judge's own.")
     ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Pairs for --teacher to decide, instead of --gold: JSONL, or a run's pairs.parquet.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A judge whose winners are the right answers of --pairs.")
+    ] = None,
+    teacher_model: Annotated[str | None, typer.Option(help="Model of the teacher, instead of its file's.")] = None,
     model: ModelOption = None,
     engine: EngineOption = "transformers",
     cache: CacheOption = None,
@@ -100,11 +107,18 @@ def judge_calibrate(
     from judges.audit.calibration import calibrate
     from judges.audit.gold import known_pairs
     from judges.llm.cache import AnswerCache
+    from selfplay.errors import ConfigError
 
+    if (pairs is None) != (teacher is None) or (gold is not None and teacher is not None):
+        raise ConfigError("the right answers come from --gold FILE, or from --teacher JUDGE and --pairs FILE together")
     with judge_and_engine(file, model, engine) as (spec, opened):
-        found = calibrate(spec, known_pairs(spec, gold), opened, AnswerCache(cache))
+        if pairs is not None and teacher is not None:
+            known = decided_pairs(pairs, teacher, teacher_model, engine, cache)
+        else:
+            known = known_pairs(spec, gold)
+        found = calibrate(spec, known, opened, AnswerCache(cache))
     if as_json:
-        emit({**found.model_dump(mode="json"), "better": found.better})
+        emit({**found.model_dump(mode="json"), "better": found.better, "calibrated": found.calibrated})
         return
     for line in found.lines():
         typer.echo(line)
@@ -181,6 +195,16 @@ def judge_distill(
         typer.echo(f"the student: selfplay judge check {file} --model {output}")
 
 
+def decided_pairs(pairs: Path, teacher: str, model: str | None, engine: str, cache: Path | None) -> Any:
+    """Return the pairs of a file for which a judge names a winner, with that winner as the known answer."""
+    from judges.build import build
+    from judges.distill import decided_by
+    from judges.llm.cache import AnswerCache
+
+    with judge_and_engine(teacher, model, engine) as (spec, opened):
+        return decided_by(build(spec.lenient(), opened, AnswerCache(cache)), pairs_and_answers(pairs, spec)[0])
+
+
 def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, float]]:
     """Return the pairs of a file, a run's or JSON lines, or of a judge's gold set, and what is known of them."""
     from judges.audit.gold import known_pairs, load_pairs
@@ -189,10 +213,16 @@ def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, floa
         rows = known_pairs(spec)
         return [row.pair for row in rows], {row.pair.id: row.answer for row in rows}
     if path.suffix == ".parquet":
+        from selfplay.errors import ConfigError
         from selfplay.stages.rows import pair_of
         from selfplay.storage.files import read_rows
 
-        return [pair_of(row) for row in read_rows(path)], {}
+        try:
+            return [pair_of(row) for row in read_rows(path)], {}
+        except KeyError as error:
+            raise ConfigError(
+                f"{path} has no column {error}, so it does not hold a run's pairs: those are in iteration-NNN/generate/pairs.parquet"
+            ) from None
     return load_pairs(path)
 
 

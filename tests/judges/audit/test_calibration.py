@@ -11,7 +11,7 @@ from judging import Scripted, completion, pair, spec, verdict
 from typer.testing import CliRunner
 
 from judges import aggregate_verdicts, build, to_preferences
-from judges.audit.calibration import FOLDS, calibrate, fit, losses, measure, quality
+from judges.audit.calibration import FOLDS, calibrate, fit, fit_and_shrink, losses, measure, quality
 from judges.audit.gold import GoldPair
 from judges.llm.templates import drawn
 from selfplay.cli import app
@@ -62,6 +62,49 @@ def test_the_fitted_temperature_by_hand() -> None:
     assert fit(-odds, truth)[0] == pytest.approx(100, rel=1e-3) and fit(-odds, truth)[2] is None  # worse than a coin
 
 
+def shrunk(right: int, count: int) -> float:
+    """The temperature of a judge that always says 0.9, by hand: two more pairs at 0.9, then towards 1 by its own error."""
+    share = (right + 2 * 0.9) / (count + 2)
+    slope = math.log(share / (1 - share)) / math.log(9)
+    variance = 1 / (count * math.log(9) ** 2 * share * (1 - share))
+    return 1 / (1 + (slope - 1) * max(0.0, 1 - variance / (slope - 1) ** 2))
+
+
+def always(right: int, count: int) -> tuple[Any, Any]:
+    """Log-odds of a judge that always says 0.9, and what is true, for `right` of `count` pairs."""
+    odds = np.where(np.arange(count) % 2, -1.0, 1.0) * math.log(9)
+    return odds, np.where(np.arange(count) < right, odds > 0, odds < 0).astype(float)
+
+
+def test_a_judges_own_probabilities_are_what_the_fit_is_shrunk_to() -> None:
+    temperature, low, high = fit_and_shrink(*always(165, 220))
+    assert temperature == pytest.approx(shrunk(165, 220), rel=1e-6)
+    assert temperature == pytest.approx(1 / 0.5134320, rel=1e-6)  # the fit itself: slope .503286, variance .00503964
+    assert low < temperature < (high or math.inf)
+    # As often right as it says: (198 + 1.8) / 222 = .9. Within one standard error of it: slope .9355, error .0967.
+    assert fit_and_shrink(*always(198, 220))[0] == pytest.approx(1.0, abs=1e-6)
+    assert fit_and_shrink(*always(195, 220))[0] == 1.0
+    # Twenty pairs without a mistake tell little of a judge at .9: slope 2.1351, variance 1.1497, of 1.1351 a tenth is kept.
+    assert fit_and_shrink(*always(20, 20))[0] == pytest.approx(1 / 1.12232, rel=1e-4)
+    assert fit_and_shrink(np.zeros(30), np.ones(30))[0] == 1.0, "odds that say nothing fit nothing"
+
+
+def test_a_calibrated_judge_loses_nothing_on_average_and_less_than_by_the_plain_fit() -> None:
+    """400 judges that are right as often as they say: the plain fit costs 1 / (2 n) nats, the shrunk one less than half."""
+    generator = np.random.default_rng(0)
+    costs = np.zeros(2)
+    for _ in range(400):
+        odds = generator.normal(0, 3, 150)
+        chance = 1 / (1 + np.exp(-odds))
+        truth = (generator.random(150) < chance).astype(float)
+        for place, fitted in enumerate((fit, fit_and_shrink)):
+            said = 1 / (1 + np.exp(-odds / fitted(odds, truth)[0]))
+            # Kullback-Leibler divergence from the truth: the expected rise of the log loss on other pairs
+            costs[place] += np.mean(chance * np.log(chance / said) + (1 - chance) * np.log((1 - chance) / (1 - said)))
+    plain, shrink = costs / 400
+    assert plain > 1 / 400 and shrink < plain / 2
+
+
 def test_the_four_figures_by_hand() -> None:
     found = quality(np.array([0.9, 0.2, 0.5, 0.95]), np.array([1.0, 1.0, 1.0, 1.0]))
     assert found.log_loss == pytest.approx(
@@ -79,7 +122,7 @@ def test_the_four_figures_by_hand() -> None:
 def test_an_overconfident_judge_is_brought_down_to_how_often_it_is_right() -> None:
     found = calibrate(spec(CHANCES), known(200, 140), Scripted(chances=sure))
     assert found.before.accuracy == found.after.accuracy == 0.7 and found.pairs == 200 and found.unscored == 0
-    assert found.temperature == pytest.approx(math.log(9) / math.log(141 / 61), rel=1e-6)
+    assert found.temperature == pytest.approx(shrunk(140, 200), rel=1e-6)
     assert found.before.calibration_error == pytest.approx(0.2, abs=1e-12) and found.after.calibration_error < 0.1
     assert found.better and found.log_loss_change == pytest.approx(
         found.after.log_loss - found.before.log_loss, abs=1e-12
@@ -91,8 +134,9 @@ def test_a_calibrated_judge_is_left_as_it_is() -> None:
     found = calibrate(spec(CHANCES), known(200, 180), Scripted(chances=sure))
     assert (
         not found.better
-        and "no improvement beyond chance" in found.lines()[-1]
-        and found.temperature == pytest.approx(1.0, abs=0.05)
+        and found.calibrated
+        and "calibrated already, as far as these pairs can tell: keep the file as it is" in found.lines()[-1]
+        and found.temperature == pytest.approx(1.0, abs=1e-6)
     )
 
 
@@ -106,7 +150,7 @@ def test_what_is_called_after_was_fitted_on_other_prompts() -> None:
     wrong = [GoldPair(row.pair, 1 - row.answer, "all") if there else row for row, there in zip(rows, bad, strict=True)]
     found = measure("test", wrong, said, odds)
     here = np.array(bad)
-    others = fit(odds[~here], truth[~here])[0]
+    others = fit_and_shrink(odds[~here], truth[~here])[0]
     assert others < 0.6  # all right: surer than 0.9
     expected = losses(1 / (1 + np.exp(-odds[here] / others)), 1 - truth[here])
     assert found.after.log_loss > found.before.log_loss and not found.better
@@ -183,6 +227,28 @@ def test_the_command_calibrates_rules_on_a_file(tmp_path: Path) -> None:
     )
     refused = CliRunner().invoke(app, command[:3])
     assert isinstance(refused.exception, ConfigError) and "name a file with --gold" in str(refused.exception)
+
+
+def test_the_command_calibrates_on_the_verdicts_of_another_judge(tmp_path: Path) -> None:
+    """The teacher decides 80 of 120 pairs and ties the others; the judge agrees with it on three of four."""
+    (tmp_path / "own.py").write_text(
+        "def long(prompt, response):\n    return min(1.0, len(response) / 10)\n"
+        "def vowels(prompt, response):\n    return sum(map(response.count, 'ae')) / 10\n"
+    )
+    for name in ("long", "vowels"):
+        (tmp_path / f"{name}.yaml").write_text(f"mode: rules\ncriteria: [{{name: it, python: './own.py:{name}'}}]\n")
+    agreed = [("aaaxx", "axx"), ("axx", "aaaxx"), ("aaxxx", "axx")]
+    kinds = [*agreed, ("axxxx", "aa")]  # in the last one the longer has fewer vowels
+    texts = [kinds[number % 4] for number in range(80)] + [("abx", "axbxx")] * 40
+    rows = [{"id": f"{one}", "prompt": f"Say {one}.", "responses": both} for one, both in enumerate(texts)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["judge", "calibrate", str(tmp_path / "long.yaml"), "--teacher", str(tmp_path / "vowels.yaml")]
+    done = CliRunner().invoke(app, [*command, "--pairs", str(tmp_path / "pairs.jsonl"), "--json"])
+    found = json.loads(done.output)
+    assert (found["pairs"], found["unscored"], found["before"]["accuracy"]) == (80, 0, 0.75)
+    for wrong in (command, [*command[:3], "--pairs", "x"], [*command, "--pairs", "x", "--gold", "y"]):
+        message = str(CliRunner().invoke(app, wrong).exception)
+        assert message == "the right answers come from --gold FILE, or from --teacher JUDGE and --pairs FILE together"
 
 
 @needs_data

@@ -177,3 +177,6 @@ def test_the_command_compares_rules_on_a_file_and_on_a_runs_pairs(tmp_path: Path
     assert of_run["known"] == 0 and of_run["pairs"] == 3 and "nobody can say" in of_run["verdict"]
     refused = CliRunner().invoke(app, command[:4])
     assert isinstance(refused.exception, ConfigError) and "name a file" in str(refused.exception)
+    write_rows(tmp_path / "matches.parquet", [{"prompt_id": "p", "a": "x", "b": "y", "preference": 1.0}])
+    other = CliRunner().invoke(app, [*command, str(tmp_path / "matches.parquet")])
+    assert "matches.parquet has no column 'meta', so it does not hold a run's pairs" in str(other.exception)
