@@ -100,7 +100,7 @@ def compare(
     by: str | None = None,
     resamples: int = 2000,
 ) -> HeadToHead:
-    """Compare checkpoints (see `contestants` for what a target may be) and write what was found into `folder`.
+    """Compare checkpoints (see `targets.contestants` for what a target may be) and write what was found into `folder`.
 
     `given` says how, where the runs' recipes do not agree or shall not decide; `like` names a run whose recipe does. All
     are held against `baseline` (a target or its name; default the first). `difficulty` is a file of prompt difficulties,

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -93,9 +94,13 @@ Rows = Iterable[tuple[int, Sequence[Any]]]
 def _tables(path: Path) -> Iterator[tuple[str, Sequence[str], Rows]]:
     """Parts of a file with the same columns: where it is, its header, and its rows with their line numbers."""
     if path.read_bytes()[:4] == b"PAR1":
+        import pyarrow
         import pyarrow.parquet
 
-        table = pyarrow.parquet.read_table(path)
+        try:
+            table = pyarrow.parquet.read_table(path)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"{path} is not a whole Parquet file ({error}): write or copy it again") from None
         yield (
             str(path),
             table.column_names,
@@ -110,15 +115,34 @@ def _tables(path: Path) -> Iterator[tuple[str, Sequence[str], Rows]]:
     separator = max(SEPARATORS, key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     header = next(reader, [])
-    rows = ((reader.line_num, row) for row in reader if row)
+    rows = _rows(path, reader, header, separator)
     yield f"{path}:1", header, rows if separator != ";" else _decimal_commas(rows)
+
+
+def _rows(path: Path, reader: Any, header: Sequence[str], separator: str) -> Rows:
+    """Yield the rows of a CSV file that are not empty. Raises ConfigError for one with more cells than there are columns."""
+    count = len(header)
+    try:
+        for row in reader:
+            if len(row) > count and any(row[count:]):
+                raise ConfigError(
+                    f"{path}:{reader.line_num} has {len(row)} cells for {count} columns: put a text that holds "
+                    f"{separator!r} in double quotes"
+                )
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ConfigError(f"{path}:{reader.line_num} is not CSV ({error}): is a double quote left open before it?") from None
 
 
 def decode(path: Path) -> str:
     """Return the text of a file, gzipped or not, in UTF-8, UTF-16 or, where it is neither, Latin-1 as Windows has it."""
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ConfigError(f"{path} is not a whole gzip file ({error}): write or copy it again") from None
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
     if data[1:200:2].count(0) > 50 or data[0:200:2].count(0) > 50:
@@ -144,15 +168,21 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             raise ConfigError(f"{path} is not JSON ({error})") from None
         lines: Iterable[tuple[int, Any]] = enumerate(whole, 1)
     else:
-        lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-    for number, line in lines:
-        try:
-            row = json.loads(line) if isinstance(line, str) else line
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number} is not JSON ({error})") from None
+        lines = _json_lines(path, text)
+    for number, row in lines:
         if not isinstance(row, dict):
             raise ConfigError(f"{path}:{number} is no JSON object with the keys {', '.join(NEEDED)}")
         yield number, row
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Yield the value of each line that is not blank."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{path}:{number} is not JSON ({error})") from None
 
 
 def _place_of(column: str, header: Sequence[str], where: str) -> int:
@@ -165,7 +195,11 @@ def _place_of(column: str, header: Sequence[str], where: str) -> int:
 
 def _columns(header: Sequence[str], where: str) -> dict[str, int]:
     """Part of a vote -> its place in the header. Raises ConfigError with the columns found, if one is missing."""
-    found = {name.strip().lower().replace(" ", "_").replace("-", "_"): place for place, name in enumerate(header)}
+    names_here = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in header]
+    found = {name: place for place, name in enumerate(names_here)}
+    twice = [name for name in found if name and names_here.count(name) > 1 and any(name in names for names in COLUMNS.values())]
+    if twice:
+        raise ConfigError(f"{where} has two columns {twice[0]!r}: take one of them out")
     place = {
         part: next(found[name] for name in names if name in found)
         for part, names in COLUMNS.items()
@@ -191,13 +225,16 @@ def _vote(values: Sequence[Any], where: str) -> Vote:
             raise ConfigError(f"{where} has no {part}; votes need {', '.join(NEEDED)}")
         names.append(name)
     value = values[3]
-    preference = math.nan if value is None else WORDS.get(str(value).strip().lower())
-    if preference is None:
-        preference = _number(value, f"{where}: preference", f"neither a number nor one of {_known_words()}")
+    said = "" if value is None else str(value).strip()
+    preference = WORDS.get(said.lower())
+    if preference is None and said in names[1:]:
+        preference = float(said == names[1])
+    elif preference is None:
+        preference = _number(value, f"{where}: preference", f"no number, neither model's name, and none of {_known_words()}")
     lengths = [
         math.nan
         if value is None or math.isnan(WORDS.get(str(value).lower(), 0))
-        else _number(value, f"{where}: {part}")
+        else _length(value, f"{where}: {part}")
         for part, value in zip(("length_a", "length_b"), values[4:6], strict=True)
     ]
     return Vote(names[0], names[1], names[2], preference, lengths[0], lengths[1])
@@ -205,6 +242,14 @@ def _vote(values: Sequence[Any], where: str) -> Vote:
 
 def _known_words() -> str:
     return ", ".join(repr(word) for word in WORDS if word)
+
+
+def _length(value: Any, where: str) -> float:
+    """Return a length. Raises ConfigError for what is none."""
+    number = _number(value, where)
+    if number < 0:
+        raise ConfigError(f"{where} is {value!r}, and no text is that short: leave it empty where it is not known")
+    return number
 
 
 def _number(value: Any, where: str, wrong: str = "which is not a number") -> float:

@@ -77,6 +77,13 @@ def test_jsonl_and_csv_say_the_same(tmp_path):
         ),
         ("v.csv", "prompt,model_a,model_b,preference\n", "holds no votes"),
         ("v.csv", "prompt,model_a,model_b,preference,length_a\np,x,y,1,inf\n", "length_a is 'inf'"),
+        ("v.csv", "prompt,model_a,model_b,winner,length_a\np,x,y,a,-5\n", "v.csv:2: length_a is '-5', and no text is"),
+        # A comma in a prompt without quotes would shift every cell: "Hello" would be the prompt and "you" a model.
+        ("v.csv", "prompt,model_a,model_b,winner\nHello, you,x,y,a\n", "v.csv:2 has 5 cells for 4 columns: put a text"),
+        ("v.csv", "prompt,model_a,model_b,winner,Winner\np,x,y,a,b\n", "v.csv:1 has two columns 'winner'"),
+        ("v.csv", f'prompt,model_a,model_b,winner\n"{"p" * 200_000},x,y,a\n', "is a double quote left open before it?"),
+        ("v.json", '["a"]', "v.json:1 is no JSON object"),
+        ("v.parquet", "PAR1 and no more", "v.parquet is not a whole Parquet file"),
         ("v.jsonl", '{"prompt": 1}{', "v.jsonl:1 is not JSON"),
         ("v.jsonl", "[1]\n", "v.jsonl:1 is no JSON object"),
         ("v.jsonl", '{"prompt": "p", "A": "x"}\n', "has no column model_b and preference; there are: prompt, A. Votes"),
@@ -133,6 +140,29 @@ def test_files_are_read_as_they_come(tmp_path, what, data):
     np.testing.assert_array_equal(table.mean()[:, 0], [1, 0, 0.5])
 
 
+def test_a_gzip_file_that_was_cut_off_is_a_sentence(tmp_path):
+    """EOFError would end the command with "Aborted!" and nothing else."""
+    whole = gzip.compress(ARENA.encode())
+    for data in (whole[:-6], whole[:12], whole[:14] + b"x" + whole[15:]):
+        (tmp_path / "v.csv.gz").write_bytes(data)
+        with pytest.raises(ConfigError, match=r"v.csv.gz is not a whole gzip file \(.*\): write or copy it again"):
+            read_votes(tmp_path / "v.csv.gz")
+
+
+def test_the_winner_can_be_named(tmp_path):
+    """Known words come first: of models called b and a, `a` still means model_a."""
+    (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,gpt,Llama,gpt\nq,gpt,Llama, Llama\nr,gpt,Llama,Tie\n")
+    np.testing.assert_array_equal(read_votes(tmp_path / "v.csv").table.mean()[:, 0], [1, 0, 0.5])
+    (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,b,a,a\n")
+    table = read_votes(tmp_path / "v.csv").table
+    assert table.models == ("a", "b") and table.mean()[0, 0] == 1
+
+
+def test_empty_cells_behind_the_columns_are_no_mistake(tmp_path):
+    (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,x,y,a,\nq,x,y,b,,\n")
+    np.testing.assert_array_equal(read_votes(tmp_path / "v.csv").table.mean()[:, 0], [1, 0])
+
+
 def test_latin_1_is_read(tmp_path):
     (tmp_path / "votes.csv").write_bytes("prompt,model_a,model_b,winner\nCaf\xe9 \x80?,x,y,a\n".encode("latin-1"))
     assert read_votes(tmp_path / "votes.csv").table.prompts == ("Caf\xe9 \u20ac?",)
@@ -158,7 +188,7 @@ def test_words_of_other_tools_are_known(tmp_path, word, preference):
 
 def test_an_unknown_word_is_refused_with_those_that_are_known(tmp_path):
     (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,x,y,left\n")
-    with pytest.raises(ConfigError, match=r"v.csv:2: preference is 'left', neither a number nor one of 'a', 'model_a'"):
+    with pytest.raises(ConfigError, match=r"v.csv:2: preference is 'left', no number, neither model's name, and none of 'a', 'model_a'"):
         read_votes(tmp_path / "v.csv")
 
 
