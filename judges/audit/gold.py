@@ -78,7 +78,7 @@ def json_lines(path: Path, read: Callable[[dict[str, Any], str], T], form: str) 
                 row = json.loads(line)
                 rows.append(read(row, f"{path.stem}-{number}"))
                 name = str(row.get("id", f"{path.stem}-{number}"))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: {type(error).__name__}: {error}; a gold pair is a JSON object {form}"
                 ) from None
@@ -93,10 +93,13 @@ def json_lines(path: Path, read: Callable[[dict[str, Any], str], T], form: str) 
 
 
 def _gold_pair(row: dict[str, Any], name: str) -> GoldPair:
+    chosen, rejected = _text(row["chosen"]), _text(row["rejected"])
+    if chosen == rejected:
+        raise ValueError(f"chosen and rejected are the same text, {chosen[:60]!r}")
     return place(
         _prompt(row, name),
-        _text(row["chosen"]),
-        _text(row["rejected"]),
+        chosen,
+        rejected,
         str(row.get("category") or "all"),
         row.get("trap"),
     )
@@ -112,8 +115,11 @@ def _prompt(row: dict[str, Any], name: str) -> Prompt:
 
 
 def _text(response: Any) -> str:
-    """Return a response as text; of a conversation, the last message."""
-    return str(response[-1]["content"]) if isinstance(response, list) else str(response)
+    """Return a response as text; of a conversation, the last message. Raises TypeError for what is neither."""
+    text = response[-1]["content"] if isinstance(response, list) else response
+    if not isinstance(text, str):
+        raise TypeError(f"a response is {text!r}, and not a text")
+    return text
 
 
 def load_pairs(path: Path) -> tuple[list[Pair], dict[str, float]]:

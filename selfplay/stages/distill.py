@@ -10,8 +10,9 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import judges
@@ -22,6 +23,7 @@ from judges.distill import TrainingExample, VerdictTeacher, decided_by
 from judges.llm.cache import AnswerCache
 from judges.llm.templates import drawn
 from selfplay.config import Architecture, Optimisation, Section
+from selfplay.config.base import Count, Positive
 from selfplay.engines import Engine
 from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
@@ -46,14 +48,14 @@ class Distillation(Section):
     """The pairwise judge file that it learns to answer."""
     student: str | None = None
     """A checkpoint or hub id to fine-tune; null for a new small model."""
-    epochs: float = 3.0
+    epochs: Positive = 3.0
     """How often it sees each lesson; a pair is two lessons, one per order."""
-    batch_size: int = 16
-    learning_rate: float | None = None
+    batch_size: Count = 16
+    learning_rate: Positive | None = None
     """Peak learning rate; null for 2e-5 with a checkpoint and 3e-3 with a new model."""
     architecture: Architecture = Architecture(context=1024)
     """Of a new model."""
-    vocabulary: int = 2048
+    vocabulary: Annotated[int, Field(ge=512)] = 2048
     """Size of a new model's vocabulary."""
     seed: int = 0
 

@@ -153,6 +153,15 @@ def test_what_cannot_teach_is_a_sentence(files: Path) -> None:
     assert not (files / "out").exists()
 
 
+@pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--epochs", "-1"), ("--learning-rate", "-0.1")])
+def test_settings_that_teach_nothing_are_refused_before_the_teacher_is_asked(
+    files: Path, option: str, value: str
+) -> None:
+    command = ["judge", "distill", str(files / "none.yaml"), str(files / "out")]
+    found = CliRunner().invoke(app, [*command, option, value]).exception
+    assert isinstance(found, ConfigError) and "judge distill" in str(found) and "greater than 0" in str(found)
+
+
 def test_the_command_teaches_on_rules_and_keeps_the_answers(files: Path, training_seed: int) -> None:
     rules = "mode: rules\ncriteria: [{name: x, python: './own.py:kind'}]\n"
     (files / "own.py").write_text(

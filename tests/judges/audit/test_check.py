@@ -333,6 +333,22 @@ def test_a_gold_file_of_ones_own_in_trls_columns(tmp_path: Path) -> None:
         load_gold(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": None, "rejected": "b"}, "line 1: TypeError: a response is None, and not a text"),  # was judged as "None"
+        ({"chosen": [], "rejected": "b"}, "line 1: IndexError: "),
+        ({"chosen": [{"role": "assistant", "content": None}], "rejected": "b"}, "a response is None"),
+        ({"chosen": "b", "rejected": "b"}, "chosen and rejected are the same text, 'b'"),
+    ],
+)
+def test_a_gold_row_that_is_none_is_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Say b.", **row}))
+    with pytest.raises(ConfigError) as error:
+        load_gold(tmp_path / "own.jsonl")
+    assert message in str(error.value) and "a gold pair is a JSON object with prompt, chosen" in str(error.value)
+
+
 def test_python_rules_without_gold_of_their_own_are_measured_by_their_tests_alone() -> None:
     rules = spec(
         "mode: rules\ncriteria: [{name: x, python: 'criteria_for_tests:has_hello'}]\n"
