@@ -132,7 +132,9 @@ def _rows(path: Path, reader: Any, header: Sequence[str], separator: str) -> Row
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
-        raise ConfigError(f"{path}:{reader.line_num} is not CSV ({error}): is a double quote left open before it?") from None
+        raise ConfigError(
+            f"{path}:{reader.line_num} is not CSV ({error}): is a double quote left open before it?"
+        ) from None
 
 
 def decode(path: Path) -> str:
@@ -197,7 +199,11 @@ def _columns(header: Sequence[str], where: str) -> dict[str, int]:
     """Part of a vote -> its place in the header. Raises ConfigError with the columns found, if one is missing."""
     names_here = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in header]
     found = {name: place for place, name in enumerate(names_here)}
-    twice = [name for name in found if name and names_here.count(name) > 1 and any(name in names for names in COLUMNS.values())]
+    twice = [
+        name
+        for name in found
+        if name and names_here.count(name) > 1 and any(name in names for names in COLUMNS.values())
+    ]
     if twice:
         raise ConfigError(f"{where} has two columns {twice[0]!r}: take one of them out")
     place = {
@@ -230,7 +236,9 @@ def _vote(values: Sequence[Any], where: str) -> Vote:
     if preference is None and said in names[1:]:
         preference = float(said == names[1])
     elif preference is None:
-        preference = _number(value, f"{where}: preference", f"no number, neither model's name, and none of {_known_words()}")
+        preference = _number(
+            value, f"{where}: preference", f"no number, neither model's name, and none of {_known_words()}"
+        )
     lengths = [
         math.nan
         if value is None or math.isnan(WORDS.get(str(value).lower(), 0))

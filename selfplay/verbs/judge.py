@@ -92,11 +92,10 @@ def judge_calibrate(
         Path | None, typer.Option(help="Pairs with the right answer, JSONL; default the judge's own.")
     ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="Pairs for --teacher to decide, instead of --gold: JSONL, or a run's pairs.parquet.")
+        Path | None,
+        typer.Option(help="Pairs for --teacher to decide, instead of --gold: JSONL, or a run's pairs.parquet."),
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="A judge whose winners are the right answers of --pairs.")
-    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="A judge whose winners are the right answers of --pairs.")] = None,
     teacher_model: Annotated[str | None, typer.Option(help="Model of the teacher, instead of its file's.")] = None,
     model: ModelOption = None,
     engine: EngineOption = "transformers",
@@ -221,7 +220,8 @@ def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, floa
             return [pair_of(row) for row in read_rows(path)], {}
         except KeyError as error:
             raise ConfigError(
-                f"{path} has no column {error}, so it does not hold a run's pairs: those are in iteration-NNN/generate/pairs.parquet"
+                f"{path} has no column {error}, so it does not hold a run's pairs: those are in "
+                "iteration-NNN/generate/pairs.parquet"
             ) from None
     return load_pairs(path)
 

@@ -151,7 +151,9 @@ def test_a_gzip_file_that_was_cut_off_is_a_sentence(tmp_path):
 
 def test_the_winner_can_be_named(tmp_path):
     """Known words come first: of models called b and a, `a` still means model_a."""
-    (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,gpt,Llama,gpt\nq,gpt,Llama, Llama\nr,gpt,Llama,Tie\n")
+    (tmp_path / "v.csv").write_text(
+        "prompt,model_a,model_b,winner\np,gpt,Llama,gpt\nq,gpt,Llama, Llama\nr,gpt,Llama,Tie\n"
+    )
     np.testing.assert_array_equal(read_votes(tmp_path / "v.csv").table.mean()[:, 0], [1, 0, 0.5])
     (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,b,a,a\n")
     table = read_votes(tmp_path / "v.csv").table
@@ -188,7 +190,8 @@ def test_words_of_other_tools_are_known(tmp_path, word, preference):
 
 def test_an_unknown_word_is_refused_with_those_that_are_known(tmp_path):
     (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,x,y,left\n")
-    with pytest.raises(ConfigError, match=r"v.csv:2: preference is 'left', no number, neither model's name, and none of 'a', 'model_a'"):
+    wrong = r"v.csv:2: preference is 'left', no number, neither model's name, and none of 'a', 'model_a'"
+    with pytest.raises(ConfigError, match=wrong):
         read_votes(tmp_path / "v.csv")
 
 

@@ -336,7 +336,10 @@ def test_a_gold_file_of_ones_own_in_trls_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": None, "rejected": "b"}, "line 1: TypeError: a response is None, and not a text"),  # was judged as "None"
+        (
+            {"chosen": None, "rejected": "b"},
+            "line 1: TypeError: a response is None, and not a text",
+        ),  # was judged as "None"
         ({"chosen": [], "rejected": "b"}, "line 1: IndexError: "),
         ({"chosen": [{"role": "assistant", "content": None}], "rejected": "b"}, "a response is None"),
         ({"chosen": "b", "rejected": "b"}, "chosen and rejected are the same text, 'b'"),
