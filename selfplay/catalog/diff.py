@@ -6,6 +6,7 @@ from pathlib import Path
 from prompts.sources import load_prompts
 from selfplay.catalog.listing import start_rate
 from selfplay.config import PromptSource, Recipe
+from selfplay.errors import ConfigError
 from selfplay.formatting import rate_text
 from selfplay.guard.selection import assess
 from selfplay.rundir import RunDirectory, differences
@@ -32,7 +33,11 @@ def _data(a: Recipe, b: Recipe) -> list[str]:
     """Return how the prompts of two recipes differ, by their content now."""
     found = []
     for kind in ("train", "heldout"):
-        texts = [_texts(getattr(recipe.prompts, kind), recipe.seed) for recipe in (a, b)]
+        try:
+            texts = [_texts(getattr(recipe.prompts, kind), recipe.seed) for recipe in (a, b)]
+        except ConfigError as error:
+            found.append(f"{kind} prompts: not compared, since those of one run cannot be read now ({error})")
+            continue
         if texts[0] != texts[1]:
             shared = len(set(texts[0]) & set(texts[1]))
             found.append(f"{kind} prompts: {len(texts[0]):,} -> {len(texts[1]):,}, {shared:,} in both")

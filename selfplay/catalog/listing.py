@@ -3,6 +3,8 @@
 Reads what is on disk and changes nothing. A run that cannot be read is listed as damaged, with the reason.
 """
 
+import contextlib
+import stat
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +61,7 @@ def _is_run(path: Path) -> bool:
 def _listing(path: Path) -> Listing:
     """Return one run, readable or not."""
     files = RunDirectory(path)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    size = _bytes(path)
     born = [file.stat().st_mtime for file in (path / "provenance.json", path / "config.yaml") if file.is_file()]
     age = time.time() - min(born, default=time.time())
     try:
@@ -79,6 +81,16 @@ def _listing(path: Path) -> Listing:
     return Listing(
         str(path), recipe.name, state, detail, len(done), recipe.iterations, best, said, judge, age, left, size, tags
     )
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of a folder's files. Those that a running process removes meanwhile count nothing."""
+    size = 0
+    for file in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = file.lstat()
+            size += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return size
 
 
 def _state(files: RunDirectory, recipe: Recipe, done: int) -> tuple[str, str, float | None]:

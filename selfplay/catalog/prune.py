@@ -41,7 +41,7 @@ def plan_pruning(run: Path, keep: Iterable[str] = ("best",)) -> Pruning:
         )
     places = {"best": assess(run).best_iteration, "last": there[-1], "start": 0}
     kept = set()
-    for name in keep:
+    for name in (names := list(keep)):
         number = places.get(name, int(name) if name.isdecimal() else None)
         if number is None or number not in there:
             raise ConfigError(
@@ -49,6 +49,8 @@ def plan_pruning(run: Path, keep: Iterable[str] = ("best",)) -> Pruning:
                 "or best, last, start"
             )
         kept.add(number)
+    if not names:
+        raise ConfigError("nothing is named to keep, and a run without any weights is of no use: name numbers, or best, last, start")
     folders, size = [], 0
     for number in files.numbers():
         for stage in files.stages(number) if number not in kept else []:

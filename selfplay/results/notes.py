@@ -23,9 +23,13 @@ def read_notes(run: Path) -> dict[str, Any]:
 
 
 def add_note(run: Path, text: str = "", tags: Sequence[str] = (), untags: Sequence[str] = ()) -> dict[str, Any]:
-    """Add a note and tags to a run, take tags away, and return what it has now. Raises ConfigError if there is no run."""
+    """Add a note and tags to a run, take tags away, and return what it has now. Raises ConfigError if there is
+    no run, and for a tag that is not one word."""
     RunDirectory(run).config_text()
     found = read_notes(run)
+    for tag in tags:
+        if not tag or any(letter.isspace() for letter in tag):
+            raise ConfigError(f"a tag is one word, and {tag!r} is not: join its words with a hyphen")
     unknown = [tag for tag in untags if tag not in found["tags"]]
     if unknown:
         raise ConfigError(f"{str(run)!r} has no tag {unknown[0]!r}; it has: {', '.join(found['tags']) or 'none'}")

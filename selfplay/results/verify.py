@@ -160,7 +160,7 @@ def _verify_stage(files: RunDirectory, number: int, name: str, found: Verificati
     folder = files.stage(number, name)
     remedy = f"removed, with {_after(number, name)}"
 
-    problem = _problem(partial(check_small, folder))
+    problem = _problem(partial(check_small, folder), folder)
     manifest = (not problem and manifest_of(folder)) or {"outputs": {}}
     found.files, found.bytes = found.files + 1, found.bytes + (folder / MANIFEST).stat().st_size
     for file, known in manifest["outputs"].items():
@@ -172,15 +172,20 @@ def _verify_stage(files: RunDirectory, number: int, name: str, found: Verificati
         slow, fast = hashes_of_file(path)
         if slow != known or fast != manifest.get("checks", {}).get(file, fast):
             problem = problem or f"{file} is not what was written"
-    for file in manifest.get("pruned", {}):
-        found.left_out[_name(files, folder / file)] = "removed on purpose, with `selfplay prune`"
+    pruned = manifest.get("pruned", {})
+    found.left_out |= {
+        _name(files, folder / file): "removed on purpose, with `selfplay prune`"
+        if not (folder / file).is_file()
+        else "pruning it was cut short: give `selfplay prune` again"
+        for file in pruned
+    }
     if problem:
         found.damage.append(Damage(folder, problem, remedy, partial(remove_from, files, number, name)))
     elif "checks" not in manifest:
         found.unchecked.append(f"{_name(files, folder)}/{MANIFEST}")
     for path in sorted(folder.rglob("*")):
         inside = str(path.relative_to(folder))
-        if path.is_file() and inside not in manifest["outputs"] and inside != MANIFEST and not problem:
+        if path.is_file() and inside not in {*manifest["outputs"], *pruned, MANIFEST} and not problem:
             rest = (
                 "the stage does not need it any more" if inside.startswith(f"{WORK}/") else "this run did not make it"
             )
@@ -318,10 +323,12 @@ def _verify_cache(path: Path, found: Verification) -> None:
         found.damage.append(Damage(path, problem, "the damaged answers were removed, and are asked for again", drop))
 
 
-def _problem(check: Callable[[], object]) -> str:
-    """Return what a check says is wrong, without its way out; empty if it passes."""
+def _problem(check: Callable[[], object], folder: Path | None = None) -> str:
+    """Return what a check says is wrong, without its way out, and which file of a stage's folder that is; empty if it passes."""
     try:
         check()
     except ConfigError as error:
-        return getattr(error, "problem", str(error))
+        problem = getattr(error, "problem", str(error))
+        path = getattr(error, "path", None)
+        return problem if folder is None or path is None else f"{path.relative_to(folder)}: {problem}"
     return ""

@@ -1,12 +1,14 @@
 """Many runs: listed with their state, told apart, annotated, and pruned without losing what was measured."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from making_runs import Plan, make_run
 from typer.testing import CliRunner
 
@@ -159,9 +161,72 @@ def test_a_pruned_run_is_finished_and_undamaged(copy):
     assert list_runs(copy)[0].state == "finished"
 
 
+def test_verifying_a_pruned_run_names_what_was_pruned_and_finds_no_damage(copy):
+    best = json.loads((copy / "outcome.json").read_text())["best"]
+    weights = {path for path in copy.rglob("*.safetensors") if path.parent.name in ("policy", "reward")}
+    said("prune", copy, "--keep", "best", "--yes")
+    gone = {str(path.relative_to(copy)) for path in weights if f"iteration-{best:03d}" not in path.parts}
+    done = said("verify", copy)
+    assert done.exit_code == 0 and "all are what was written" in done.stdout and gone
+    named = re.findall(r"^left out: (\S+) \(removed on purpose, with `selfplay prune`\)$", done.stdout, re.MULTILINE)
+    assert set(named) == gone and len(named) == len(gone)
+    assert "damaged" not in done.stdout and said("verify", copy, "--repair").exit_code == 0
+    (kept,) = [path for path in weights if path.is_file() and path.parent.name == "policy"]
+    kept.unlink()
+    assert f"damaged: {kept.parent}: {kept.name}: it is not there any more" in said("verify", copy).stdout
+
+
+def test_a_pruning_that_was_killed_is_no_damage_and_can_be_given_again(copy):
+    """Manifests are written before files go: a kill in between leaves weights that the manifest calls pruned."""
+    kept = copy / "iteration-000/policy/model.safetensors"
+    data = kept.read_bytes()
+    said("prune", copy, "--keep", "last", "--yes")
+    kept.write_bytes(data)
+    done = said("verify", copy)
+    assert done.exit_code == 0 and "left out: iteration-000/policy/model.safetensors (pruning it was cut short" in done.stdout
+    assert f"frees {size_text(len(data))}" in said("prune", copy, "--keep", "last", "--yes").stdout
+    assert not kept.exists() and said("verify", copy).exit_code == 0
+
+
 @pytest.mark.parametrize(("keep", "message"), [("7", "'7' cannot be kept"), ("first", "'first' cannot be kept")])
 def test_what_cannot_be_kept_is_named(copy, keep, message):
     assert message in str(said("prune", copy, "--keep", keep).exception)
+
+
+def test_naming_nothing_to_keep_removes_nothing(copy):
+    before = set(copy.rglob("*"))
+    for keep in ("", " , "):
+        assert "nothing is named to keep" in str(said("prune", copy, "--keep", keep, "--yes").exception)
+    assert set(copy.rglob("*")) == before
+
+
+def test_files_that_go_away_while_runs_are_listed_count_nothing(copy, monkeypatch):
+    (before,) = list_runs(copy)
+    stale = [*copy.rglob("*"), copy / "iteration-002/gone.partial/work"]
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: iter(stale) if path == copy else iter(()))
+    (after,) = list_runs(copy)
+    assert after.bytes == before.bytes
+
+
+@pytest.mark.parametrize("tag", ["", "two words", "tab\tbed"])
+def test_a_tag_is_one_word(copy, tag):
+    assert "a tag is one word" in str(said("note", copy, "--tag", tag).exception)
+    assert not (copy / "notes.json").exists()
+
+
+def test_prompts_that_are_not_there_any_more_leave_the_rest_of_a_difference(copy, tmp_path):
+    other = tmp_path / "runs/other"
+    shutil.copytree(copy, other, symlinks=True)
+    (other / "provenance.json").unlink()
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["prompts"]["heldout"]["source"] = str(tmp_path / "moved.jsonl")
+    config["iterations"] = 3
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    found = diff(copy, other)
+    assert "iterations: 2 -> 3" in found["recipe"]
+    (line,) = found["data"]
+    assert line.startswith("heldout prompts: not compared, since those of one run cannot be read now (")
+    assert "moved.jsonl" in line
 
 
 def test_a_run_that_goes_on_is_not_pruned(copy):

@@ -165,7 +165,7 @@ def test_the_command_lists_damage_and_ends_with_1(tiny_run: Path, tmp_path: Path
     broken = CliRunner().invoke(app, ["verify", str(home)])
     assert broken.exit_code == 1 and "1 damaged; --repair removes them" in broken.stdout
     found = json.loads(CliRunner().invoke(app, ["verify", str(home), "--json"]).stdout)
-    assert found["damage"][0]["problem"].startswith("it has 0 bytes, and") and found["files"] > 40
+    assert found["damage"][0]["problem"].startswith("matches.parquet: it has 0 bytes, and") and found["files"] > 40
     fixed = CliRunner().invoke(app, ["verify", str(home), "--repair"])
     assert fixed.exit_code == 0 and "removed, with evaluations from iteration 2 on" in fixed.stdout
     with pytest.raises(ConfigError, match="is not a run directory"):
