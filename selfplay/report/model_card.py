@@ -74,11 +74,11 @@ def _results(run: RunData, one: Iteration) -> list[str]:
         ("win rate against the start", rate_text(run.win_rate(one, "win_rate_vs_start"))),
         ("the same at equal length", level_text(pair.length_controlled if pair else None)),
         ("win rate against the iteration before", rate_text(run.win_rate(one, "win_rate_vs_previous"))),
-        ("reward model agrees with the judge on its answers", rate_text(reward_accuracy(run, one))),
-        ("KL to the start, nats per answer", _form(one.number_of("kl_to_start") if one.number else None, "{:.1f}")),
+        ("reward model agrees with the judge on its responses", rate_text(reward_accuracy(run, one))),
+        ("KL to the start, nats per response", _form(one.number_of("kl_to_start") if one.number else None, "{:.1f}")),
         ("mean length, tokens", _form(one.number_of("mean_length"), "{:.0f}")),
         ("cut off at the token limit", _share(one.number_of("truncated"), 1)),
-        ("different answers", _share(one.number_of("unique"))),
+        ("different responses", _share(one.number_of("unique"))),
     ]
     said = "On the held-out prompts."
     if pair is not None:

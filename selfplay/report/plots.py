@@ -14,16 +14,16 @@ from selfplay.results.run import Iteration, RunData, number
 STAGES = ("bootstrap", "generate", "label", "reward", "policy", "evaluate")
 """Stages in the order of the loop; any other follows."""
 MAIN_METRICS = {
-    "objective/scores": "Reward per answer",
-    "objective/kl": "KL to the reference, nats per answer",
-    "objective/entropy": "Entropy, nats per answer",
+    "objective/scores": "Reward per response",
+    "objective/kl": "KL to the reference, nats per response",
+    "objective/entropy": "Entropy, nats per response",
     "loss/policy_avg": "Policy loss",
     "loss/value_avg": "Value loss",
     "policy/clipfrac_avg": "Share of clipped tokens",
     "loss/preference": "Loss per pair",
     "rewards/margin": "Implicit reward, chosen minus rejected",
-    "rewards/accuracy": "Share of pairs told apart",
-    "logprobs/chosen": "Log-probability of chosen answers, nats",
+    "rewards/accuracy": "Share of pairs ranked right",
+    "logprobs/chosen": "Log-probability of chosen responses, nats",
 }
 """The algorithms' metrics that are always looked at."""
 BINS = 200
@@ -54,7 +54,7 @@ def iteration_figures(run: RunData) -> list[Figure]:
     ]
     found = [
         *_win_rates(run, marks),
-        line_chart("length", "Length of answers, tokens", lengths, x_label="iteration", x_ticks=marks, include=[0]),
+        line_chart("length", "Length of responses, tokens", lengths, x_label="iteration", x_ticks=marks, include=[0]),
         line_chart(
             "diversity",
             "Distinct words and pairs of words",

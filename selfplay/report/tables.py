@@ -46,7 +46,7 @@ WRITING: tuple[tuple[str, Callable[[Profile], float | None], Callable[[float], s
     ("cut off at the limit", lambda one: one.truncated, lambda share: tenths(share)),
     ("distinct-1", lambda one: one.distinct_1, lambda share: tenths(share)),
     ("distinct-2", lambda one: one.distinct_2, lambda share: tenths(share)),
-    ("different answers", lambda one: one.unique, lambda share: f"{hundredths(share)}%"),
+    ("different responses", lambda one: one.unique, lambda share: f"{hundredths(share)}%"),
 )
 """How a checkpoint writes: label, value of its profile, and how that is said."""
 
@@ -74,7 +74,7 @@ def iteration_table(run: RunData) -> list[Row]:
         *(of(f"score on {name}", partial(_score_on, name)) for name in further_sets(run)),
         measured("KL to the start, nats", "kl_to_start", "{:.1f}".format, start=0.0),
         *(written(*row) for row in WRITING),
-        of("likeness of answers to one prompt", lambda one: similar.get(one.number), "{:.2f}".format),
+        of("likeness of responses to one prompt", lambda one: similar.get(one.number), "{:.2f}".format),
         written("correlation of reward and length", lambda one: one.reward_length, signed),
         of("reward agrees with the judge", lambda one: rate_text(reward_accuracy(run, one))),
         of("reward model's accuracy", _accuracy),

@@ -50,7 +50,7 @@ def test_a_run_learns_without_a_reward_model(dpo_run: Path) -> None:
 
 def test_report_and_card_know_it(dpo_run: Path) -> None:
     page = (dpo_run / "report.html").read_text()
-    assert "Share of pairs told apart" in page and "Implicit reward" in page
+    assert "Share of pairs ranked right" in page and "Implicit reward" in page
     card = (dpo_run / "iteration-002/policy/README.md").read_text()
     assert "a judge compares them, and DPO learns from them." in card
     assert "- DPO: sigmoid loss, beta 0.3, on all pairs, 1 epoch an iteration\n" in card and "- dpo\n" in card

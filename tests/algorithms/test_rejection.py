@@ -115,7 +115,7 @@ def test_the_shipped_recipe_with_adapters_and_its_pages(tiny_run: Path, tmp_path
     lora = "policy.lora={rank: 2, alpha: 4.0}"
     directory = small_run("rejection", tiny_run, tmp_path, lora, *SMALL, "algorithm.truncated=true")
     assert sorted(path.name for path in (directory / "iteration-001").iterdir()) == ["evaluate", "policy"]
-    assert "Reward per answer" in (directory / "report.html").read_text()
+    assert "Reward per response" in (directory / "report.html").read_text()
     card = (directory / "iteration-001" / "policy" / "README.md").read_text()
     assert "iteration 1 of 1: Rejection sampling follows the reward." in card
     shutil.rmtree(directory)

@@ -187,13 +187,13 @@ def test_growth_alone_is_a_warning():
 
 
 def test_lost_diversity():
-    # The start writes 40 different answers, the policy one: 1/40 of them differ.
+    # The start writes 40 different responses, the policy one: 1/40 of them differ.
     rows = [
         match(x, 0.5, a_text="the same old words here", b_text=f"tale{x} of{x} things{x} told{x}") for x in range(40)
     ]
     found = sentences(bare_run(rows))
     assert len(found) == 2 and all(one.startswith("severe diversity") for one in found)
-    assert "2% of the start's share of different answers (0.03 against 1.00)" in found[1]
+    assert "2% of the start's share of different responses (0.03 against 1.00)" in found[1]
 
 
 def test_truncation_is_held_against_the_start():
