@@ -143,7 +143,7 @@ def matrix_chart(
     wide = max(map(len, labels)) > 11
     rows = [f"{shortened(label, 30)} ({place})" if wide else label for place, label in enumerate(labels, 1)]
     columns = [f"({place})" if wide else label for place, label in enumerate(labels, 1)]
-    cell_w, cell_h, left, top = 70, 36, 12 + 7 * max(map(len, rows)), 26
+    cell_w, cell_h, left, top = max(70, 6 * max(map(len, columns)) + 10), 36, 12 + 7 * max(map(len, rows)), 26
     parts = []
     for row, label in enumerate(rows):
         middle = top + cell_h * (row + 0.5) + 4

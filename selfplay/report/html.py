@@ -216,9 +216,9 @@ def transcript_context(run: RunData) -> dict[str, Any]:
             f"{kept} of {total} held-out prompts, evenly chosen, are here; all are in the evaluate "
             "folders' matches.parquet."
         )
-    newest = shortened(display_name(run.summary.models[-1]), 30) if run.summary else ""
+    ends = [run.summary.models[-1], run.summary.models[0]] if run.summary else []
     labels = {
-        "win": f"{newest} wins",
+        "win": " beats ".join(shortened(display_name(name), 30) for name in ends),
         "loss": "loses",
         "tie": "ties",
         "unscored": "unscored",

@@ -95,8 +95,9 @@ def transcript(prompt_id: str, matches: Sequence[Match], order: Sequence[str] = 
     place = {name: index for index, name in enumerate(names)}
     answers: dict[str, Answer] = {}
     for match in matches:
-        for name, answer in match.sides():
-            answers.setdefault(name, answer)
+        for name, answer in match.sides():  # the first one, or the first with a reward: another run's match has none
+            if name not in answers or answers[name].reward is None:
+                answers[name] = answer
     deciding = max(matches, key=lambda match: (place[match.a], -place[match.b]))
     rulings = tuple(map(ruling, sorted(matches, key=lambda match: (place[match.a], place[match.b]), reverse=True)))
     flags = [

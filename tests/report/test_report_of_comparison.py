@@ -17,7 +17,9 @@ from selfplay.report.plots import step_figures
 from selfplay.report.svg import Series
 from selfplay.report.table_files import check_format, latex, table_rows
 from selfplay.report.tables import comparison_table, health_table, iteration_table
+from selfplay.report.transcripts import transcript
 from selfplay.results.load import read_run
+from selfplay.results.run import Match
 from selfplay.stats.summary import summarise
 from selfplay.stats.votes import Vote, tabulate
 from selfplay.storage.files import read_json, read_rows, write_json
@@ -180,6 +182,19 @@ def test_filters_name_where_judge_reward_and_orders_disagree(run):
     }
     assert counts["reward"] == ("judge and reward disagree", len(wrong)) and wrong
     assert counts["disagree"][0] == "the two orders disagree" and counts["disagree"][1] > 0
+
+
+def test_a_reward_is_shown_whichever_match_knows_it():
+    """Matches between two runs have none: the first of them hid what the run's own match knows."""
+    text = {"prompt_id": "p", "prompt": "Say a.", "a_text": "a", "b_text": "b", "preference": 1.0}
+    matches = [Match(a="dpo", b="ppo", **text), Match(a="start", b="ppo", a_reward=-1.5, b_reward=0.25, **text)]
+    sides = transcript("p", matches, ("ppo", "dpo", "start")).sides
+    assert [(side.name, side.reward) for side in sides] == [("ppo", "0.25"), ("dpo", ""), ("start", "-1.50")]
+
+
+def test_a_filter_says_who_beats_whom(run):
+    (label,) = [label for key, label, _ in context(read_run(run))["filters"] if key == "win"]
+    assert label == "iteration 2 beats start"
 
 
 def test_training_pairs_stand_beside_held_out_ones(run):
