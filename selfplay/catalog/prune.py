@@ -50,7 +50,9 @@ def plan_pruning(run: Path, keep: Iterable[str] = ("best",)) -> Pruning:
             )
         kept.add(number)
     if not names:
-        raise ConfigError("nothing is named to keep, and a run without any weights is of no use: name numbers, or best, last, start")
+        raise ConfigError(
+            "nothing is named to keep, and a run without any weights is of no use: name numbers, or best, last, start"
+        )
     folders, size = [], 0
     for number in files.numbers():
         for stage in files.stages(number) if number not in kept else []:

@@ -133,7 +133,10 @@ def _diversity(run: RunData, iteration: Iteration, settings: Guard) -> Signs:
     start, now = run.profiles.get(START), run.profiles.get(iteration.name)
     if start is None or now is None:
         return
-    signals = (("distinct bigrams", start.distinct_2, now.distinct_2), ("different responses", start.unique, now.unique))
+    signals = (
+        ("distinct bigrams", start.distinct_2, now.distinct_2),
+        ("different responses", start.unique, now.unique),
+    )
     for what, before, after in signals:
         if before and after is not None and after < settings.diversity * before:
             yield (

@@ -183,7 +183,10 @@ def test_a_pruning_that_was_killed_is_no_damage_and_can_be_given_again(copy):
     said("prune", copy, "--keep", "last", "--yes")
     kept.write_bytes(data)
     done = said("verify", copy)
-    assert done.exit_code == 0 and "left out: iteration-000/policy/model.safetensors (pruning it was cut short" in done.stdout
+    assert (
+        done.exit_code == 0
+        and "left out: iteration-000/policy/model.safetensors (pruning it was cut short" in done.stdout
+    )
     assert f"frees {size_text(len(data))}" in said("prune", copy, "--keep", "last", "--yes").stdout
     assert not kept.exists() and said("verify", copy).exit_code == 0
 
