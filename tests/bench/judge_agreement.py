@@ -2,9 +2,14 @@
 
     .venv/bin/python tests/bench/judge_agreement.py runs/quickstart-llm-judge
     .venv/bin/python tests/bench/judge_agreement.py runs/quickstart-llm-judge --engine transformers --pairs 200
+    .venv/bin/python tests/bench/judge_agreement.py runs/quickstart-llm-judge --calibrate
+    .venv/bin/python tests/bench/judge_agreement.py --small FOLDER --calibrate --engine transformers --pairs 800
 
 On pairs of held-out stories, and on pairs of answers sampled from each of the run's policies to held-out instructions,
-which is what the judge meets in the run. Pairs that the rules tie are left out. Prints a table and writes JSON.
+which is what the judge meets in the run. Pairs that the rules tie are left out. Prints a table and writes JSON. `--calibrate`
+prints instead what `judge calibrate` says of the file that labels, on held-out stories with the rules as gold. `--small` makes
+the run first, in a new folder: its judge learns one rule, whether a story ends with "The end.", in 60 steps, which takes a
+minute of one core.
 """
 
 import argparse
@@ -17,29 +22,85 @@ from typing import Any
 from measuring import publish
 
 import judges
-from judges.distill import agreement
+from judges.audit.calibration import Calibration, calibrate
+from judges.distill import agreement, decided_by
 from prompts import stories
-from selfplay.config import Engine, Recipe
+from selfplay.config import Engine, Recipe, load_recipe
 from selfplay.engines.hf import TransformersEngine
 from selfplay.engines.open import open_engine
+from selfplay.loop import run
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.records import Pair
 from selfplay.rundir import RunDirectory
 from selfplay.stages.judge_model import pairs
 
+FILES = {
+    "rules.yaml": "mode: rules\ncriteria: [{name: ending, python: './ending.py:ends'}]\n",
+    "ending.py": "def ends(prompt, response):\n    return float(response.rstrip().endswith('The end.'))\n",
+    "chances.yaml": """\
+mode: pairwise
+sampling: {max_tokens: 1}
+untrusted: {fence: none}
+messages:
+  - role: user
+    content: |
+      {{ prompt }}
+      A: {{ responses[0] }}
+      Score ending.
+      B: {{ responses[1] }}
+      Score ending.
+      One letter.
+output: {kind: logprob, labels: {A: 1, B: 0}}
+""",
+    "recipe.yaml": """\
+iterations: 1
+threads: 1
+policy:
+  bootstrap:
+    documents: 400
+    vocabulary: 400
+    architecture: {layers: 1, hidden_size: 32, heads: 1, intermediate_size: 64, context: 192}
+    pretrain: {steps: 20, batch_size: 8}
+    sft: {count: 200, training: {steps: 20, batch_size: 8}}
+prompts:
+  train: {source: stories, limit: 64}
+  heldout: {source: stories, split: heldout, limit: 16}
+sampling: {max_tokens: 32}
+generate: {prompts: 32, completions: 2}
+judge:
+  file: FOLDER/chances.yaml
+  precheck: false
+  bootstrap:
+    rules: FOLDER/rules.yaml
+    vocabulary: 768
+    architecture: {layers: 2, hidden_size: 128, heads: 4, intermediate_size: 256, context: 512}
+    training: {steps: 60, batch_size: 8, learning_rate: 5e-3}
+    heldout: 32
+""",
+}
+
 
 def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--small", type=Path, help="A new folder for a small run, instead of a run.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the small run.")
+    parser.add_argument("--calibrate", action="store_true")
     parser.add_argument("--engine", default="vllm", choices=["vllm", "transformers"])
     parser.add_argument("--pairs", type=int, default=1300)
     given = parser.parse_args()
-    files = RunDirectory(given.run)
+    if (given.run is None) == (given.small is None):
+        parser.error("name a run, or a new folder with --small")
+    files = RunDirectory(given.run or small_run(given.small, given.seed))
     recipe = files.recipe()
     sources = {"held-out stories": list(islice(pairs("heldout", recipe.seed + 1), given.pairs))}
-    sources |= {f"policy {number}": sampled(files, recipe, number, given.pairs) for number in files.iterations()}
     engine = open_engine(Engine(kind=given.engine), files.stage(0, "judge"), "judge")
+    if given.calibrate:
+        print("\n".join(calibrated(recipe, engine, sources["held-out stories"]).lines()))
+        engine.close()
+        return
+    sources |= {f"policy {number}": sampled(files, recipe, number, given.pairs) for number in files.iterations()}
     rows = list(measure(recipe, engine, sources))
     engine.close()
     publish("judge_agreement", rows, engine=given.engine)
@@ -68,6 +129,21 @@ def measure(recipe: Recipe, engine: Any, sources: dict[str, list[Pair]]) -> Iter
             began = time.perf_counter()
             found = agreement(rules, judge, asked)
             yield {"source": source, "judge": judge.spec.name, **found, "seconds": time.perf_counter() - began}
+
+
+def small_run(folder: Path, seed: int) -> Path:
+    """Make the start of a run whose judge had few lessons; gives its directory."""
+    folder.mkdir(parents=True)
+    for name, text in FILES.items():
+        folder.joinpath(name).write_text(text.replace("FOLDER", str(folder.resolve())))
+    return run(load_recipe(folder / "recipe.yaml", [f"output={folder / 'run'}", f"seed={seed}"]), only_start=True)
+
+
+def calibrated(recipe: Recipe, engine: Any, asked: list[Pair]) -> Calibration:
+    """What `judge calibrate` finds for the file that labels, on the pairs that the rules decide."""
+    assert recipe.judge.bootstrap is not None
+    gold = decided_by(judges.build(judges.load_spec(recipe.judge.bootstrap.rules)), asked)
+    return calibrate(judges.load_spec(recipe.judge.file, "made"), gold, engine)
 
 
 if __name__ == "__main__":
