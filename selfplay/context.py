@@ -121,16 +121,10 @@ class RunContext:
 
         So all calls of a run's endpoints share one limit of rate and one ledger. Raises ConfigError if the file names no model.
         """
-        from selfplay.engines.open import open_judge_engine
+        from selfplay.engines.ray import open_judge_on
 
-        model, dtype = getattr(part, "model", None), self.recipe.policy.dtype
-        if not self.on_workers or model is None or getattr(part, "endpoint", None) is not None:
-            return open_judge_engine(part, self.recipe.engine, dtype, self.ledger)
-        from selfplay.engines.ray import PooledEngine
-
-        revision = getattr(part, "revision", None)
-        slot = f"judge {model} {revision}"
-        return PooledEngine(self.pool(), slot, self.recipe.engine, model, model, dtype=dtype, revision=revision)
+        engine, dtype = self.recipe.engine, self.recipe.policy.dtype
+        return open_judge_on(self.pool if self.on_workers else None, part, engine, dtype, self.ledger)
 
     @property
     def on_workers(self) -> bool:
@@ -138,20 +132,18 @@ class RunContext:
         return self.recipe.launch is not None and not started_by_launcher()
 
     def pool(self) -> "Pool":
-        """Return the workers that make text, started if they are not there."""
+        """Return the workers that make text: one pool for the whole run, whose engines all take turns on its workers."""
         from selfplay.distributed.pool import Pool
 
         assert self.recipe.launch is not None
         if self._pool is None:
-            engine = self.recipe.engine
-            self._pool = Pool(self.recipe.launch, engine.tensor_parallel if engine.kind == "vllm" else 1)
+            self._pool = Pool(self.recipe.launch, self.recipe.engine.gpus_each)
         return self._pool
 
     def close_pool(self) -> None:
-        """End the workers that make text: those that train need their place."""
+        """End the workers that make text, until the next call for them: whatever trains needs their place."""
         if self._pool is not None:
             self._pool.close()
-            self._pool = None
 
     def close(self) -> None:
         """Close the engine and the workers."""

@@ -6,10 +6,8 @@ nothing here changes a run.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ from judges.audit.cautions import cautions
 from judges.llm.cache import AnswerCache
 from judges.spec.base import JudgeSpec
 from prompts.sources import load_prompts
-from selfplay.compare.best_of import bounds_of_best, choose, chosen_by, sampled_once
+from selfplay.compare.best_of import bounds_of_best
 from selfplay.compare.difficulty import known_difficulty
-from selfplay.compare.settings import Given, Settings, judging, settings_of
-from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, refuse_pruned, with_baseline_first
-from selfplay.engines import Engine
+from selfplay.compare.sampling import Engines, sample_all
+from selfplay.compare.settings import Given, judging, settings_of
+from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, with_baseline_first
+from selfplay.config import Launch
 from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 from selfplay.progress import log, meter
@@ -34,8 +33,7 @@ from selfplay.results.run import Match, RunData, vote_table
 from selfplay.results.seeds import BetweenSeeds
 from selfplay.rundir import RunDirectory
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
-from selfplay.storage.files import derived_seed, hash_of, read_rows, write_json, write_rows
-from selfplay.storage.journal import Journal
+from selfplay.storage.files import hash_of, write_json, write_rows
 
 
 @dataclass(frozen=True)
@@ -98,13 +96,15 @@ def compare(
     baseline: str | None = None,
     difficulty: Path | None = None,
     by: str | None = None,
+    launch: Launch | None = None,
     resamples: int = 2000,
 ) -> HeadToHead:
     """Compare checkpoints (see `targets.contestants` for what a target may be) and write what was found into `folder`.
 
     `given` says how, where the runs' recipes do not agree or shall not decide; `like` names a run whose recipe does. All
     are held against `baseline` (a target or its name; default the first). `difficulty` is a file of prompt difficulties,
-    which is fitted if it is not there; `by` is a column of the prompts to break win rates down by. `folder` defaults to
+    which is fitted if it is not there; `by` is a column of the prompts to break win rates down by. `launch` names workers of
+    Ray that sample and that answer for the judge; without it this process does. `folder` defaults to
     `compare` in the first run, else `runs/compare`; it keeps samples too, and a judge cache if there is no run whose
     cache could serve. Raises ConfigError for targets, prompts or judges that cannot be used, for runs whose recipes
     differ, and for prompts that a run was trained on.
@@ -125,11 +125,10 @@ def compare(
     keeps = spec.needs_model or bool(bounds)
     cache = AnswerCache((home or folder) / "judge_cache.sqlite") if keeps else AnswerCache()
     before = cache.spent()["answers"]
-    with ExitStack() as engines:
-        ledger = Ledger((home or folder) / "spending.jsonl") if keeps else Ledger()
-        judge_of = opener_of_judges(cache, ledger, settings, engines)
-        answers = sample_all(found, asked_of, settings, folder, judge_of)
-        judged = judge_all(found, asked_of, answers, judge_of(spec))
+    ledger = Ledger((home or folder) / "spending.jsonl") if keeps else Ledger()
+    with Engines(settings, cache, ledger, launch) as engines:
+        answers = sample_all(found, asked_of, folder, engines)
+        judged = judge_all(found, asked_of, answers, engines.judge(spec))
     matches = with_known_rewards(found, judged)
     asked = int(cache.spent()["answers"] - before)
     cache.close()
@@ -193,83 +192,6 @@ def categories_of(prompts: Sequence[Prompt], column: str) -> dict[str, str]:
         there = sorted({key for prompt in prompts for key in prompt.meta})
         raise ConfigError(f"the prompts have no column {column!r}; there are: {', '.join(there) or 'none'}")
     return found
-
-
-def opener_of_judges(
-    cache: AnswerCache, ledger: Ledger, settings: Settings, engines: ExitStack
-) -> Callable[[judges.JudgeSpec], judges.Judge]:
-    """Return a function from a judge's file to a judge, whose engines `engines` closes."""
-
-    def engine_for(part: judges.JudgeSpec) -> Engine:
-        from selfplay.engines.open import open_judge_engine
-
-        engine = open_judge_engine(part, settings.engine, settings.dtype, ledger)
-        engines.callback(engine.close)
-        return engine
-
-    return lambda spec: judges.build(spec, engine_for if spec.needs_model else None, cache, seed=settings.seed)
-
-
-def sample_all(
-    found: Sequence[Contestant],
-    prompts: Sequence[Prompt],
-    settings: Settings,
-    folder: Path,
-    judge_of: Callable[[judges.JudgeSpec], judges.Judge],
-) -> dict[str, list[Completion]]:
-    """Name -> one answer per prompt. What was sampled before, from the same weights in the same way, is read again."""
-    answers: dict[str, list[Completion]] = {}
-    asked = [prompt.model_dump(mode="json") for prompt in prompts]
-    with meter("sample", len(found) * len(prompts), "completions") as bar:
-        for one in found:
-            way: list[Any] = [one.identity, asked, settings.sampling.model_dump(), settings.engine.kind, settings.dtype]
-            file = folder / "samples" / f"{hash_of(way + chosen_by(one))[:24]}.jsonl"
-            before = answered_before(one, prompts, settings)
-            if before is None and "answers" not in Journal(file).batches:
-                _sample(one, prompts, settings, file, judge_of)
-            answers[one.name] = before or [Completion.model_validate(row) for row in Journal(file).batches["answers"]]
-            bar.advance(len(prompts))
-    return answers
-
-
-def _sample(
-    one: Contestant,
-    prompts: Sequence[Prompt],
-    settings: Settings,
-    file: Path,
-    judge_of: Callable[[judges.JudgeSpec], judges.Judge],
-) -> None:
-    """Sample one answer per prompt into a file, which is there whole or not at all; the best of n where that is asked for."""
-    from selfplay.engines.open import open_engine
-
-    def generate(**changes: int) -> list[list[Completion]]:
-        engine = open_engine(settings.engine, one.checkpoint, one.name, dtype=settings.dtype, revision=one.revision)
-        try:
-            return engine.generate(prompts, settings.sampling.model_copy(update=changes))
-        finally:
-            engine.close()
-
-    refuse_pruned(one)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if one.best_of is None:
-        answers = [group[0] for group in generate(n=1)]
-    else:
-        drawn = partial(generate, n=one.best_of, seed=derived_seed(settings.sampling.seed, "best"))
-        answers = choose(one, prompts, sampled_once(drawn, file), file, judge_of)
-    rows = [answer.model_copy(update={"logprobs": None}).model_dump(mode="json") for answer in answers]
-    Journal(file).append("answers", rows)
-
-
-def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settings) -> list[Completion] | None:
-    """Return what the run itself sampled to evaluate this iteration, if that was in the very same way."""
-    file = Path(one.checkpoint).parent / "evaluate" / "completions.parquet"
-    if one.run is None or one.best_of or not file.is_file():
-        return None
-    own = settings_of([RunDirectory(one.run).recipe()])
-    if replace(own, judge=settings.judge, judge_model=settings.judge_model, labelling=settings.labelling) != settings:
-        return None
-    found = {row["prompt_id"]: Completion.model_validate(row) for row in read_rows(file)}
-    return [found[prompt.id] for prompt in prompts] if all(prompt.id in found for prompt in prompts) else None
 
 
 def judge_all(

@@ -6,7 +6,6 @@ are those of `compare`. Left out: judges that only compare; for these there is `
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ from judges.criteria.ifeval_figures import Figure, counts_of, differences_of, fi
 from judges.llm.cache import AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.best_of import bounds_of_best
-from selfplay.compare.head_to_head import categories_of, opener_of_judges, sample_all
+from selfplay.compare.head_to_head import categories_of
+from selfplay.compare.sampling import Engines, sample_all
 from selfplay.compare.settings import Given, Settings, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, named_checkpoints, recipes
+from selfplay.config import Launch
 from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt, Record
@@ -60,9 +61,10 @@ def score(
     like: str | Path | None = None,
     folder: Path | None = None,
     by: str | None = None,
+    launch: Launch | None = None,
     resamples: int = 2000,
 ) -> Scores:
-    """Score checkpoints (targets as for `compare`) and write `scores.json` and `scores.parquet` into `folder`.
+    """Score checkpoints (targets and `launch` as for `compare`); write `scores.json` and `scores.parquet` into `folder`.
 
     Raises ConfigError for what cannot be used, and for a judge that scores no response by itself.
     """
@@ -85,7 +87,7 @@ def score(
     home = next((one.run for one in found if one.run is not None), None)
     folder = folder or (home / "score" if home else Path("runs/score"))
     folder.mkdir(parents=True, exist_ok=True)
-    answers, scores = _answers_and_scores(found, asked, spec, settings, folder, home or folder)
+    answers, scores = _answers_and_scores(found, asked, spec, settings, folder, home or folder, launch)
     counts = {}
     if has_conditions(asked):
         counts = {name: counts_of(asked, [one.text for one in told]) for name, told in answers.items()}
@@ -104,15 +106,15 @@ def _answers_and_scores(
     settings: Settings,
     folder: Path,
     home: Path,
+    launch: Launch | None,
 ) -> tuple[dict[str, list[Completion]], dict[str, list[float | None]]]:
     """Return each checkpoint's answers, and their scores, one per prompt."""
     keeps = spec.needs_model or any(one.best_of for one in found)
     cache = AnswerCache(home / "judge_cache.sqlite") if keeps else AnswerCache()
     ledger = Ledger(home / "spending.jsonl") if keeps else Ledger()
-    with ExitStack() as engines:
-        judge_of = opener_of_judges(cache, ledger, settings, engines)
-        answers = sample_all(found, prompts, settings, folder, judge_of)
-        judge: Any = judge_of(spec)
+    with Engines(settings, cache, ledger, launch) as engines:
+        answers = sample_all(found, prompts, folder, engines)
+        judge: Any = engines.judge(spec)
         scores = {one.name: list(judge.score(prompts, answers[one.name])) for one in found}
     cache.close()
     return answers, scores

@@ -178,6 +178,11 @@ class Engine(Section):
     """Seconds by the clock that one call of vLLM (a start, a transfer of weights, a batch of completions) may take before it
     counts as hung and the run stops, with everything saved. That a process of vLLM's is dead is noticed within a second."""
 
+    @property
+    def gpus_each(self) -> int:
+        """GPUs that one engine takes, where there are any."""
+        return self.tensor_parallel if self.kind == "vllm" else 1
+
     @model_validator(mode="after")
     def _check(self) -> "Engine":
         if (self.kind == "python") != (self.python is not None):

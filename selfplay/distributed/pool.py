@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from selfplay import stopping
 from selfplay.config import Launch
 from selfplay.errors import ConfigError, EngineFailed
 from selfplay.stopping import GO_ON
@@ -96,18 +97,18 @@ class Pool:
         self._idle: list[Any] = []
         self._busy: dict[Any, Any] = {}
         """What an actor is to finish before it is idle, such as its start -> the actor."""
-        self._failed_starts = 0
-        for _ in range(self.size):
-            self._begin()
+        self._begin_all()
 
     def map(self, opening: Opening, calls: Sequence[tuple[Any, ...]], method: str) -> Iterator[tuple[int, Any]]:
         """Make calls of a method of what `opening` opens; yield (place of the call, its result) as they are done.
 
-        Raises what the method raises; EngineFailed for a call that was lost more than `launch.restarts` times, or if no actor
-        comes up.
+        After `close` the actors start again. Raises what the method raises; EngineFailed for a call that was lost more than
+        `launch.restarts` times, or if no actor comes up.
         """
         ray, todo, losses = self.ray, deque(enumerate(calls)), Counter[int]()
         running: dict[Any, tuple[Any, int, Any]] = {}
+        if self._closed:
+            self._begin_all()
         came_up = time.monotonic()
         try:
             while todo or running:
@@ -142,10 +143,15 @@ class Pool:
             self._busy |= {reference: actor for reference, (actor, _, _) in running.items()}
 
     def close(self) -> None:
-        """End the actors, and with them what they hold."""
+        """End the actors, and with them what they hold; the next call starts others."""
         for actor in [*self._idle, *self._busy.values()]:
             self.ray.kill(actor)
-        self._idle, self._busy = [], {}
+        self._idle, self._busy, self._closed = [], {}, True
+
+    def _begin_all(self) -> None:
+        self._failed_starts, self._closed = 0, False
+        for _ in range(self.size):
+            self._begin()
 
     def _begin(self) -> None:
         actor: Any = self._actor.remote(os.getcwd())
@@ -167,7 +173,11 @@ class Pool:
         self._idle.append(actor)
 
     def _lost(self, actor: Any, losses: Counter[int], place: int, method: str, error: Exception) -> None:
-        """Count a lost call, and start another actor in the place of the one that is gone."""
+        """Count a lost call, and start another actor in the place of the one that is gone.
+
+        Raises Stopped if a signal has asked to stop: it may have reached the actors too.
+        """
+        stopping.check()
         losses[place] += 1
         if losses[place] > self.restarts:
             raise EngineFailed(

@@ -5,7 +5,7 @@ transformers engine to the last bit for equal batches. Each worker loads the che
 shared disk. Left out: weights in memory (`update_weights`), which belong to a trainer, who has an engine of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from selfplay.config import Engine as EngineConfig
 from selfplay.config import SamplingParams
 from selfplay.distributed.pool import Opening, Pool
-from selfplay.engines.open import open_engine
+from selfplay.engines import Engine
+from selfplay.engines.ledger import Ledger
+from selfplay.engines.open import open_engine, open_judge_engine
 from selfplay.records import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -30,6 +32,21 @@ def open_in_worker(config: EngineConfig, checkpoint: str, name: str, dtype: str,
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return open_engine(config, checkpoint, name, dtype=dtype, revision=revision)
+
+
+def open_judge_on(
+    pool: Callable[[], Pool] | None, part: Any, config: EngineConfig, dtype: str, ledger: Ledger | None
+) -> Engine:
+    """Return the engine that answers for a judge's file: on the workers of `pool`, or here where there are none.
+
+    An endpoint's calls are made here, so that all of them share one limit of rate and one ledger. Raises ConfigError if the file
+    names no model.
+    """
+    model = getattr(part, "model", None)
+    if pool is None or model is None or getattr(part, "endpoint", None) is not None:
+        return open_judge_engine(part, config, dtype, ledger)
+    revision = getattr(part, "revision", None)
+    return PooledEngine(pool(), f"judge {model} {revision}", config, model, model, dtype=dtype, revision=revision)
 
 
 class PooledEngine:

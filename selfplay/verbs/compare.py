@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from selfplay.config import PromptSource, validate
+from selfplay.config import Launch, PromptSource, validate
 from selfplay.errors import ConfigError
 from selfplay.verbs import Json, emit
 
@@ -21,6 +21,13 @@ Split = Annotated[str, typer.Option(help="Split of --prompts, where it is a fold
 Temperature = Annotated[float | None, typer.Option(min=0, help="Temperature of the answers; 0 is greedy.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 Engine = Annotated[str | None, typer.Option(help="transformers or vllm; default the run's.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Workers of Ray that sample and judge, one for each GPU; default this process."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="A Ray cluster for --workers (HOST:PORT, or auto); default this machine.")
+]
 Like = Annotated[Path | None, typer.Option(help="A run whose recipe says how, where the runs' recipes differ.")]
 
 
@@ -41,6 +48,15 @@ def given_of(
     return Given(source, judge, temperature, max_tokens, engine=kind)
 
 
+def launch_of(workers: int | None, address: str | None) -> Launch | None:
+    """Return the workers that are to sample and judge. Raises ConfigError for an address without workers."""
+    if workers is None and address is not None:
+        raise ConfigError(
+            f"--address {address} names a Ray cluster, and --workers says on how many of its workers: add it"
+        )
+    return None if workers is None else Launch(workers=workers, address=address)
+
+
 def compare(
     targets: Annotated[
         list[str] | None, typer.Argument(help="Runs, runs/NAME@2, runs/NAME@start, checkpoints or hub ids.")
@@ -54,6 +70,8 @@ def compare(
     max_tokens: MaxTokens = None,
     engine: Engine = None,
     like: Like = None,
+    workers: Workers = None,
+    address: Address = None,
     votes: Annotated[
         Path | None, typer.Option(help="Votes from elsewhere, CSV, JSON or Parquet: no model needed.")
     ] = None,
@@ -87,15 +105,17 @@ def compare(
             "--max-tokens": max_tokens,
             "--engine": engine,
             "--like": like,
+            "--workers": workers,
+            "--address": address,
         }
         found = _compare_votes(votes, options, judge, baseline, difficulty, by, output)
         _hand_over(found, votes, report, table or [], as_json)
         return
     from selfplay.compare.head_to_head import compare as head_to_head
 
-    given = given_of(prompts, split, judge, temperature, max_tokens, engine)
+    given, launch = given_of(prompts, split, judge, temperature, max_tokens, engine), launch_of(workers, address)
     result = head_to_head(
-        targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by
+        targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by, launch=launch
     )
     _hand_over(result, result.folder, report, table or [], as_json)
 

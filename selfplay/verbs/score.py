@@ -8,13 +8,16 @@ import typer
 from selfplay.errors import ConfigError
 from selfplay.verbs import Json, emit
 from selfplay.verbs.compare import (
+    Address,
     Engine,
     Like,
     MaxTokens,
     Prompts,
     Split,
     Temperature,
+    Workers,
     given_of,
+    launch_of,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ def score(
     max_tokens: MaxTokens = None,
     engine: Engine = None,
     like: Like = None,
+    workers: Workers = None,
+    address: Address = None,
     by: Annotated[str | None, typer.Option(help="Column of the prompts to break scores down by.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the samples, scores.parquet and scores.json.")] = None,
     as_json: Json = False,
@@ -50,7 +55,7 @@ def score(
     from selfplay.compare.score import score as score_checkpoints
 
     given = given_of(prompts, split, judge, temperature, max_tokens, engine)
-    found = score_checkpoints(targets, given, like=like, folder=output, by=by)
+    found = score_checkpoints(targets, given, like=like, folder=output, by=by, launch=launch_of(workers, address))
     if as_json:
         emit(found.model_dump(mode="json"))
     else:

@@ -119,6 +119,15 @@ def test_what_a_slot_holds_is_replaced(pool: Pool, tmp_path: Path) -> None:
     assert dict(pool.map(doubler(tmp_path / "b"), [()], "unknown")) == {0: None}
 
 
+def test_a_closed_pool_begins_anew_when_it_is_asked(pool: Pool, tmp_path: Path) -> None:
+    before, _ = (dict(pool.map(doubler(tmp_path), calls(*range(4)), "double")), pool.close())
+    first = set(tmp_path.glob("opened-*"))
+    assert dict(pool.map(doubler(tmp_path), calls(*range(4)), "double")) == before
+    assert set(tmp_path.glob("opened-*")) - first, "by other actors"
+    all_come_up(pool)
+    assert len(pool._idle) == 2
+
+
 def test_an_error_of_a_call_is_raised_as_it_was_and_the_pool_goes_on(pool: Pool, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^-1 is below 0: give numbers from 0 on$"):
         dict(pool.map(doubler(tmp_path), calls(-1, 2, 4, 6), "double"))
