@@ -7,14 +7,18 @@ what runs on the cluster (`selfplay.stages.launch`).
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from selfplay.config import Launch
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, EngineFailed, WorkersFailed
+from selfplay.stopping import GO_ON
 
 
 def started_by_launcher() -> bool:
@@ -26,7 +30,8 @@ def started_by_launcher() -> bool:
 def connected(launch: Launch | None) -> Iterator[None]:
     """Be connected to Ray in the block, if there is anything to launch; a Ray that was started for it ends with it.
 
-    Workers import what this process can import. Raises ConfigError if there is no cluster at the address.
+    Workers import what this process can import. What Ray itself wrote down is kept only where workers failed. Raises
+    ConfigError if there is no cluster at the address, or one that wants a token that is not there.
     """
     if launch is None or started_by_launcher():
         yield
@@ -35,15 +40,36 @@ def connected(launch: Launch | None) -> Iterator[None]:
     os.environ.setdefault(
         "RAY_worker_niceness", "0"
     )  # 15 otherwise: last of all on a machine that does something else too
-    import ray
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "workers need the package ray, which is not installed: pip install 'selfplay-loop[ray]', or leave them out"
+        ) from None
 
     if ray.is_initialized():  # by the caller, whose it stays
         yield
         return
+    session = _connect(launch)
+    try:
+        yield
+    except (EngineFailed, WorkersFailed):
+        session = None
+        raise
+    finally:
+        ray.shutdown()
+        if session is not None:
+            shutil.rmtree(session, ignore_errors=True)
+
+
+def _connect(launch: Launch) -> Path | None:
+    """Join a cluster, or start Ray here; return the folder of its own sockets and logs in that case."""
+    import ray
+
     local, on_term = launch.address is None, signal.getsignal(signal.SIGTERM)
     try:
         _knock(launch.address or "auto")
-        ray.init(
+        begun: Any = ray.init(
             address="local" if local else launch.address,
             num_cpus=max(os.cpu_count() or 1, launch.size + 1) if local else None,
             include_dashboard=False if local else None,
@@ -51,14 +77,20 @@ def connected(launch: Launch | None) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"no Ray cluster at launch.address {launch.address!r}: {error}") from None
+    except ray.exceptions.AuthenticationError:
+        raise ConfigError(
+            f"the Ray cluster at launch.address {launch.address!r} wants its token: copy ~/.ray/auth_token from its head to this "
+            "machine, and set RAY_AUTH_MODE=token in the environment, here and before each `ray start`"
+        ) from None
+    except Exception as error:  # Ray raises a plain one where it takes too long to start
+        ray.shutdown()
+        said = str(error).strip().splitlines()[0]
+        if local:
+            raise WorkersFailed(f"Ray did not start on this machine: {said}; {GO_ON}") from None
+        raise ConfigError(f"no Ray cluster at launch.address {launch.address!r}: {said}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # which Ray took: a run stops where all is saved
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    return Path(begun.address_info["session_dir"]) if local else None
 
 
 def _knock(address: str) -> None:
