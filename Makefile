@@ -39,11 +39,11 @@ test: .venv/installed-test
 test-real: .venv/installed-test
 	.venv/bin/python -m pytest -n 0 -o timeout=1800 tests/real/real_run.py
 
-# Whole stages on workers of Ray, some ten minutes: killed workers and drivers, vLLM that dies, and memory beside its prediction.
+# Whole stages on workers of Ray, some ten minutes: killed workers and drivers, signals, machines cut off (network namespaces,
+# which want root), vLLM that dies, and memory beside its prediction.
 test-workers: .venv/installed-test
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 0 -o timeout=1800 tests/distributed/pooled_run.py tests/distributed/pooled_vllm.py \
-		tests/distributed/shared_vllm.py \
-		tests/sizing/measured.py
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 0 -o timeout=1800 tests/distributed/pooled_run.py tests/distributed/pooled_signals.py \
+		tests/distributed/pooled_vllm.py tests/distributed/shared_vllm.py tests/sizing/measured.py
 
 test-avx2: .venv/installed-test
 	$(AVX2) $(PYTEST) -m trains

@@ -1,5 +1,9 @@
-"""Runs a function in a process of its own that gets a signal at a chosen moment: the nth call of a named function."""
+"""Runs a function in a process of its own that gets a signal at a chosen moment: the nth call of a named function.
 
+And finds what is left in shared memory.
+"""
+
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -103,3 +107,27 @@ def selfplay(*words: object) -> None:
 
     sys.argv = ["selfplay", *map(str, words)]
     main()
+
+
+def shared_memory() -> set[int]:
+    """Inodes of the files in /dev/shm, whether or not anyone still uses them."""
+    found: set[int] = set()
+    for entry in Path("/dev/shm").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+            found.add(entry.stat().st_ino)
+    return found
+
+
+def in_use() -> set[int]:
+    """Inodes in /dev/shm that some process has mapped or open, under whatever name; others run their own on this machine."""
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            for line in (process / "maps").read_text().splitlines():
+                if " /dev/shm/" in line:
+                    found.add(int(line.split()[4]))
+            for file in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if os.readlink(file).startswith("/dev/shm/"):
+                        found.add(file.stat().st_ino)
+    return found

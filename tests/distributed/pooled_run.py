@@ -1,6 +1,5 @@
-"""`generate` and `label` on two workers of Ray: the rows of one process, also when a worker or the driver is killed."""
+"""`generate` and `label` on two workers of Ray: the rows of one process, also when a worker, a machine or the driver is lost."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -8,115 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import dedent
 
 import psutil
 import pytest
-import torch
+from machines import SECONDS_UNTIL_DEAD, two_machines, wait_for
+from pooling import BATCHES, ROOT, begun, journal_lines, rows
+from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).parents[1] / "rl"))
-from tiny_models import build_policy, build_tokenizer
-
-from selfplay.config import Launch, load_recipe
+from selfplay.compare.head_to_head import compare
+from selfplay.compare.score import score
+from selfplay.compare.settings import Given
+from selfplay.config import Launch, PromptSource, load_recipe
 from selfplay.distributed.cluster import connected
 from selfplay.loop import run, run_stage
-from selfplay.storage.files import read_rows
-
-ROOT = Path(__file__).parents[2]
-JUDGE = '''\
-"""Asks its model about each pair, keeps what it says, and prefers the shorter response, which is right more often than not."""
-
-from selfplay.config import SamplingParams
-from selfplay.records import Prompt, Verdict
-
-
-def score(pair):
-    return float((len(pair.first.text), pair.first.text) < (len(pair.second.text), pair.second.text))
-
-
-class Asking:
-    def __init__(self, engine):
-        self.engine = engine
-
-    def judge(self, pairs):
-        prompts = [Prompt.plain(pair.id, pair.first.text + " 3 " + pair.second.text) for pair in pairs]
-        said = self.engine.generate(prompts, SamplingParams(max_tokens=5, seed=7))
-        return [
-            Verdict(pair_id=pair.id, judge="asking", order="none", preference=score(pair), raw=one.text)
-            for pair, (one,) in zip(pairs, said, strict=True)
-        ]
-'''
-BATCHES = 24
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of a few words, a judge in Python that asks another such model, and 96 prompts in batches of four."""
-    folder = tmp_path_factory.mktemp("pooled")
-    for name, seed in (("policy", 0), ("asked", 1)):
-        build_policy(seed, dtype=torch.float32, max_position_embeddings=512).save_pretrained(folder / name)
-        build_tokenizer().save_pretrained(folder / name)
-    for split in ("train", "heldout"):
-        lines = [json.dumps({"id": f"{split}-{n}", "prompt": f"{n % 10} {n // 10} {len(split)}"}) for n in range(96)]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
-    (folder / "asking.py").write_text(JUDGE)
-    (folder / "judge.yaml").write_text(
-        f"name: asking\nmode: python\npython: {folder}/asking.py:Asking\nmodel: {folder}/asked\n"
-        "thresholds: {length_bias: 1.0, canary_wins: 1.0}\n"
-    )
-    (folder / "pooled.yaml").write_text(
-        dedent(f"""\
-        threads: 1
-        policy: {{model: {folder}/policy}}
-        prompts: {{train: {{source: {folder}/train.jsonl}}, heldout: {{source: {folder}/heldout.jsonl}}}}
-        sampling: {{max_tokens: 12}}
-        engine: {{batch_size: 8}}
-        generate: {{prompts: 96, completions: 2}}
-        judge: {{file: {folder}/judge.yaml}}
-        algorithm: {{episodes: 96}}
-        """)
-    )
-    return folder / "pooled.yaml"
-
-
-def begun(recipe: Path, output: Path, *overrides: str) -> Path:
-    """A run that has its start and no more."""
-    return run(load_recipe(recipe, [f"output={output}", *overrides]), only_start=True)
-
-
-def rows(directory: Path, stage: str, table: str) -> list[dict]:
-    return read_rows(directory / "iteration-001" / stage / f"{table}.parquet")
-
-
-WITHOUT_RAY = """\
-import sys
-sys.modules["ray"] = None  # as if it were not installed
-from selfplay.config import load_recipe
-from selfplay.errors import ConfigError
-from selfplay.loop import run, run_stage
-recipe, output = sys.argv[1:]
-try:
-    run(load_recipe(recipe, [f"output={output}", "launch.workers=2"]))
-except ConfigError as error:
-    print(error)
-directory = run(load_recipe(recipe, [f"output={output}"]), only_start=True)
-for stage in ("generate", "label"):
-    run_stage(directory, stage, 1)
-"""
-
-
-@pytest.fixture(scope="module")
-def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The two stages in one process, where there is no Ray; `launch` is refused there in one sentence."""
-    directory = tmp_path_factory.mktemp("alone") / "run"
-    command = [sys.executable, "-c", WITHOUT_RAY, str(recipe), str(directory)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == (
-        "the recipe needs the package ray, which is not installed: pip install 'selfplay-loop[ray]', or leave launch out"
-    )
-    assert len(rows(directory, "generate", "completions")) == 192 and len(rows(directory, "label", "verdicts")) > 50
-    return directory
 
 
 @pytest.fixture
@@ -125,11 +28,6 @@ def ray_here() -> Iterator[None]:
     with connected(Launch(workers=2)):
         assert signal.getsignal(signal.SIGTERM) is before, "a run still stops where all is saved"
         yield
-
-
-def journal_lines(directory: Path) -> int:
-    file = directory / "iteration-001" / "generate.partial" / "work" / "journal.jsonl"
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def kill_a_worker(directory: Path, killed: list[int]) -> None:
@@ -142,9 +40,9 @@ def kill_a_worker(directory: Path, killed: list[int]) -> None:
 
 
 def test_rows_are_those_of_one_process_also_after_a_worker_was_killed(
-    recipe: Path, alone: Path, tmp_path: Path, ray_here: None
+    pooled_recipe: Path, pooled_alone: Path, tmp_path: Path, ray_here: None
 ) -> None:
-    directory = begun(recipe, tmp_path / "run", "launch.workers=2")
+    directory = begun(pooled_recipe, tmp_path / "run", "launch.workers=2")
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker, args=(directory, killed), daemon=True)
     killer.start()
@@ -158,15 +56,15 @@ def test_rows_are_those_of_one_process_also_after_a_worker_was_killed(
         ("label", "verdicts"),
         ("label", "preferences"),
     ):
-        assert rows(directory, stage, table) == rows(alone, stage, table)
+        assert rows(directory, stage, table) == rows(pooled_alone, stage, table)
     holders = [one for one in psutil.Process().children(recursive=True) if one.name().startswith("ray::Holder")]
     assert all(one.status() == psutil.STATUS_ZOMBIE for one in holders), "none works on"
 
 
 def test_a_killed_driver_leaves_no_process_and_goes_on_without_workers(
-    recipe: Path, alone: Path, tmp_path: Path
+    pooled_recipe: Path, pooled_alone: Path, tmp_path: Path
 ) -> None:
-    directory = begun(recipe, tmp_path / "run", "launch.workers=2")
+    directory = begun(pooled_recipe, tmp_path / "run", "launch.workers=2")
     driver = subprocess.Popen(
         [sys.executable, "-m", "selfplay", "generate", str(directory), "-i", "1"], cwd=ROOT, stdout=subprocess.DEVNULL
     )
@@ -181,6 +79,98 @@ def test_a_killed_driver_leaves_no_process_and_goes_on_without_workers(
     assert not left, "no process of Ray is left"
     kept = journal_lines(directory)
     assert 3 <= kept < BATCHES
-    run(load_recipe(recipe, [f"output={directory}"]), only_start=True)  # `launch` may change
+    run(load_recipe(pooled_recipe, [f"output={directory}"]), only_start=True)  # `launch` may change
     run_stage(directory, "generate", 1)
-    assert rows(directory, "generate", "completions") == rows(alone, "generate", "completions"), "none is there twice"
+    assert rows(directory, "generate", "completions") == rows(pooled_alone, "generate", "completions"), (
+        "none is there twice"
+    )
+
+
+ON_TWO_MACHINES = """\
+import sys
+from selfplay.config import load_recipe
+from selfplay.loop import run, run_stage
+recipe, output, address = sys.argv[1:]
+launch = f"launch={{nodes: 2, workers: 1, address: '{address}'}}"
+directory = run(load_recipe(recipe, [f"output={output}", launch]), only_start=True)
+for stage in ("generate", "label"):
+    run_stage(directory, stage, 1)
+"""
+
+
+@pytest.mark.parametrize("away", [SECONDS_UNTIL_DEAD / 3, 3 * SECONDS_UNTIL_DEAD, None], ids=["blink", "while", "gone"])
+def test_a_machine_that_is_cut_off_costs_its_batches_once(
+    pooled_recipe: Path, pooled_alone: Path, tmp_path: Path, away: float | None
+) -> None:
+    """Cut off for less than it takes to give it up; for longer, so that it comes back to a cluster without it; for good."""
+    directory = begun(pooled_recipe, tmp_path / "run")
+    with two_machines() as machines:
+        command = [sys.executable, "-c", ON_TWO_MACHINES, str(pooled_recipe), str(directory), machines.address]
+        driver = machines.open(0, command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        wait_for("batches", lambda: driver.poll() is not None or journal_lines(directory) >= 4)
+        workers = [machines.processes(number, "ray::Holder") for number in (0, 1)]
+        machines.cable("down")
+        kept = journal_lines(directory)
+        if away is not None:
+            time.sleep(away)
+            machines.cable("up")
+        said, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 0, said
+        assert all(workers), "both machines worked"
+        assert 4 <= kept < BATCHES, "cut off in the middle"
+    for stage, table in (("generate", "completions"), ("label", "verdicts")):
+        assert rows(directory, stage, table) == rows(pooled_alone, stage, table), "the same rows, none twice"
+
+
+def test_rejection_sampling_fine_tunes_without_the_workers(
+    pooled_recipe: Path, tmp_path: Path, ray_here: None, monkeypatch: pytest.MonkeyPatch, training_seed: int
+) -> None:
+    """Two rounds, scored by a judge whose model is on the pool too; the new policy is that of one process, to the last bit."""
+    from selfplay.training import supervised
+
+    beside: list[list[int]] = []
+
+    def train(*arguments: object, **options: object) -> object:
+        holders = [one for one in psutil.Process().children(recursive=True) if one.name().startswith("ray::Holder")]
+        _, alive = psutil.wait_procs(holders, timeout=30)  # killed ones need a moment
+        beside.append([one.pid for one in alive if one.status() != psutil.STATUS_ZOMBIE])
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    real = supervised.train_supervised
+    monkeypatch.setattr(supervised, "train_supervised", train)
+    algorithm = "algorithm={kind: rejection, rounds: 2, prompts: 16, completions: 4, epochs: 1, batch_size: 8}"
+    common = [algorithm, f"seed={training_seed}", "reward.kind=judge", "iterations=1"]
+    made = []
+    for name, launch in (("alone", []), ("pooled", ["launch.workers=2"])):
+        directory = begun(pooled_recipe, tmp_path / name, *common, *launch)
+        run_stage(directory, "policy", 1)
+        made.append(load_file(directory / "iteration-001/policy/model.safetensors"))
+    assert beside[2:] == [[], []], "no worker is there while the policy learns"
+    assert all(bool((made[0][name] == made[1][name]).all()) for name in made[0])
+
+
+SCORING = """\
+name: digits
+mode: pointwise
+model: {model}
+messages: [{{role: user, content: "{{{{ response }}}}"}}]
+output: {{kind: logprob, labels: {{"1": 1.0, "2": 0.0}}, least_mass: 0.0}}
+"""
+
+
+def test_compare_and_score_on_workers_say_what_they_say_alone(
+    pooled_recipe: Path, pooled_alone: Path, tmp_path: Path, ray_here: None
+) -> None:
+    """Two checkpoints sampled on the pool, and judged by models on it."""
+    folder, two = pooled_recipe.parent, Launch(workers=2)
+    source, judge = PromptSource(source=str(folder / "heldout.jsonl")), tmp_path / "digits.yaml"
+    judge.write_text(SCORING.format(model=folder / "asked"))
+    targets = [f"{pooled_alone}@start", str(folder / "asked")]
+    given = Given(source, str(folder / "judge.yaml"))
+    alone, pooled = (compare(targets, given, folder=tmp_path / f"c{one}", launch=one) for one in (None, two))
+    assert pooled.matches == alone.matches and len(alone.matches) == 96
+    given = Given(source, str(judge))
+    found = [score(targets, given, folder=tmp_path / f"s{one}", launch=one).checkpoints for one in (None, two)]
+    for mine, theirs in zip(*found, strict=True):
+        assert mine.score.mean == pytest.approx(theirs.score.mean, abs=1e-5) and mine.score.n == 96
+        assert mine.mean_tokens == theirs.mean_tokens

@@ -1,6 +1,5 @@
 """Over 200 PPO steps and 20 killed runs, no memory, tensor, open file, thread, process, shared memory or file is left over."""
 
-import contextlib
 import gc
 import os
 import shutil
@@ -10,7 +9,7 @@ from typing import Any
 
 import psutil
 import torch
-from killing import Moment, in_process
+from killing import Moment, in_process, in_use, shared_memory
 from transformers import LlamaForCausalLM
 
 from prompts.stories import documents
@@ -36,30 +35,6 @@ def held() -> dict[str, Any]:
         "tensors": sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()),
         "processes": sorted(child.pid for child in me.children(recursive=True)),
     }
-
-
-def shared_memory() -> set[int]:
-    """Inodes of the files in /dev/shm, whether or not anyone still uses them."""
-    found: set[int] = set()
-    for entry in Path("/dev/shm").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed it
-            found.add(entry.stat().st_ino)
-    return found
-
-
-def in_use() -> set[int]:
-    """Inodes in /dev/shm that some process has mapped or open, under whatever name; others run their own on this machine."""
-    found: set[int] = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            for line in (process / "maps").read_text().splitlines():
-                if " /dev/shm/" in line:
-                    found.add(int(line.split()[4]))
-            for file in (process / "fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if os.readlink(file).startswith("/dev/shm/"):
-                        found.add(file.stat().st_ino)
-    return found
 
 
 def test_two_hundred_steps_of_ppo_hold_no_more_than_fifty(tmp_path: Path, training_seed: int) -> None:
