@@ -74,6 +74,7 @@ def run_on_workers(run: RunContext, iteration: int, name: str, stage: ModuleType
         if lost is None:
             return
         _raise_error_of(logs)
+        stopping.check()  # a signal may have ended the workers too
         lost = _first_failure(logs) or lost
     raise WorkersFailed(
         f"{lost}, after {launch.restarts} restarts; what each worker said is in {logs}. What is finished is saved: give the "
