@@ -67,6 +67,7 @@ def _connect(launch: Launch) -> Path | None:
     import ray
 
     local, on_term = launch.address is None, signal.getsignal(signal.SIGTERM)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # SLURM's warning would end Ray's own processes
     try:
         _knock(launch.address or "auto")
         begun: Any = ray.init(
@@ -88,6 +89,8 @@ def _connect(launch: Launch) -> Path | None:
         if local:
             raise WorkersFailed(f"Ray did not start on this machine: {said}; {GO_ON}") from None
         raise ConfigError(f"no Ray cluster at launch.address {launch.address!r}: {said}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # which Ray took: a run stops where all is saved
     return Path(begun.address_info["session_dir"]) if local else None

@@ -21,6 +21,7 @@ from selfplay.stopping import GO_ON
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_COME_UP = 600.0
+SECONDS_TO_CLOSE = 20.0
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,19 @@ class Holder:
             found = getattr(self._open(opening), method, None)
             return found(*arguments) if callable(found) else found
         except EngineFailed:
+            with contextlib.suppress(Exception):
+                self.close_all()
             os._exit(1)  # whoever asks again must not meet the same dead engine
 
     def close(self, slot: str) -> None:
         """Close what a slot holds."""
         if slot in self.held:
             self.held.pop(slot)[1].close()
+
+    def close_all(self) -> None:
+        """Close what all slots hold, before the actor ends."""
+        for slot in list(self.held):
+            self.close(slot)
 
     def _open(self, opening: Opening) -> Any:
         if slot_is_other := self.held.get(opening.slot, (opening,))[0] != opening:
@@ -143,7 +151,10 @@ class Pool:
             self._busy |= {reference: actor for reference, (actor, _, _) in running.items()}
 
     def close(self) -> None:
-        """End the actors, and with them what they hold; the next call starts others."""
+        """End the actors; the next call starts others. What an idle one holds is closed first: it may be a GPU's memory."""
+        closing = [actor.close_all.remote() for actor in self._idle]
+        if closing:
+            self.ray.wait(closing, num_returns=len(closing), timeout=SECONDS_TO_CLOSE)
         for actor in [*self._idle, *self._busy.values()]:
             self.ray.kill(actor)
         self._idle, self._busy, self._closed = [], {}, True

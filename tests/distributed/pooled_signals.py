@@ -57,8 +57,8 @@ def signalled(
 
 @pytest.mark.parametrize(
     ("number", "group", "code"),
-    [(signal.SIGTERM, False, 75), (signal.SIGTERM, True, 75), (signal.SIGINT, True, 130)],
-    ids=["term", "term-all", "ctrl-c"],
+    [(signal.SIGTERM, False, 75), (signal.SIGTERM, True, 75), (signal.SIGUSR1, True, 75), (signal.SIGINT, True, 130)],
+    ids=["term", "term-all", "warning-all", "ctrl-c"],
 )
 def test_a_signal_while_workers_generate(
     pooled_recipe: Path, pooled_alone: Path, tmp_path: Path, tmpdir_of_driver: Path, number: int, group: bool, code: int
