@@ -96,9 +96,8 @@ def test_a_sigterm_while_workers_train(
             found, said = signalled(asked, tmpdir_of_driver, (logs / "rank-1.txt").is_file, signal.SIGTERM, group)
             assert found == 75 and "give the same command again to go on" in said.splitlines()[-1], said
             assert "Traceback" not in said
-            assert (home / "iteration-001/policy.partial/work/checkpoint-1").is_dir(), (
-                "behind the step that was under way"
-            )
+            kept = (home / "iteration-001/policy.partial/work/checkpoint-1").is_dir()
+            assert kept or group, "saved behind the step that was under way, unless the workers were ended too"
         subprocess.run([sys.executable, "-m", "selfplay", *asked], cwd=ROOT, check=True)
         finished.append(home)
     one, other = (load_file(home / "iteration-001/policy/model.safetensors") for home in finished)
