@@ -103,11 +103,10 @@ def compare(
 
     `given` says how, where the runs' recipes do not agree or shall not decide; `like` names a run whose recipe does. All
     are held against `baseline` (a target or its name; default the first). `difficulty` is a file of prompt difficulties,
-    which is fitted if it is not there; `by` is a column of the prompts to break win rates down by. `launch` names workers of
-    Ray that sample and that answer for the judge; without it this process does. `folder` defaults to
-    `compare` in the first run, else `runs/compare`; it keeps samples too, and a judge cache if there is no run whose
-    cache could serve. Raises ConfigError for targets, prompts or judges that cannot be used, for runs whose recipes
-    differ, and for prompts that a run was trained on.
+    which is fitted if it is not there; `by` is a column of the prompts to break win rates down by. `launch` says on which
+    workers of Ray to sample and judge. `folder` defaults to `compare` in the first run, else `runs/compare`; it keeps samples
+    too, and a judge cache if there is no run whose cache could serve. Raises ConfigError for targets, prompts or judges that
+    cannot be used, for runs whose recipes differ, and for prompts that a run was trained on.
     """
     began = time.time()
     found = with_baseline_first(contestants(targets), baseline)

@@ -94,10 +94,7 @@ def compare(
     """Compare checkpoints on the same held-out prompts, head to head, with intervals."""
     if (votes is None) == (not targets):
         raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
-    from selfplay.report.table_files import check_format
-
-    for file in table or []:
-        check_format(file)
+    _check_formats(table or [])
     if votes is not None:
         options = {
             "--prompts": prompts,
@@ -118,6 +115,14 @@ def compare(
         targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by, launch=launch
     )
     _hand_over(result, result.folder, report, table or [], as_json)
+
+
+def _check_formats(table_files: Sequence[Path]) -> None:
+    """Raise ConfigError for a file that no table can be written into."""
+    from selfplay.report.table_files import check_format
+
+    for file in table_files:
+        check_format(file)
 
 
 def _compare_votes(
