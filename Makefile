@@ -53,7 +53,7 @@ test-portable: .venv/installed-test
 	$(OLDEST) $(PYTEST)
 	SELFPLAY_TEST_SEEDS=5 $(PYTEST) -m trains
 
-# Some 1,200 faults: kills, full disks, damaged files. docs/reliability.md has the last table.
+# Some 1,400 faults: kills, full disks, damaged files. docs/reliability.md has the last table.
 torture: .venv/installed-test
 	PYTHONPATH=.:tests:tests/engines .venv/bin/python tests/torture/torture.py
 
