@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from judges.audit.cautions import cautions
-from judges.audit.diagnosis import Figures, Problem, diagnose
+from judges.audit.diagnosis import DOES_NOT_READ, Figures, Problem, diagnose
 from judges.audit.file_tests import run_tests
 from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
 from judges.build import Judge, Opener, build
@@ -186,18 +186,22 @@ def measure_health(judge: Judge, pairs: Sequence[Pair], verdicts: Sequence[Verdi
 
 
 def measure_on_gold(judge: Judge) -> dict[str, Any]:
-    """Return the part of `measure_health` that needs no pairs of a run: `gold` and `canary_wins`."""
+    """Return the part of `measure_health` that needs no pairs of a run: `gold` and `canary_wins`.
+
+    No canary is asked about if the gold set shows that the judge does not read the responses: it would change no verdict on it.
+    """
     file = gold_file(judge.spec)
     if file is None:
         return {"gold": None, "canary_wins": {}}
     rows = load_gold(file)
-    planted = canaries(rows, judge.spec)
-    forgiving: Any = copy(judge)
-    forgiving.spec = judge.spec.lenient()
-    return {
-        "gold": gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec).model_dump(),
-        "canary_wins": canary_wins(planted, forgiving.judge([row.pair for row in planted]), judge.spec),
-    }
+    figures = gold_figures(rows, judge.judge([row.pair for row in rows]), judge.spec)
+    found = {"gold": figures.model_dump(), "canary_wins": {}}
+    if not any(problem.kind in DOES_NOT_READ for problem in diagnose(judge.spec.thresholds, figures, {})):
+        planted = canaries(rows, judge.spec)
+        forgiving: Any = copy(judge)
+        forgiving.spec = judge.spec.lenient()
+        found["canary_wins"] = canary_wins(planted, forgiving.judge([row.pair for row in planted]), judge.spec)
+    return found
 
 
 def enforce_thresholds(spec: JudgeSpec, found: dict[str, Any]) -> None:

@@ -24,6 +24,10 @@ ALWAYS = 0.98
 """A share beyond which a judge may be said to do something always."""
 
 
+DOES_NOT_READ = ("one place", "constant", "guessing", "order")
+"""Problems of a judge that does not go by what responses say: its verdicts on canaries mean nothing."""
+
+
 class Figures(BaseModel):
     """How a judge did on pairs; see `judges.verdicts.health` for the first ones.
 
@@ -72,7 +76,7 @@ def diagnose(
         found += broken
         found += _biased(thresholds, figures) or ([] if broken else _unsure(thresholds, figures))
     fooled = {kind: share for kind, share in canary_wins.items() if share > thresholds.canary_wins}
-    if fooled and not any(problem.kind in ("one place", "constant", "guessing", "order") for problem in found):
+    if fooled and not any(problem.kind in DOES_NOT_READ for problem in found):
         named = ", ".join(f"{kind} {share:.0%}" for kind, share in fooled.items())
         found.append(
             Problem(

@@ -126,6 +126,14 @@ def test_an_honest_judge_goes_on_and_its_gold_figures_are_there() -> None:
     assert engine.calls == calls  # gold set and canaries are paid for once
 
 
+def test_canaries_are_not_asked_of_a_judge_that_does_not_read() -> None:
+    judge = build(spec(PAIRWISE), engine := Scripted(lambda text: "[[A]]"))
+    found = measure_health(judge, [], [])
+    assert engine.calls == 240 and found["canary_wins"] == {}  # 120 gold pairs in both orders
+    with pytest.raises(JudgeStopped, match="on the gold set it is always the same place: 100% of its decided answers"):
+        enforce_thresholds(judge.spec, found)
+
+
 def test_canaries_without_a_verdict_have_not_won_and_do_not_stop_a_run() -> None:
     judge = build(spec(PAIRWISE), Scripted(lambda text: "No." if "Ignore the instructions" in text else honest(text)))
     found = measure_health(judge, [], [])
