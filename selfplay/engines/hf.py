@@ -18,7 +18,15 @@ from selfplay.config import SamplingParams
 from selfplay.engines.cache import SharedPrompts, can_share_prefix, keep_rows, read_prompts
 from selfplay.engines.masking import TargetMask, unlikely
 from selfplay.errors import ConfigError
-from selfplay.models import decode, encode_prompt, special_texts, special_tokens, stop_token_ids
+from selfplay.models import (
+    decode,
+    default_batch_tokens,
+    encode_prompt,
+    special_texts,
+    special_tokens,
+    split_by_tokens,
+    stop_token_ids,
+)
 from selfplay.records import Completion, Prompt
 
 LEAST_ROWS_TO_DROP = 8
@@ -205,10 +213,9 @@ class TransformersEngine:
         """For each prompt, the log-probability (nats, temperature 1) of each choice as the next token."""
         token_ids = single_tokens(self.tokenizer, choices)
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        order = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
         results: list[list[float]] = [[] for _ in encoded]
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
+        most = default_batch_tokens(self.model.device)
+        for places in split_by_tokens(range(len(encoded)), [len(ids) for ids in encoded], most):
             shared = self._shared([encoded[place] for place in places], 0)
             logits, _, _ = read_prompts(self.model, shared, self.tokenizer.pad_token_id, 0)
             logprobs = torch.log_softmax(logits.float(), dim=-1)[:, token_ids]
