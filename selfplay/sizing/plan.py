@@ -54,7 +54,7 @@ class Plan:
             found.append(f"  {stage:17} {amount:7.2f} hours per iteration")
         if self.disk:
             kept, most = self.disk["kept"], self.disk["at most"]
-            beside = f", {most / GB:.2f} GB while PPO's checkpoints are there" if most > kept else ""
+            beside = f", {most / GB:.2f} GB while checkpoints are there" if most > kept else ""
             found.append(f"disk: {kept / GB:.2f} GB for the finished run{beside}")
         return [*found, *self.notes]
 
