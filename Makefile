@@ -35,9 +35,9 @@ test: .venv/installed-test
 	$(PYTEST) --cov --cov-report=term
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 0 $(ALONE)
 
-# A run on a real model, some five minutes on two cores.
+# A run on a real model, and that model as a judge: some five minutes on two cores.
 test-real: .venv/installed-test
-	.venv/bin/python -m pytest -n 0 -o timeout=1800 tests/real/real_run.py
+	.venv/bin/python -m pytest -n 0 -o timeout=1800 tests/real/real_judge.py tests/real/real_run.py
 
 # Whole stages on workers of Ray, some ten minutes: killed workers and drivers, signals, machines cut off (network namespaces,
 # which want root), vLLM that dies, and memory beside its prediction.

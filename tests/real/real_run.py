@@ -26,12 +26,13 @@ iterations: 1
 policy: {{model: {model}, lora: {{rank: 8, alpha: 16.0}}}}
 prompts:
   train: {{source: instructions, limit: 64}}
-  heldout: {{source: instructions, split: heldout, limit: 12}}
+  heldout: {{source: instructions, split: heldout, limit: 8}}
+engine: {{batch_size: 64}}
 sampling: {{max_tokens: 48}}
 generate: {{prompts: 32, completions: 4}}
 judge: {{file: instructions}}
-reward: {{learning_rate: 2e-5, epochs: 1, batch_size: 8, extra_rounds: 0, heldout_share: 0.2}}
-algorithm: {{steps: 4, episodes: 16, epochs: 1, minibatches: 2, learning_rate: 1e-4, critic_learning_rate: 1e-4}}
+reward: {{loss: ranking, learning_rate: 2e-5, epochs: 1, batch_size: 4, extra_rounds: 0, heldout_share: 0.2}}
+algorithm: {{steps: 3, episodes: 8, epochs: 1, minibatches: 2, learning_rate: 1e-4, critic_learning_rate: 1e-4}}
 """
 APART = 1e-2
 """Nats between the two likeliest tokens, within which another implementation may have them the other way round."""
@@ -58,7 +59,7 @@ def sequences(real_run: Path, training_seed: int) -> list[list[int]]:
         prompt.id: prompt for prompt in load_prompts(RunDirectory(real_run).recipe().prompts.heldout, training_seed)
     }
     found = [[*encode_prompt(tokenizer, asked[row["prompt_id"]]), *row["token_ids"]] for row in answers]
-    assert len(found) == 12 and max(map(len, found)) > 60
+    assert len(found) == 8 and max(map(len, found)) > 60
     return found
 
 
@@ -73,7 +74,7 @@ def top(real_run: Path, sequences: list[list[int]]) -> list[Any]:
 
 def test_the_run_trained_adapters_on_real_answers(real_run: Path, smollm2: Path) -> None:
     rows = read_json_lines(real_run / "iteration-001/policy/metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4] and rows[0]["objective/kl"] == pytest.approx(0, abs=1e-3)
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[0]["objective/kl"] == pytest.approx(0, abs=1e-3)
     assert rows[-1]["objective/kl"] > 0 and all(row["policy/grad_norm_avg"] > 0 for row in rows)
     before, after = (
         AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (smollm2, real_run / "iteration-001/policy")
