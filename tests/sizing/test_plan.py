@@ -6,6 +6,7 @@ import pytest
 
 from selfplay.config import Recipe, load_recipe
 from selfplay.errors import ConfigError
+from selfplay.preflight import check_engines
 from selfplay.records import Prompt
 from selfplay.sizing import cards, memory
 from selfplay.sizing.cards import GB, KNOWN, Machine
@@ -330,6 +331,7 @@ def test_the_plan_as_text_and_as_json(tmp_path: Path) -> None:
 def test_the_large_recipes(name: str, gpus: str, peaks: dict[str, float], too_much: list[str]) -> None:
     """Gigabytes per GPU, as docs/scaling.md states them."""
     found = load_recipe(RUNS / f"{name}.yaml")
+    check_engines(found)
     planned = plan(found, *([Prompt.plain(one, "x" * 176)] for one in "pq"), WORK, gpus)
     totals = {row.stage: row.total / GB for row in planned.stages}
     assert {stage: totals[stage] for stage in peaks} == pytest.approx(peaks, abs=1.0)
