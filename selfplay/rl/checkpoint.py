@@ -114,6 +114,15 @@ def _newest(directory: Path, fingerprint: dict[str, Any]) -> tuple[Path, dict[st
     return found[-1], state
 
 
+def setting_at_checkpoint(directory: Path | None, name: str) -> Any:
+    """Return a setting with which the newest checkpoint in a directory was written, None if there is none.
+
+    A resume follows it where the setting was measured and not given. Raises Damaged.
+    """
+    found = checkpoints(directory) if directory is not None else []
+    return read_sealed(found[-1] / STATE, _way_out(found[-1].parent))["fingerprint"].get(name) if found else None
+
+
 def load_tensors(folder: Path, tensors: dict[str, Any]) -> None:
     """Copy a checkpoint's tensors into the ones of the same names, in place; every process calls it with its own parts."""
     with warnings.catch_warnings():

@@ -29,7 +29,7 @@ from selfplay.models import encode_prompt, weights_digest
 from selfplay.records import Prompt
 from selfplay.rewards.sources import Reward, disagreement, identity
 from selfplay.rl.advantages import RunningMoments
-from selfplay.rl.checkpoint import resume, save_checkpoint
+from selfplay.rl.checkpoint import resume, save_checkpoint, setting_at_checkpoint
 from selfplay.rl.experience import build_experience
 from selfplay.rl.learner import Learner
 from selfplay.rl.metrics import append_rows, rollout_metrics, samples
@@ -82,10 +82,11 @@ class PPOTrainer:
         _check(tokenizer, prompts, sampling, config, corpus, critic)
         init_process_group()
         from_first(lambda: check_head(policy))
-        if config.precision == "auto":
-            config = config.model_copy(update={"precision": from_first(lambda: preferred(policy))})
-        self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
         self.directory = None if directory is None else Path(directory)
+        if config.precision == "auto":
+            chosen = from_first(lambda: setting_at_checkpoint(self.directory, "precision") or preferred(policy))
+            config = config.model_copy(update={"precision": chosen})
+        self.policy, self.tokenizer, self.reward, self.prompts, self.config = policy, tokenizer, reward, prompts, config
         self.seed, self.on_step = seed, on_step
         self.device = home(policy)
         self.encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]

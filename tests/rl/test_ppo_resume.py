@@ -119,6 +119,43 @@ def test_killed_and_resumed_is_bitwise_the_same(
     assert [name for name in expected if not torch.equal(expected[name], all_weights(resumed)[name])] == []
 
 
+def test_a_precision_that_was_measured_is_kept(
+    make_policy: PolicyMaker,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[Prompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The machine finds bfloat16 faster at first, and float32 when the run is resumed."""
+
+    def train(directory: str, precision: str, steps: int = 3) -> PPOTrainer:
+        monkeypatch.setattr("selfplay.rl.trainer.preferred", lambda policy: precision)
+        trainer = PPOTrainer(
+            make_policy(dtype=torch.float32),
+            tokenizer,
+            FunctionReward(by_length),
+            prompts,
+            PPO(steps=3, episodes=4, minibatches=1, checkpoint_every=1, learning_rate=1e-2),
+            SamplingParams(max_tokens=6),
+            directory=tmp_path / directory,
+        )
+
+        def end(row: dict[str, Any]) -> None:
+            if row["step"] == steps:
+                raise Killed
+
+        trainer.on_step = end
+        with pytest.raises(Killed):
+            trainer.train()
+        return trainer
+
+    train("cut", "bfloat16", steps=1)
+    cut, whole, other = train("cut", "float32"), train("whole", "bfloat16"), train("other", "float32")
+    expected, actual = all_weights(whole), all_weights(cut)
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+    assert not torch.equal(all_weights(other)["policy.lm_head.weight"], expected["policy.lm_head.weight"])
+
+
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {tests!r})
