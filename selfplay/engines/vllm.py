@@ -26,7 +26,7 @@ from selfplay.distributed.sharding import home
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
 from selfplay.engines.vllm_weights import send_over_ipc, write_checkpoint
-from selfplay.engines.vllm_worker import OWNER_VARIABLE
+from selfplay.engines.vllm_worker import FOLDER_VARIABLE, OWNER_VARIABLE
 from selfplay.engines.watchdog import GO_ON, Watchdog
 from selfplay.errors import ConfigError, EngineFailed
 from selfplay.models import decode, encode_prompt, load_tokenizer, special_texts, special_tokens, stop_token_ids
@@ -35,6 +35,9 @@ from selfplay.storage.files import derived_seed
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Attention head sizes that vLLM's CPU kernels have (`CPUAttentionBackend.get_supported_head_sizes`)."""
+
+SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
+"""vLLM's variable for the folder of its sockets, some ten an engine, which it never removes."""
 
 
 class VllmEngine:
@@ -64,14 +67,16 @@ class VllmEngine:
             check_head_size(head_size(self.model_config), str(path))
         self.stop_ids = list(stop_token_ids(_generation_config(path, revision, self.model_config), self.tokenizer))
         self.watchdog = Watchdog("vLLM", config.timeout)
+        self.folder = tempfile.TemporaryDirectory(prefix="selfplay-vllm-", ignore_cleanup_errors=True)
         self.llm: Any = None
         try:
-            with _environment(self.on_gpu, self.ranks):
+            with _environment(self.on_gpu, self.ranks, self.folder.name):
                 self.llm = self.watchdog.call(
                     "its start", lambda: _start(str(path), revision, dtype, config, self.on_gpu)
                 )
         except BaseException:
             self.watchdog.end(None)
+            self.folder.cleanup()
             raise
         self.watchdog.watch()
 
@@ -157,6 +162,7 @@ class VllmEngine:
         """End vLLM's processes and free their memory; doing it twice does no harm."""
         if self.llm is not None:
             self.watchdog.end(self.llm.llm_engine.engine_core.shutdown)
+            self.folder.cleanup()
             self.llm = None
 
     def _encode(self, prompts: Sequence[Prompt], max_tokens: int) -> list[list[int]]:
@@ -283,15 +289,23 @@ def _start(path: str, revision: str | None, dtype: str, config: EngineConfig, on
 
 
 @contextmanager
-def _environment(on_gpu: bool, gpus: int = 1) -> Iterator[None]:
+def _environment(on_gpu: bool, gpus: int, folder: str) -> Iterator[None]:
     """Defaults for vLLM's own variables, which the user's settings override; all others are put back afterwards.
+
+    Its temporary files, which it leaves behind, go to `folder`; what its compiler made is kept for the next one.
 
     vLLM sets LD_PRELOAD, LOCAL_WORLD_SIZE and thread counts for the processes it starts; left behind, they would change
     how ours trains. It gets processes of its own because in ours it would replace `torch.set_num_threads` and make the
     trainers believe that they are part of a distributed job.
     """
     before = dict(os.environ)
-    os.environ[OWNER_VARIABLE] = str(os.getpid())
+    os.environ |= {
+        OWNER_VARIABLE: str(os.getpid()),
+        FOLDER_VARIABLE: folder,
+        "TMPDIR": folder,
+        SOCKETS_VARIABLE: folder,
+    }
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}"))
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
@@ -316,4 +330,7 @@ def _environment(on_gpu: bool, gpus: int = 1) -> Iterator[None]:
         for variable in [name for name in os.environ if not name.startswith("VLLM_")]:
             if variable not in before:
                 del os.environ[variable]
-        os.environ.update({name: value for name, value in before.items() if not name.startswith("VLLM_")})
+        os.environ.pop(SOCKETS_VARIABLE)
+        os.environ.update(
+            {name: value for name, value in before.items() if not name.startswith("VLLM_") or name == SOCKETS_VARIABLE}
+        )

@@ -5,12 +5,15 @@ How new weights get there is `VllmEngine.update_weights` in `vllm`. vLLM mixes `
 """
 
 import os
+import shutil
 import threading
 import time
 from typing import Any
 
 OWNER_VARIABLE = "SELFPLAY_VLLM_OWNER"
 """Environment variable with the process id of the engine's owner."""
+FOLDER_VARIABLE = "SELFPLAY_VLLM_FOLDER"
+"""Environment variable with the folder of the engine's temporary files, which the owner removes while it lives."""
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -50,4 +53,5 @@ def _end_without(owner: int) -> None:
     for parent in myself.parents():
         if parent.name().startswith("VLLM::EngineCore"):
             parent.kill()
+    shutil.rmtree(os.environ.get(FOLDER_VARIABLE, ""), ignore_errors=True)
     os._exit(1)

@@ -1,9 +1,12 @@
 """A vLLM whose process dies takes its worker of Ray along, and another worker with another vLLM goes on."""
 
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "rl"))
@@ -20,7 +23,11 @@ def processes(name: str) -> list[psutil.Process]:
     return [one for one in psutil.Process().children(recursive=True) if name in " ".join([one.name(), *one.cmdline()])]
 
 
-def test_a_dead_vllm_is_replaced_with_its_worker(tmp_path: Path) -> None:
+def test_a_dead_vllm_is_replaced_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And neither leaves a file."""
+    temporary = Path(tempfile.mkdtemp(prefix="t"))  # short, for Ray's sockets
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     build_policy(0, dtype=torch.float32, hidden_size=64, max_position_embeddings=128).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     launch = Launch(workers=1)
@@ -39,3 +46,5 @@ def test_a_dead_vllm_is_replaced_with_its_worker(tmp_path: Path) -> None:
         pool.close()
     gone, alive = psutil.wait_procs(left, timeout=60)
     assert gone and not alive, "vLLM ends with its worker"
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith(("ray", "torchinductor"))] == []
+    shutil.rmtree(temporary)

@@ -110,9 +110,9 @@ def test_torchrun_around_the_verb_does_the_same_and_refuses_what_is_one_processs
     shutil.copytree(tiny_run / "iteration-001" / "reward", begun / "iteration-001" / "reward")
 
     def torchrun(stage: str) -> "subprocess.CompletedProcess[str]":
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "selfplay", stage]
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--log-dir={begun.parent}"]
         return subprocess.run(
-            [sys.executable, *command, str(begun), "-i", "1"],
+            [sys.executable, *command, "-m", "selfplay", stage, str(begun), "-i", "1"],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
@@ -144,6 +144,6 @@ def test_each_workers_vllm_gets_its_own_gpus_and_knows_nothing_of_the_workers(mo
     for shown, gpus, mine in (("4,6", 1, "6"), ("", 1, "1"), ("4,6,7", 2, "6,7"), ("", 2, "1,2")):
         for name, value in {**of_workers, "CUDA_VISIBLE_DEVICES": shown}.items():
             monkeypatch.setenv(name, value)
-        with _environment(on_gpu=True, gpus=gpus):
+        with _environment(on_gpu=True, gpus=gpus, folder=""):
             assert os.environ["CUDA_VISIBLE_DEVICES"] == mine and not set(of_workers) & set(os.environ)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == shown and of_workers.items() <= os.environ.items()
