@@ -31,8 +31,8 @@ SIDES = ("generate", "selfplay")
 def behind_a_prefix(tokenizer: Any, count: int, length: int) -> list[Prompt]:
     """Return built-in prompts behind a system message, with which they share at least `length` tokens."""
     plain = load_prompts(PromptSource(source="instructions", limit=count), 0)
-    words = " ".join(prompt.text for prompt in plain).split()
-    for taken in range(1, len(words)):
+    words = " ".join(prompt.text for prompt in load_prompts(PromptSource(source="instructions", limit=256), 0)).split()
+    for taken in range(length // 2, len(words)):
         system = Message(role="system", content=" ".join(words[:taken]))
         found = [prompt.model_copy(update={"messages": (system, *prompt.messages)}) for prompt in plain]
         shared = shared_length([encode_prompt(tokenizer, prompt) for prompt in (found[0], *found[-3:])])
