@@ -12,6 +12,9 @@ from selfplay.config.models import Architecture, Optimisation
 LIKE_A_KEY = re.compile(r"(sk|gsk|hf|xai|pk|rk|or|nvapi|AIza|Bearer )[-_A-Za-z0-9]*[-_ ]?[A-Za-z0-9]{16,}")
 NAMES_A_KEY = re.compile(r"key|secret|token|authorization|password|credential", re.IGNORECASE)
 NAMES_A_KEY_IN_EXTRA = re.compile(r"^(x-)?(api[-_]?key|authorization|password|secret|access[-_]?token)$", re.IGNORECASE)
+PLURAL_FIELDS = {"n": "set sampling.n", "best_of": "leave it out", "stream": "leave it out"}
+"""Fields of a call that `extra` may take out, but not set, since they change how many texts are paid for or how they come ->
+what to do instead."""
 HEADER = re.compile(r"[!#$%&'*+.^`|~\w-]+", re.ASCII)
 HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
@@ -77,7 +80,16 @@ class Endpoint(Section):
     @classmethod
     def _check_url(cls, url: str) -> str:
         """Check a URL without showing in a message what may hold a key."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            names = (parts.hostname or "none").removesuffix(".").split(".")
+            reachable = parts.port != 0 and all(0 < len(name) < 64 for name in names)
+        except ValueError:  # a bracket that is not closed, or a port that is no number
+            reachable = False
+        if not reachable or re.search(r"[\s\x00-\x1f\x7f]", url):
+            raise ValueError(
+                "nothing can be at this address: its host or its port, from 1 to 65535, is not one; write http://HOST:PORT/v1"
+            )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("an address begins with http:// or https:// and names a host")
         if parts.username is not None or parts.password is not None:
@@ -108,6 +120,15 @@ class Endpoint(Section):
                     f"{name!r} looks like a key, which never stands in a file: set key_variable and key_header, or give "
                     "`$NAME` as the value of a header, to read it from the environment"
                 )
+        return values
+
+    @field_validator("extra")
+    @classmethod
+    def _check_plural(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in PLURAL_FIELDS.keys() & {name for name, value in values.items() if value is not None}:
+            raise ValueError(
+                f"{name!r} changes how many texts a call is paid for, or how they come: {PLURAL_FIELDS[name]}"
+            )
         return values
 
     @model_validator(mode="after")

@@ -142,7 +142,10 @@ def cost_of(config: Endpoint, usage: Usage) -> float:
 
 
 def read_usage(payload: Any) -> Usage | None:
-    """Return the tokens that the server counted; None if it did not count. Raises BadAnswer for counts that cannot be."""
+    """Return the tokens that the server counted; None if it did not count. Raises BadAnswer for counts that cannot be.
+
+    A count of no tokens read is none, since no call is empty.
+    """
     usage = payload.get("usage") if isinstance(payload, dict) else None
     if usage is None:
         return None
@@ -153,9 +156,16 @@ def read_usage(payload: Any) -> Usage | None:
         return None
     if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts):
         raise BadAnswer(f"the answer's usage cannot be: {str(usage)[:100]}")
+    if counts[0] == 0:
+        return None
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
     return Usage(counts[0], cached if type(cached) is int and 0 <= cached <= counts[0] else 0, counts[1])
+
+
+def says_something(answer: Answer) -> bool:
+    """Return whether an answer holds what cannot have been written without a token."""
+    return any(answer.texts) or any(answer.thoughts) or bool(answer.logprobs)
 
 
 def read_answer(config: Endpoint, payload: Any, count: int, choices: Sequence[str] | None) -> Answer:

@@ -17,10 +17,12 @@ from selfplay.config import Endpoint
 from selfplay.engines import Answer
 from selfplay.engines.endpoint_calls import (
     BadAnswer,
+    Usage,
     cost_of,
     cure_of,
     read_answer,
     read_usage,
+    says_something,
     sentence_of,
     worst_cost,
 )
@@ -172,7 +174,7 @@ class Calls:
         except UNSENT as error:
             charge.cost = 0.0
             raise self._failed("the connection failed", error) from None
-        except (HTTPError, InvalidURL, OSError) as error:
+        except (HTTPError, InvalidURL, OSError, OverflowError, UnicodeError) as error:
             raise self._failed("the connection failed", error) from None
         except BadAnswer as error:
             raise Retry(self.secrets.hide_in_message(str(error))) from None
@@ -186,19 +188,26 @@ class Calls:
     def _read(self, text: str, charge: Charge) -> Answer:
         """Return the body of a response as an answer, and what it cost, which counts even if it is none.
 
-        The most it can cost, where the server does not say how much it did.
+        The most it can cost, where the server does not say how much it did, or counts no token of a text.
         """
         try:
             payload = self.secrets.hide(json.loads(text))
         except (ValueError, RecursionError):
             raise BadAnswer(f"the answer is not JSON: {self.secrets.hide_in_message(text)[:100]!r}") from None
         usage = read_usage(payload)
-        if usage is not None:
-            charge.cost = cost_of(self.config, usage)
-            charge.tokens = usage._asdict()
+        if usage is not None and usage.written:
+            self._count(usage, charge)
         answer = read_answer(self.config, payload, self.count, self.choices)
+        if usage is not None and not usage.written:
+            if says_something(answer):
+                usage = None
+            else:
+                self._count(usage, charge)
         read, written = (usage.read, usage.written) if usage is not None else (0, 0)
         return replace(answer, input_tokens=read, output_tokens=written, cost=charge.cost)
+
+    def _count(self, usage: Usage, charge: Charge) -> None:
+        charge.cost, charge.tokens = cost_of(self.config, usage), usage._asdict()
 
     def _refusal(self, response: Response) -> Exception:
         """Return what a status other than 2xx means."""
@@ -206,10 +215,9 @@ class Calls:
         message = self.secrets.hide_in_message(sentence_of(response.text))[:300]
         said = f"the server answered {status}: {message}"
         if 300 <= status < 400:
-            target = urlsplit(self.secrets.hide_in_message(response.headers.get("location", "")))
-            place = f"{target.scheme}://{target.hostname}" if target.hostname else "elsewhere"
+            place = place_of(self.secrets.hide_in_message(response.headers.get("location", "")))
             self.fatal = (
-                f"{url} sends its callers to {place[:100]} ({status}), and the prompts go nowhere but to endpoint.url: set "
+                f"{url} sends its callers to {place} ({status}), and the prompts go nowhere but to endpoint.url: set "
                 "endpoint.url to the address that answers"
             )
         elif status in PASSING or status >= 500:
@@ -245,6 +253,15 @@ class Calls:
                 self.begun.append(now)
                 return
             await asyncio.sleep(pause)
+
+
+def place_of(location: str) -> str:
+    """Return the scheme and host that a redirect names; `elsewhere` where it names none that can be read."""
+    try:
+        target = urlsplit(location)
+    except ValueError:
+        return "elsewhere"
+    return f"{target.scheme}://{target.hostname}"[:100] if target.hostname else "elsewhere"
 
 
 def seconds_of(retry_after: str) -> float:

@@ -71,19 +71,25 @@ async def read_bounded(response: httpx.Response) -> bytes:
         raise BadAnswer(f"the answer has the encoding {encoding[:40]!r}, which was not asked for")
     unpacking = None if encoding in ("", "identity") else zlib.decompressobj(zlib.MAX_WBITS | 32)
     parts: list[bytes] = []
-    size = 0
+    size = received = 0
     async for packed in response.aiter_raw():
+        received += len(packed)
         try:
-            part = packed if unpacking is None else unpacking.decompress(packed, MOST_BYTES - size + 1)
+            part = packed if unpacking is None else _unpack(unpacking, packed, MOST_BYTES - size + 1)
         except zlib.error as error:
             raise BadAnswer(f"the answer cannot be unpacked: {error}") from None
         parts.append(part)
         size += len(part)
-        if size > MOST_BYTES:
+        if max(size, received) > MOST_BYTES:
             raise BadAnswer(f"the answer is larger than {MOST_BYTES // 2**20} MiB")
     if unpacking is not None and not unpacking.eof:
         raise BadAnswer("the answer is packed, and its end is missing")
     return b"".join(parts)
+
+
+def _unpack(unpacking: Any, packed: bytes, most: int) -> bytes:
+    """Return what a part of a packed body holds; nothing for what stands behind the end, which zlib would keep."""
+    return b"" if unpacking.eof else unpacking.decompress(packed, most)
 
 
 def decode(data: bytes, charset: str) -> str:

@@ -1,9 +1,13 @@
 """Answers that are none: a failed call with its reason, soon, in little memory, and never in the cache."""
 
+import asyncio
+import gzip
 import resource
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 from asking_servers import engine, judge_and_pairs, prompts
 from misbehaving import HOSTILE, ODD_WAITS, serving, url
@@ -11,6 +15,7 @@ from misbehaving import HOSTILE, ODD_WAITS, serving, url
 from judges.llm.cache import AnswerCache
 from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines.endpoint_calls import BadAnswer, read_logprobs, read_text
+from selfplay.engines.endpoint_http import read_bounded
 from selfplay.errors import ConfigError
 
 CHAT = Endpoint(url="http://x/v1")
@@ -41,12 +46,62 @@ def test_a_bomb_takes_little_memory_and_no_time() -> None:
     assert time.monotonic() - began < 60
 
 
+def test_what_stands_behind_the_end_of_a_packed_body_is_bounded_too() -> None:
+    """zlib keeps it: 200 MiB of it took 200 MiB."""
+
+    async def body() -> AsyncIterator[bytes]:
+        yield gzip.compress(b"{}")
+        for _ in range(parts):
+            yield bytes(2**20)
+
+    parts = 4
+    response = httpx.Response(200, headers={"content-encoding": "gzip"}, content=body())
+    assert asyncio.run(read_bounded(response)) == b"{}"
+    parts = 17
+    response = httpx.Response(200, headers={"content-encoding": "gzip"}, content=body())
+    with pytest.raises(BadAnswer, match="larger than 16 MiB"):
+        asyncio.run(read_bounded(response))
+
+
 @pytest.mark.parametrize("wait", ODD_WAITS)
 def test_an_odd_retry_after_neither_fails_nor_waits(wait: str) -> None:
     with serving(lambda text, number: f"retry after {wait}" if number == 0 else "") as server:
         began = time.monotonic()
         assert [len(row) for row in engine(server, longest_wait=0.05).generate(prompts(2), SamplingParams())] == [1, 1]
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "place", ["http://[x", "http://h:99999999/", "http://a\u2100b/".encode().decode("latin-1"), "//"]
+)
+def test_a_redirect_that_leads_nowhere_is_a_sentence(place: str) -> None:
+    with serving(lambda text, number: "redirect") as server:
+        server.moved_to = place
+        said: list[str] = []
+        try:
+            said += [error for _, _, error in engine(server, retries=0).stream(prompts(1), SamplingParams())]
+        except ConfigError as refusal:
+            said += [str(refusal)]
+    assert len(said) == 1 and ("the connection failed: " in said[0] or "sends its callers to" in said[0])
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:99999/v1",
+        "http://127.0.0.1:0/v1",
+        "http://h:x/v1",
+        "http://[::1/v1",
+        f"http://{'a' * 64}.de/v1",
+        "http://a..b/v1",
+        "http://a b/v1",
+        "http://a\x00b/v1",
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_when_it_is_read(address: str) -> None:
+    with pytest.raises(ValueError, match="nothing can be at this address"):
+        Endpoint(url=address)
+    assert Endpoint(url="http://[::1]:8000/v1").url and Endpoint(url="http://judge.example.:65535/v1").url
 
 
 def test_a_redirect_is_refused_and_the_prompt_goes_nowhere_else() -> None:

@@ -84,6 +84,32 @@ def test_without_usage_every_call_counts_at_the_most_it_can_cost(concurrency: in
         assert sum(server.tries.values()) == int(0.06 / WORST) and asked.ledger.total <= 0.06
 
 
+@pytest.mark.parametrize("usage", [(0, 0), (0, 10), (100, 0)])
+def test_a_count_without_tokens_for_what_is_there_is_no_count(usage: tuple[int, int]) -> None:
+    """80 calls that counted no tokens passed a limit of $0.06."""
+    with serving() as server:
+        server.usage = dict(zip(("prompt_tokens", "completion_tokens"), usage, strict=True))
+        asked = engine(server, **PRICES, max_cost=0.06)
+        with pytest.raises(ConfigError, match="could pass the limit"):
+            list(asked.stream(prompts(80), TWENTY))
+        assert sum(server.tries.values()) == int(0.06 / WORST) and asked.ledger.total <= 0.06
+
+
+def test_an_answer_without_text_may_have_cost_no_token_written() -> None:
+    with serving(say=lambda text: "") as server:
+        server.usage = {"prompt_tokens": 100, "completion_tokens": 0}
+        asked = engine(server, **PRICES)
+        list(asked.stream(prompts(1), TWENTY))
+        assert asked.ledger.total == pytest.approx(100 * PRICES["input_price"] / 1e6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["n", "best_of", "stream"])
+def test_extra_cannot_multiply_what_a_call_costs(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' changes how many texts a call is paid for"):
+        Endpoint(url="http://x/v1", extra={name: 8})
+    assert Endpoint(url="http://x/v1", extra={name: None}).extra == {name: None}
+
+
 @pytest.mark.parametrize("fault", [name for name in HOSTILE if "usage" in name])
 def test_an_absurd_usage_is_a_failed_call_at_the_most_it_can_cost(fault: str) -> None:
     with serving(lambda text, number: fault) as server:
@@ -109,10 +135,10 @@ def test_what_may_have_been_billed_is_charged_and_what_was_refused_is_not(fault:
 
 
 def test_what_an_unreadable_answer_cost_is_counted_too() -> None:
-    with serving() as server:
-        asked = engine(server, input_price=10.0, retries=1, extra={"n": 3})
+    with serving(lambda text, number: "filtered") as server:
+        asked = engine(server, input_price=10.0, retries=1)
         [(_, answer, error)] = asked.stream(prompts(1), TWENTY)
-        assert answer is None and error == "the answer has 3 choices, not 1 (2 tries)"
+        assert answer is None and error == "the server's content filter held the answer back (2 tries)"
         assert asked.ledger.total == pytest.approx(2 * 1e-3, abs=1e-12)
 
 
