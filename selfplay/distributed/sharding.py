@@ -130,6 +130,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def part(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is spread over processes; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @torch.no_grad()
 def whole_tensors(policy: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and value of each weight of a policy, adapters folded in, as a plain checkpoint has them.

@@ -75,6 +75,8 @@ class ILQLTrainer:
         while self.steps_done < self.config.steps:
             row = self._step(self.steps_done)
             self.steps_done += 1
+            if self.steps_done == self.config.steps:
+                self.optimizer.check_weights()
             if self.directory is not None:
                 append_rows(self.directory / "metrics.jsonl", [row])
                 due = self.steps_done == self.config.steps or self.steps_done % self.config.checkpoint_every == 0

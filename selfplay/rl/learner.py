@@ -138,6 +138,12 @@ class Learner:
             self.average.update()
         return norm
 
+    def check_weights(self) -> None:
+        """Raise Diverged if policy or critic hold weights that no model computes with."""
+        for optimiser in (self.policy_optimiser, self.critic_optimiser):
+            if optimiser is not None:
+                optimiser.check_weights()
+
     def take_average(self) -> None:
         """Give the policy its averaged weights, if they are kept: training is over."""
         if self.average is not None:

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from selfplay.distributed.sharding import whole
+from selfplay.distributed.collectives import all_gather
+from selfplay.distributed.sharding import part, whole
 from selfplay.errors import Diverged
+from selfplay.weights.finite import unusable_weight
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BUCKET_ELEMENTS = 2**26
@@ -92,14 +94,21 @@ class Optimizer:
         """
         norm = float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)))
         if not math.isfinite(norm):
-            raise Diverged(
-                f"the policy's training diverged: a gradient's length is {norm}. The last checkpoint is kept. Lower the learning "
-                "rates, or with PPO set target_kl, and look at the losses and policy/approxkl_avg of the steps before"
-            )
+            raise _diverged("a gradient's length", norm)
         for adam in self.adams:
             self._step(adam)
         self.zero_grad()
         return norm
+
+    def check_weights(self) -> None:
+        """Raise Diverged, on every process, if a step left weights that no model computes with.
+
+        Behind the last step nothing else tells.
+        """
+        found = unusable_weight(part(one) for one in self.parameters.values())
+        bad = [value for value in all_gather(found) if value is not None]
+        if bad:
+            raise _diverged("a weight", bad[0])
 
     def _home(self, moment: Tensor) -> Tensor:
         """Return a moment where it stays between steps: with its parameter, or in the machine's memory."""
@@ -128,6 +137,14 @@ class Optimizer:
         """Return Adam's moments and counts of each parameter, by name: the tensors themselves, no copies."""
         states = {parameter: state for adam in self.adams for parameter, state in adam.state.items()}
         return {name: dict(states[parameter]) for name, parameter in self.parameters.items()}
+
+
+def _diverged(name: str, value: float) -> Diverged:
+    """Return the error that says what is not a usable number."""
+    return Diverged(
+        f"the policy's training diverged: {name} is {value}. The last checkpoint is kept. Lower the learning "
+        "rates, or with PPO set target_kl, and look at the losses and policy/approxkl_avg of the steps before"
+    )
 
 
 class Average:

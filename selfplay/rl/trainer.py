@@ -135,7 +135,10 @@ class PPOTrainer:
                 row = self._step(self.steps_done)
                 self.steps_done += 1
                 asked = any(all_gather(stopping.requested()))  # a signal need not reach all processes in the same step
-                due = self.steps_done == self.config.steps or self.steps_done % self.config.checkpoint_every == 0
+                last = self.steps_done == self.config.steps
+                if last:
+                    self.learner.check_weights()
+                due = last or self.steps_done % self.config.checkpoint_every == 0
                 if self.directory is not None and (asked or due):
                     self._save()
                 if self.on_step is not None and rank() == 0:

@@ -21,6 +21,7 @@ from selfplay.progress import Meter, meter
 from selfplay.records import Prompt
 from selfplay.storage import durable
 from selfplay.training.checkpoints import WRITING, logged, newest, publish, step_of
+from selfplay.weights.finite import unusable_weight
 from selfplay.weights.precision import preferred
 
 
@@ -71,29 +72,40 @@ def one_device(arguments: Any) -> Any:
 
 
 class Watcher(TrainerCallback):
-    """Moves a meter, publishes each checkpoint, and stops a training whose loss is not a number, or that a signal stops."""
+    """Moves a meter, publishes each checkpoint, and stops a training that diverged, or that a signal stops."""
 
     def __init__(self, bar: Meter, label: str, directory: Path) -> None:
         self.bar, self.label, self.directory = bar, label, directory
         self.note = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count an optimizer step, and ask for a checkpoint behind it if a signal asked to stop."""
+        """Count an optimizer step, and ask for a checkpoint behind it if a signal asked to stop.
+
+        Raises Diverged if the last step left weights that no model computes with, for no later loss would tell.
+        """
+        if state.global_step >= state.max_steps:
+            found = unusable_weight(kwargs["model"].parameters())
+            if found is not None:
+                raise self._diverged(state, "a weight", found)
         control.should_save = control.should_save or any(all_gather(stopping.requested()))
         self.bar.advance(state.global_step - self.bar.done, self.note)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Look at the numbers that the trainer logs. Raises Diverged if the loss or its gradient is not finite."""
-        for name, key in (("loss", "loss"), ("gradient's norm", "grad_norm")):
+        for name, key in (("the loss", "loss"), ("the gradient's norm", "grad_norm")):
             value = (logs or {}).get(key, 0.0)
             if not math.isfinite(value):
-                raise Diverged(
-                    f"{self.label} diverged: at step {state.global_step} of {state.max_steps} the {name} is {value}. "
-                    "Lower its learning_rate or raise its warmup in a new output; if it starts from a model of yours, "
-                    "check that the model's own weights are finite"
-                )
+                raise self._diverged(state, name, value)
         if logs and "loss" in logs:
             self.note = f"loss {logs['loss']:.3f}"
+
+    def _diverged(self, state: Any, name: str, value: float) -> Diverged:
+        """Return the error that says what is not a usable number at a step."""
+        return Diverged(
+            f"{self.label} diverged: at step {state.global_step} of {state.max_steps} {name} is {value}. "
+            "Lower its learning_rate or raise its warmup in a new output; if it starts from a model of yours, "
+            "check that the model's own weights are finite"
+        )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put a checkpoint that is now written in its place. Raises Stopped if a signal asked to stop."""
@@ -109,8 +121,8 @@ def train_or_load(trainer: Any, directory: Path, label: str) -> list[dict[str, f
     """Train a trainer's model in place to its last step, and return what was logged, the same after any kills.
 
     A killed training goes on from its last complete checkpoint under `directory`; of one that had come to its end, the
-    result is loaded. Raises Diverged for a loss that is not a number, NotWritten where the disk refuses a checkpoint, Stopped
-    where a signal asked to stop, behind a checkpoint of the step that was under way.
+    result is loaded. Raises Diverged for a loss or a last weight that is not a number, NotWritten where the disk refuses a
+    checkpoint, Stopped where a signal asked to stop, behind a checkpoint of the step that was under way.
     """
     checkpoint, steps = from_first(lambda: newest(directory)), trainer.args.max_steps
     if checkpoint is not None and step_of(checkpoint) == steps:

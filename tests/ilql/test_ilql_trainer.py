@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfplay.config import ILQL, SamplingParams
 from selfplay.engines.hf import TransformersEngine
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, Diverged
 from selfplay.ilql.heads import ILQLHeads, fold, put_in
 from selfplay.ilql.rows import Row, encode_scored, fitting, load_scored, rows_of_preferences, standardised
 from selfplay.ilql.trainer import ILQLTrainer
@@ -222,3 +222,11 @@ def test_the_share_of_pairs_won_is_the_reward(tokenizer: Any) -> None:
     # 5 won with 1 and .75; 6 lost with 0 and 0; 7 lost with .25 and won with 1
     assert {row.response: row.reward for row in rows} == {(5, 1): 0.875, (6, 1): 0.0, (7, 1): 0.625}
     assert all(row.prompt == (3,) for row in rows)
+
+
+def test_a_last_step_that_throws_the_weights_away_leaves_no_checkpoint(
+    tokenizer: Any, tmp_path: Path, training_seed: int
+) -> None:
+    with pytest.raises(Diverged, match="a weight is"):
+        trainer(tokenizer, training_seed, tmp_path, steps=1, learning_rate=1e30).train()
+    assert not list(tmp_path.glob("checkpoint-*"))

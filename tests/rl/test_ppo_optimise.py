@@ -74,6 +74,17 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(bad: float) -> No
     assert weight.tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1e30])
+def test_a_weight_that_no_model_computes_with_is_told_behind_the_last_step(bad: float) -> None:
+    weights = nn.ParameterList([nn.Parameter(torch.tensor([1.0, 1e18])), nn.Parameter(torch.zeros(0))])
+    optimiser = Optimizer(weights, 0.1, 1e-5, 0.0, 1.0)
+    optimiser.check_weights()
+    with torch.no_grad():
+        weights[0][1] = bad
+    with pytest.raises(Diverged, match="a weight is .* The last checkpoint is kept"):
+        optimiser.check_weights()
+
+
 def test_offloaded_moments_take_the_same_steps_and_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimise, "BUCKET_ELEMENTS", 5)
     torch.manual_seed(0)

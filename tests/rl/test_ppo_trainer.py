@@ -14,7 +14,7 @@ from tiny_models import SAMPLING, Maker, PolicyMaker, count_of_fives, gradients,
 from transformers import PreTrainedTokenizerFast
 
 from selfplay.config import PPO, AdaptiveKL, Lora, Pretraining, SamplingParams
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, Diverged
 from selfplay.lora import add_adapter
 from selfplay.records import Completion, Prompt
 from selfplay.rewards.sources import FunctionReward
@@ -326,6 +326,16 @@ def test_lora_trains_the_adapter_alone(make_trainer: Maker, make_policy: PolicyM
     assert base.keys() == start.keys() and all(torch.equal(base[name], start[name]) for name in start)
     assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-9)
     assert abs(rows[1]["objective/kl"]) > 1e-6 and rows[1]["engine/logprob_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("network", ["learning_rate", "critic_learning_rate"])
+def test_a_last_step_that_throws_the_weights_away_leaves_no_checkpoint(
+    network: str, make_trainer: Maker, tmp_path: Path, training_seed: int
+) -> None:
+    settings: dict[str, Any] = {"steps": 1, "epochs": 1, "minibatches": 1, network: 1e30}
+    with pytest.raises(Diverged, match="a weight is"):
+        make_trainer(seed=training_seed, directory=tmp_path, **settings).train()
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_stop_strings_and_stop_tokens_end_the_response(make_trainer: Maker) -> None:

@@ -42,6 +42,19 @@ def test_a_loss_that_is_no_number_stops_the_training(rate: float, tmp_path: Path
     assert not list(tmp_path.glob("step-*"))
 
 
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_a_last_step_that_throws_the_weights_away_is_told_too(rate: float, tmp_path: Path, training_seed: int) -> None:
+    """No step follows whose loss would tell: Adam's first step changes each weight by the learning rate."""
+    training = Optimisation(steps=1, batch_size=4, learning_rate=rate, warmup=0.0)
+    with pytest.raises(
+        Diverged, match=r"pretrain diverged: at step 1 of 1 a weight is -?(\d|inf|nan).*Lower its learning_rate"
+    ):
+        train_supervised(
+            LlamaForCausalLM(CONFIG), TOKENIZER, document_rows(TEXTS, 24), training, tmp_path, training_seed, "pretrain"
+        )
+    assert not list(tmp_path.glob("step-*"))
+
+
 def test_it_stops_before_a_checkpoint_of_it_is_kept(tmp_path: Path, training_seed: int) -> None:
     """The loss of step 7, the last, is looked at too, although it is no tenth."""
     model = LlamaForSequenceClassification(CONFIG)
