@@ -15,7 +15,8 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,14 +34,15 @@ LONGEST_SHOWN = 200
 def call(name: str, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
     """Return what a user's function returns; `name` is what it is called in messages.
 
-    Raises ConfigError if it raises anything, `SystemExit` included: a run must not end as if it were finished. What is
-    meant for the user already, such as an engine's own SelfplayError, is passed on.
+    Raises ConfigError if it raises anything, `SystemExit` and `CancelledError` included: a run must not end as if it were
+    finished, nor in a traceback. Ctrl-C, and what is meant for the user already, such as an engine's own SelfplayError, are
+    passed on.
     """
     try:
         return function(*arguments, **options)
-    except SelfplayError:
+    except (SelfplayError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise ConfigError(f"{name} {failure(error)} ({_place(error)})") from error
 
 
@@ -60,7 +62,7 @@ def failure(error: BaseException) -> str:
         message = " ".join(str(error).split())
     except Exception:
         message = "(its message cannot be read)"
-    return f"raised {type(error).__name__}: {cut(message)}"
+    return f"raised {type(error).__name__}: {cut(message)}".removesuffix(": ")
 
 
 def shown(value: Any) -> str:
@@ -80,16 +82,19 @@ def cut(text: str) -> str:
 def listed(name: str, values: Any, rows: Sequence[str], what: str) -> list[Any]:
     """Return what a user's function returned as a list, of one item for each of `rows`. Raises ConfigError.
 
-    `what` says what there should be one of for each row, such as "number".
+    `what` says what there should be one of for each row, such as "number". What has no order of its own, such as a set, is
+    refused: nothing says which item is whose.
     """
-    if values is None or isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+    unordered = isinstance(values, str | bytes | bytearray | Mapping | Set)
+    if values is None or unordered or not hasattr(values, "__iter__"):
         raise ConfigError(
             f"{name} returned {shown(values)}; it must return a list with a {what} for each of {len(rows)} rows"
         )
-    found = call(name, list, values)  # a generator runs only now
+    found = call(name, lambda: list(islice(values, len(rows) + 1)))  # a generator runs only now, and may have no end
     if len(found) != len(rows):
+        count = f"{len(found)}" if len(found) < len(rows) else f"more than {len(rows)}"
         raise ConfigError(
-            f"{name} returned {len(found)} items for {len(rows)} rows ({shown(found)}); it must return a {what} for each"
+            f"{name} returned {count} items for {len(rows)} rows ({shown(found)}); it must return a {what} for each"
         )
     return found
 
@@ -130,8 +135,10 @@ def scores_of(name: str, scores: Any, prompts: Sequence[Prompt], responses: Sequ
     return numbers(name, scores, rows, wanted, lambda value: not math.isinf(value))
 
 
-def require_text(name: str, row: str, field: str, text: str) -> None:
-    """Raise ConfigError for text with half of a surrogate pair, which no file can hold."""
+def require_text(name: str, row: str, field: str, text: Any) -> None:
+    """Raise ConfigError for what is not text, and for text with half of a surrogate pair, which no file can hold."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{name} returned the {field} {shown(text)} for {row}; it must be text")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -197,7 +204,9 @@ def _load_module(place: str, reference: str) -> ModuleType:
             raise ConfigError(
                 f"python: {reference}: {error}; name an installed module, or a file as ./file.py:name"
             ) from None
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise ConfigError(f"python: {place} cannot be imported: it {failure(error)}") from error
     name = f"judge_file_{hashlib.sha256(place.encode() + Path(place).read_bytes()).hexdigest()[:16]}"
     if name in sys.modules:
@@ -210,9 +219,9 @@ def _load_module(place: str, reference: str) -> ModuleType:
         location.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, Exception | SystemExit):
-            raise ConfigError(f"python: {place} cannot be run: it {failure(error)}") from error
-        raise
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise ConfigError(f"python: {place} cannot be run: it {failure(error)}") from error
     return module
 
 

@@ -92,7 +92,7 @@ def read(output: Output, menu: AnswerOptions, text: str, finish_reason: str = "s
     try:
         label, reason = find_json(output, text) if output.kind == "json" else find_match(output, text)
         return ParsedAnswer(menu.value(label), label, reason)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         return ParsedAnswer(None, error=str(problem))
 
 
@@ -148,7 +148,7 @@ def find_json(output: Output, text: str) -> tuple[str, str]:
         if output.key in other and as_label(other[output.key]) != label:
             raise ValueError(f"two different verdicts: {as_label(other[output.key])!r} and {label!r}")
     reason = answer.get(output.reason_key, "")
-    return label, reason if isinstance(reason, str) else json.dumps(reason)
+    return label, whole_text(reason) if isinstance(reason, str) else json.dumps(reason)
 
 
 def without_end_tokens(text: str) -> str:
@@ -189,6 +189,11 @@ def without_twins(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in items}) < len(items):
         raise ValueError("a key stands twice in a JSON object")
     return dict(items)
+
+
+def whole_text(text: str) -> str:
+    """Return text with a question mark for each half of a surrogate pair, which no file can hold and JSON may escape."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def as_label(value: Any) -> str:

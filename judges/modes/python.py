@@ -2,14 +2,16 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from judges.spec.modes import PythonSpec
 from judges.verdicts import stop_if_failing, stop_if_unscored
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
 from selfplay.objects import call, listed, load_object, numbers, require_text, shown
-from selfplay.records import Completion, Pair, Prompt, Verdict
+from selfplay.records import Completion, Order, Pair, Prompt, Verdict
+
+ORDERS: tuple[str, ...] = get_args(Order)
 
 
 class PythonJudge:
@@ -70,8 +72,11 @@ def _check(name: str, verdict: Any) -> None:
     """Raise ConfigError for what is not a verdict that can be kept, however it was made."""
     if not isinstance(verdict, Verdict):
         raise ConfigError(f"{name} returned {shown(verdict)} in its list; each must be a selfplay.records.Verdict")
-    row, value = f"pair {shown(verdict.pair_id)}", verdict.preference
+    held = vars(verdict)  # model_construct checks nothing, and need not set a field
+    row, value, order = f"pair {shown(held.get('pair_id'))}", held.get("preference"), held.get("order")
+    for field in ("pair_id", "judge", "reason", "raw", "error"):
+        require_text(name, row, field, held.get(field))
+    if order not in ORDERS:
+        raise ConfigError(f"{name} returned the order {shown(order)} for {row}; it must be one of {', '.join(ORDERS)}")
     if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
         raise ConfigError(f"{name} returned the preference {shown(value)} for {row}; it must be in [0, 1], or None")
-    for field in ("pair_id", "judge", "reason", "raw", "error"):
-        require_text(name, row, field, getattr(verdict, field))

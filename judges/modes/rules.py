@@ -43,7 +43,9 @@ def apply(function: Function, name: str, prompt: Prompt, response: str) -> float
     """Return the function's value; raises Unscorable if it raises, or if that is not a number in [0, 1]."""
     try:
         value = function(prompt, response)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise Unscorable(f"criterion {name!r} {failure(error)}") from error
     found = number(value)
     if found is None or not 0 <= found <= 1:

@@ -10,13 +10,24 @@ from selfplay.errors import ConfigError, JudgeStopped
 from selfplay.records import Prompt
 
 OWN = '''\
+import itertools
 import sys
+from asyncio import CancelledError
 
 from selfplay.records import Verdict
 
 
 def verdict(pair, **values):
     return Verdict(pair_id=pair.id, judge="own", order="none", **{"preference": 1.0, **values})
+
+
+def raw_verdict(pair, **values):
+    known = {"pair_id": pair.id, "judge": "own", "order": "none", "preference": 1.0}
+    return Verdict.model_construct(**{**known, **values})
+
+
+def stop(error):
+    raise error
 
 
 class Own:
@@ -70,6 +81,17 @@ def own(folder: Path, **options: str) -> str:
             "[verdict(one, reason='half \\ud83d') for one in pairs]",
             "a reason for pair 'p' with half of a surrogate pair ('half \\ud83d'), which no file can hold",
         ),
+        ("stop(CancelledError('x'))", "own.py:Own: judge(pairs) raised CancelledError: x (own.py, line "),
+        ("stop(GeneratorExit())", "judge(pairs) raised GeneratorExit (own.py, line "),
+        ("stop(BaseException('x'))", "judge(pairs) raised BaseException: x (own.py, line "),
+        ("[raw_verdict(one, reason=None) for one in pairs]", "returned the reason None for pair 'p'; it must be text"),
+        ("[raw_verdict(one, pair_id=3) for one in pairs]", "returned the pair_id 3 for pair 3; it must be text"),
+        ("[raw_verdict(one, pair_id=[]) for one in pairs]", "returned the pair_id [] for pair []; it must be text"),
+        ("[Verdict.model_construct() for one in pairs]", "returned the pair_id None for pair None; it must be text"),
+        (
+            "[raw_verdict(one, order='backward') for one in pairs]",
+            "returned the order 'backward' for pair 'p'; it must be one of forward, reversed, none",
+        ),
     ],
 )
 def test_verdicts_that_are_none(tmp_path: Path, pairs: str, sentence: str) -> None:
@@ -89,6 +111,15 @@ def test_verdicts_that_are_none(tmp_path: Path, pairs: str, sentence: str) -> No
         ("[0.5, 7.0]", "returned 7.0 for prompt 'q', response 'two'; it must be a number in [0, 1], or None where"),
         ("[None, float('nan')]", "returned nan for prompt 'q', response 'two'"),
         ("['1', 0.5]", "returned '1' for prompt 'p', response 'one'"),
+        ("{0.25, 0.5}", "it must return a list with a number or None for each of 2 rows"),
+        ("frozenset([0.25, 0.5])", "it must return a list with a number or None for each of 2 rows"),
+        ("{'p': 0.25, 'q': 0.5}.keys()", "it must return a list with a number or None for each of 2 rows"),
+        ("bytearray(2)", "it must return a list with a number or None for each of 2 rows"),
+        ("itertools.count()", "returned more than 2 items for 2 rows ([0, 1, 2])"),
+        (
+            "(stop(CancelledError()) for _ in prompts)",
+            "score(prompts, completions) raised CancelledError (own.py, line",
+        ),
     ],
 )
 def test_scores_that_are_none(tmp_path: Path, scores: str, sentence: str) -> None:
@@ -96,6 +127,12 @@ def test_scores_that_are_none(tmp_path: Path, scores: str, sentence: str) -> Non
     with pytest.raises(ConfigError) as found:
         judge.score([Prompt.plain("p", "?"), Prompt.plain("q", "?")], [completion("one"), completion("two")])
     assert sentence in str(found.value)
+
+
+def test_ctrl_c_in_code_of_the_user_is_theirs(tmp_path: Path) -> None:
+    judge = build(load_spec(own(tmp_path, pairs="stop(KeyboardInterrupt())")))
+    with pytest.raises(KeyboardInterrupt):
+        judge.judge([pair("a", "b", id="p")])
 
 
 def test_a_score_that_is_missing_is_counted_until_there_are_too_many(tmp_path: Path) -> None:

@@ -94,6 +94,15 @@ def test_verdicts_in_json(text: str, value: float | None, error: str) -> None:
     assert (found.value, found.error) == (value, error)
 
 
+def test_half_a_surrogate_pair_in_json_is_a_question_mark() -> None:
+    """What JSON escapes is no text that a journal can hold, and its cached answer stopped every restart again."""
+    found = read(JSON, AB, r'{"reason": "cut \ud83d off, whole \ud83d\ude00", "verdict": "A"}')
+    assert (found.value, found.reason) == (1.0, "cut ? off, whole \U0001f600")
+    nested = read(JSON, AB, r'{"reason": ["\ud83d"], "verdict": "A"}')
+    wrong = read(JSON, AB, r'{"reason": "x", "verdict": "\ud83d"}')
+    assert nested.value == 1.0 and nested.reason.encode() and wrong.value is None and wrong.error.encode()
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
