@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from selfplay.config import read_text
+from selfplay.config import NESTED, Unusable, check_json, parse_json, read_text, suspicious
 from selfplay.errors import ConfigError
 
 READABLE = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
@@ -68,7 +68,7 @@ def _parquet_rows(path: Path) -> list[Row]:
 
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a text that is not UTF-8
         raise ConfigError(f"{path} is not a Parquet file that can be read: {error}") from None
 
 
@@ -90,17 +90,20 @@ def _table_rows(text: str, path: Path) -> list[Row]:
 
 def _json_rows(text: str, where: str, whole: bool) -> list[Row]:
     """Return the objects of JSON lines, or of a .json file (`whole`): one list, or an object with one list of objects."""
+    check = suspicious(text)
     if whole:
         try:
             found = json.loads(text)
+        except RecursionError:
+            raise ConfigError(f"{where}: {NESTED}") from None
         except ValueError:
             if text.lstrip().startswith("["):
                 _json(text, where)
         else:
             entries = _only_list(found)
-            return _objects([(f"{where}, entry {number}", entry) for number, entry in enumerate(entries, 1)])
+            return _objects([(f"{where}, entry {number}", entry) for number, entry in enumerate(entries, 1)], check)
     lines = [(f"{where}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _objects([(place, _json(line, place)) for place, line in lines])
+    return _objects([(place, _json(line, place)) for place, line in lines], check=False)
 
 
 def _only_list(found: Any) -> list[Any]:
@@ -118,18 +121,28 @@ def _objects_only(value: Any) -> bool:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
+    except Unusable as error:
+        raise ConfigError(f"{where}: {error}") from None
     except ValueError:
         raise ConfigError(
             f"{where} is not JSON; a .jsonl file holds one object per line, a .json file one list of objects"
         ) from None
 
 
-def _objects(entries: list[tuple[str, Any]]) -> list[Row]:
-    """Return the entries, each of which must be a mapping. Raises ConfigError that names the place of the first that is not."""
+def _objects(entries: list[tuple[str, Any]], check: bool) -> list[Row]:
+    """Return the entries, each of which must be a mapping that can be used, where `check` says that one may not be.
+
+    Raises ConfigError that names the place of the first that is not.
+    """
     for where, entry in entries:
         if not isinstance(entry, dict):
             raise ConfigError(f"{where} is not an object with columns")
+        if check:
+            try:
+                check_json(entry)
+            except Unusable as error:
+                raise ConfigError(f"{where}: {error}") from None
     return [entry for _, entry in entries]
 
 

@@ -60,7 +60,7 @@ def _pair(row: Mapping[str, Any], where: str) -> tuple[Prompt, str, str] | None:
 
 def _turns(value: Any, asked: Prompt | None, where: str, name: str) -> list[Message]:
     """Return an answer as turns of a conversation, without the prompt's if that has a column of its own."""
-    value = parsed(value)
+    value = parsed(value, f"{where}, column {name!r}")
     if isinstance(value, list):
         turns = list(messages_of(value, where))
     elif isinstance(value, str) and asked is None and TRANSCRIPT.match(value):

@@ -5,13 +5,13 @@ Alpaca's `instruction` and `input`, questions with answers, and preferences with
 Left out: images and sound, which are refused by name.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from selfplay.config import Unusable, parse_json
 from selfplay.errors import ConfigError
 from selfplay.records import Message
 
@@ -86,7 +86,7 @@ def conversation_of(row: Mapping[str, Any], column: str, where: str) -> Conversa
 
 def _known(row: Mapping[str, Any], column: str, where: str) -> Conversation | None:
     """Return the conversation of the first shape that the row has, or None."""
-    value = parsed(row.get(column))
+    value = parsed(row.get(column), f"{where}, column {column!r}")
     if isinstance(value, str):
         if column == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
             turn = Message(role="user", content=f"{value}\n\n{row['input']}")
@@ -101,7 +101,9 @@ def _known(row: Mapping[str, Any], column: str, where: str) -> Conversation | No
     if column != "prompt" or column in row:
         return None
     for name in (*CONVERSATIONS, *TEXTS):
-        if row.get(name) and (name not in CONVERSATIONS or isinstance(parsed(row[name]), list)):
+        if row.get(name) and (
+            name not in CONVERSATIONS or isinstance(parsed(row[name], f"{where}, column {name!r}"), list)
+        ):
             return _known(row, name, where)
     if "chosen" in row and "rejected" in row:
         return _preference(row, where)
@@ -114,7 +116,7 @@ def _list_shape(turns: Sequence[Any]) -> str:
 
 def _preference(row: Mapping[str, Any], where: str) -> Conversation | None:
     """Return the conversation of a preference that repeats its prompt in both answers; the better one is its end."""
-    chosen = parsed(row["chosen"])
+    chosen = parsed(row["chosen"], f"{where}, column 'chosen'")
     if isinstance(chosen, list) and len(chosen) > 1:
         return Conversation("preferences", messages_of(chosen, where), frozenset({"chosen"}))
     if isinstance(chosen, str) and TRANSCRIPT.match(chosen):
@@ -134,7 +136,7 @@ def transcript_of(text: str) -> tuple[Message, ...]:
 def answer_of(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     """Return the answer that stands in a column of its own, as a turn; nothing if there is none."""
     for name in ANSWERS:
-        value = parsed(row.get(name))
+        value = parsed(row.get(name), f"{where}, column {name!r}")
         if isinstance(value, str) and value.strip():
             return (Message(role="assistant", content=value),)
         if isinstance(value, list) and value and isinstance(value[-1], dict):
@@ -144,14 +146,24 @@ def answer_of(row: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     return ()
 
 
-def parsed(value: Any) -> Any:
-    """Return a list of messages that a cell of a CSV file holds as JSON, or the value as it is."""
+def parsed(value: Any, where: str) -> Any:
+    """Return a list of messages that a cell of a CSV file holds as JSON, or the value as it is.
+
+    Raises ConfigError naming `where` for JSON that nothing can be done with.
+    """
     if isinstance(value, str) and re.match(r"\s*\[\s*\{", value):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
+        return _json_or_text(value, where)
     return value
+
+
+def _json_or_text(text: str, where: str) -> Any:
+    """Return what JSON says, or the text if it is none. Raises ConfigError for JSON that nothing can be done with."""
+    try:
+        return parse_json(text)
+    except Unusable as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except ValueError:
+        return text
 
 
 def messages_of(turns: Sequence[Any], where: str) -> tuple[Message, ...]:
@@ -171,7 +183,7 @@ def _message(turn: Any, where: str) -> Message:
             f"{where}: a message needs a `role` (system, user, assistant, tool or developer{said}) and a `content`"
         )
     content = next((turn[key] for key in ("content", "value", "text") if turn.get(key) is not None), None)
-    calls = [_call_text(call) for call in turn.get("tool_calls") or ()]
+    calls = _calls(turn.get("tool_calls"), where)
     if content is None and not calls:
         raise ConfigError(f"{where}: the message of role {role!r} has no `content`")
     text = "" if content is None else _text_of(content, where)
@@ -198,11 +210,23 @@ def _text_of(content: Any, where: str) -> str:
     return "\n".join(texts)
 
 
-def _call_text(call: Any) -> str:
+def _calls(calls: Any, where: str) -> list[str]:
+    """Return an assistant's tool calls as texts. Raises ConfigError naming `where` for what is no list of calls."""
+    if calls is not None and not isinstance(calls, list | tuple):
+        raise ConfigError(f"{where}: a message's `tool_calls` is a list of calls, not {type(calls).__name__}")
+    return [_call_text(call, where) for call in calls or ()]
+
+
+def _call_text(call: Any, where: str) -> str:
     """Return a tool call of an assistant's as text, in the form that Hermes and Qwen write it."""
     function = call.get("function", call) if isinstance(call, dict) else {"name": str(call)}
+    if not isinstance(function, dict):
+        raise ConfigError(
+            f"{where}: a call in `tool_calls` has the `function` {ascii(function)[:60]}; it must be a mapping with `name` and "
+            "`arguments`"
+        )
     arguments = function.get("arguments", {})
-    with contextlib.suppress(ValueError):
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    body = json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False)
+    if isinstance(arguments, str):
+        arguments = _json_or_text(arguments, f"{where}, the arguments of a tool call")
+    body = json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False, default=str)
     return f"<tool_call>\n{body}\n</tool_call>"

@@ -121,6 +121,8 @@ def test_samples_with_rewards(model: Path, tmp_path: Path, training_seed: int) -
     assert sorted(path.name for path in (trained.directory / "iteration-001").iterdir()) == ["policy"]
     with pytest.raises(ConfigError, match="there are 2 samples and 1 rewards; give one reward for each sample"):
         selfplay.train(model, samples=samples[:2], rewards=[1.0])
+    with pytest.raises(ConfigError, match=r"samples\[0\] is 3; give a pair of texts"):
+        selfplay.train(model, samples=[3], rewards=[1.0])
     with pytest.raises(ConfigError, match=r"samples\[1\] is 'x'; give a pair of texts"):
         selfplay.train(model, samples=[samples[0], "x"], rewards=[1.0, 2.0])
     with pytest.raises(ConfigError, match=r"rewards\[1\] is None; give a finite number"):
@@ -140,6 +142,15 @@ def test_samples_with_rewards(model: Path, tmp_path: Path, training_seed: int) -
         ({"prompts": "Tell a story."}, "prompts is 'Tell a story.'; give a list of texts"),
         ({"prompts": []}, r"prompts is \[\]; give a list of texts"),
         ({"prompts": ["Tell a story.", 3]}, r"prompts\[1\] is 3; give a text"),
+        (
+            {"prompts": ["Tell \ud83d."]},
+            r"prompts\[0\] cannot be written as JSON: column 'prompt' holds half of a surrogate",
+        ),
+        (
+            {"prompts": [{"prompt": "Tell.", "n": float("nan")}]},
+            r"prompts\[0\] cannot be written as JSON: .*finite numbers",
+        ),
+        ({"heldout": [{"prompt": "Tell.", "x": {3}}]}, r"heldout\[0\] cannot be written as JSON: .*type set is not"),
         ({"heldout": [{"text": "x"}]}, r"heldout\[0\] is {'text': 'x'}; give a text, or a mapping"),
         ({"heldout": ["Tell a story about a fox."]}, "1 of 1 held-out prompts are training prompts too"),
         ({"samples": [("a", "b")], "rewards": [1.0]}, "samples come with their rewards"),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from judges.llm.templates import drawn
 from judges.spec.base import JudgeSpec, ModelSpec
-from selfplay.config import read_text
+from selfplay.config import parse_json, read_text
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Message, Pair, Prompt
 
@@ -75,7 +75,7 @@ def json_lines(path: Path, read: Callable[[dict[str, Any], str], T], form: str) 
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 rows.append(read(row, f"{path.stem}-{number}"))
                 name = str(row.get("id", f"{path.stem}-{number}"))
             except (ValueError, LookupError, TypeError) as error:

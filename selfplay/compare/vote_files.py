@@ -7,7 +7,6 @@ known, in any case; whatever is not known is refused together with what is.
 import csv
 import gzip
 import io
-import json
 import math
 import zlib
 from collections import Counter
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfplay.config import parse_json
 from selfplay.errors import ConfigError
 from selfplay.stats.votes import Vote, VoteTable, tabulate
 
@@ -46,6 +46,10 @@ class VoteFile(NamedTuple):
     table: VoteTable
     judges: dict[str, int]
     values: dict[str, str]
+
+
+LONGEST_CELL = 131_072
+"""Characters in a cell of a CSV file; one that is longer has a double quote left open."""
 
 
 def read_votes(path: str | Path, judge: str | None = None, by: str | None = None) -> VoteFile:
@@ -113,6 +117,7 @@ def _tables(path: Path) -> Iterator[tuple[str, Sequence[str], Rows]]:
             yield f"{path}:{line}", list(row), [(line, list(row.values()))]
         return
     separator = max(SEPARATORS, key=text.partition("\n")[0].count)
+    csv.field_size_limit(LONGEST_CELL)  # one for the whole process, which reading prompts raises
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     header = next(reader, [])
     rows = _rows(path, reader, header, separator)
@@ -165,9 +170,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a JSON array or of JSON lines, with their places."""
     if text.lstrip().startswith("["):
         try:
-            whole = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not JSON ({error})") from None
+            whole = parse_json(text)
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON that can be used ({error})") from None
         lines: Iterable[tuple[int, Any]] = enumerate(whole, 1)
     else:
         lines = _json_lines(path, text)
@@ -182,9 +187,9 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{path}:{number} is not JSON ({error})") from None
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise ConfigError(f"{path}:{number} is not JSON that can be used ({error})") from None
 
 
 def _place_of(column: str, header: Sequence[str], where: str) -> int:

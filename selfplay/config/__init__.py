@@ -11,7 +11,18 @@ from selfplay.config.dpo import DPO, DemonstratedPairs
 from selfplay.config.ilql import ILQL
 from selfplay.config.judging import Endpoint, Judge, JudgeBootstrap
 from selfplay.config.launch import Launch
-from selfplay.config.load import apply_override, load_recipe, parse_yaml, read_text, validate
+from selfplay.config.load import (
+    NESTED,
+    Unusable,
+    apply_override,
+    check_json,
+    load_recipe,
+    parse_json,
+    parse_yaml,
+    read_text,
+    suspicious,
+    validate,
+)
 from selfplay.config.models import Architecture, Bootstrap, Demonstrations, Engine, Lora, Optimisation, Passes, Policy
 from selfplay.config.ppo import NLPO, PPO, AdaptiveKL, Pretraining
 from selfplay.config.recipe import Evaluate, Guard, HeldoutSet, Recipe
@@ -22,6 +33,7 @@ from selfplay.errors import ConfigError
 __all__ = [
     "DPO",
     "ILQL",
+    "NESTED",
     "NLPO",
     "PPO",
     "AdaptiveKL",
@@ -58,9 +70,13 @@ __all__ = [
     "Section",
     "Texts",
     "Unit",
+    "Unusable",
     "apply_override",
+    "check_json",
     "load_recipe",
+    "parse_json",
     "parse_yaml",
     "read_text",
+    "suspicious",
     "validate",
 ]

@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import gzip
+import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -65,6 +66,55 @@ def read_text(path: Path) -> str:
         return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeError:
         raise ConfigError(f"{path} is not text in UTF-8 or UTF-16; save it as such") from None
+
+
+MOST_NESTED = 100
+"""Lists and mappings within one another in a user's JSON; what writes rows to disk gives up at about 250."""
+NESTED = f"it is nested more than {MOST_NESTED} deep: leave it out, or make it flat"
+SUSPICIOUS = re.compile(r"\\u[dD][89a-fA-F]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Unusable(ValueError):
+    """JSON that is valid and that nothing can be done with; the message says why, behind the place it stands in."""
+
+
+def parse_json(text: str) -> Any:
+    """Return what a user's JSON says. Raises ValueError for what is not JSON, Unusable as `check_json` does."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise Unusable(NESTED) from None
+    if suspicious(text):
+        check_json(value)
+    return value
+
+
+def suspicious(text: str) -> bool:
+    """Return whether JSON may hold what `check_json` refuses: cheap, so that other values need no walk."""
+    return text.count("[") + text.count("{") > MOST_NESTED or SUSPICIOUS.search(text) is not None
+
+
+def check_json(value: Any) -> None:
+    """Raise Unusable, naming the column, for halves of surrogate pairs, which no file can hold, and for endless nesting."""
+    waiting: list[tuple[Any, str, int]] = [(value, "it", 0)]
+    while waiting:
+        one, name, depth = waiting.pop()
+        if isinstance(one, str) and SURROGATE.search(one):
+            found = SURROGATE.search(one)
+            assert found is not None
+            part = one[max(0, found.start() - 20) : found.end() + 20]
+            raise Unusable(
+                f"{name} holds half of a surrogate pair ({part!a}), which no file can hold: write the whole character "
+                "(as JSON escapes it, two halves one behind the other), or take the half out"
+            )
+        if depth > MOST_NESTED:
+            raise Unusable(f"{name}{NESTED.removeprefix('it')}")
+        if isinstance(one, dict):
+            waiting += [(key, "the name of a column" if not depth else name, depth + 1) for key in one]
+            waiting += [(item, name if depth else f"column {key!a}", depth + 1) for key, item in one.items()]
+        elif isinstance(one, list | tuple):
+            waiting += [(item, name, depth + 1) for item in one]
 
 
 def parse_yaml(text: str, where: str = "the text") -> Any:

@@ -7,13 +7,14 @@ What is given becomes a recipe and files in the run's folder `inputs`, and from 
 `selfplay compare`, stop and resume by the same call. Left out: a model that lives in memory only.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfplay.config import Recipe, validate
+from selfplay.config import Recipe, check_json, validate
 from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.notebook.trained import Trained
@@ -130,7 +131,19 @@ def _prompts(name: str, given: Any) -> list[dict[str, Any]]:
             raise ConfigError(
                 f"{WHERE}: {name}[{place}] is {shown(given[place])}; give a text, or a mapping with `prompt`"
             )
+        _check_row(row, f"{name}[{place}]")
     return rows
+
+
+def _check_row(row: dict[str, Any], place: str) -> None:
+    """Raise ConfigError naming the place of a row that no file of JSON lines can hold."""
+    try:
+        check_json(row)
+        json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{WHERE}: {place} cannot be written as JSON: {error}; columns hold texts, finite numbers, lists and mappings"
+        ) from None
 
 
 def _samples(samples: Any, rewards: Any) -> list[dict[str, Any]]:
@@ -142,12 +155,17 @@ def _samples(samples: Any, rewards: Any) -> list[dict[str, Any]]:
         )
     rows = []
     for place, (sample, reward) in enumerate(zip(samples, rewards, strict=True)):
-        if isinstance(sample, str) or len(sample) != 2 or not all(isinstance(one, str) and one for one in sample):
+        if (
+            not isinstance(sample, list | tuple)
+            or len(sample) != 2
+            or not all(isinstance(one, str) and one for one in sample)
+        ):
             raise ConfigError(f"{WHERE}: samples[{place}] is {shown(sample)}; give a pair of texts (prompt, response)")
         value = number(reward)
         if value is None or not math.isfinite(value):
             raise ConfigError(f"{WHERE}: rewards[{place}] is {shown(reward)}; give a finite number")
         rows.append({"prompt": sample[0], "completion": sample[1], "reward": value})
+        _check_row(rows[-1], f"samples[{place}]")
     return rows
 
 

@@ -14,6 +14,7 @@ from selfplay.errors import ConfigError
 from selfplay.records import Prompt
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+DEEP = "[" * 100_000 + "]" * 100_000
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
 
 
@@ -156,6 +157,66 @@ def test_real_prompt_files(name: str, column: str, count: int | None) -> None:
             "p.jsonl, row 2: the id '1' belongs to another prompt already",
         ),
         ("p.jsonl", "\n\n", "'p.jsonl' holds no prompts"),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"prompt": "hi \\ud83d there"}\n',
+            "p.jsonl, line 2: column 'prompt' holds half of a surrogate pair ('hi \\ud83d there'), which no file can hold: write",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "tag": ["\\uDC00"]}',
+            "p.jsonl, line 1: column 'tag' holds half of a surrogate pair",
+        ),
+        ("p.jsonl", '{"prompt": "a", "id": "x\\ud83d"}', "p.jsonl, line 1: column 'id' holds half of a surrogate pair"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "x\\ud83d": 1}',
+            "p.jsonl, line 1: the name of a column holds half of a surrogate",
+        ),
+        (
+            "p.json",
+            '[{"prompt": "a"}, {"prompt": "\\ud83d"}]',
+            "p.json, entry 2: column 'prompt' holds half of a surrogate pair",
+        ),
+        (
+            "p.csv",
+            'prompt\n"[{""role"": ""user"", ""content"": ""\\ud83d""}]"\n',
+            "p.csv, row 1, column 'prompt': it holds half of a surrogate pair",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "m": ' + DEEP + "}",
+            "p.jsonl, line 1: it is nested more than 100 deep: leave it out",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "m": ' + "[" * 101 + "]" * 101 + "}",
+            "p.jsonl, line 1: column 'm' is nested more",
+        ),
+        ("p.json", DEEP, "p.json: it is nested more than 100 deep: leave it out"),
+        ("p.csv", 'prompt\n"[{""a"":' + DEEP + '"\n', "p.csv, row 1, column 'prompt': it is nested more than 100 deep"),
+        (
+            "p.jsonl",
+            json.dumps({"prompt": '[{"a":' + "[" * 100_000}),
+            "p.jsonl, row 1, column 'prompt': it is nested more than 100 deep",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "user", "content": "x", "tool_calls": 3}]}',
+            "p.jsonl, row 1: a message's `tool_calls` is a list of calls, not int",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": "f"}]}]}',
+            "p.jsonl, row 1: a call in `tool_calls` has the `function` 'f'; it must be a mapping with `name` and `arguments`",
+        ),
+        (
+            "p.jsonl",
+            json.dumps(
+                {"messages": [{"role": "user", "tool_calls": [{"name": "f", "arguments": '{"a": "\\ud83d"}'}]}]}
+            ),
+            "p.jsonl, row 1, the arguments of a tool call: column 'a' holds half of a surrogate pair",
+        ),
         ("p.parquet", None, "p.parquet is not a Parquet file that can be read"),
     ],
 )
@@ -163,6 +224,29 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str, content
     path = tmp_path / name
     path.write_bytes(b"PAR0" * 9) if content is None else path.write_text(content)
     assert refusal(path).startswith(sentence)
+
+
+def test_what_is_no_half_is_read_as_it_is(tmp_path: Path) -> None:
+    """Two escaped halves are one character, and 100 brackets in a row are only many."""
+    row = {"prompt": "\U0001f600 [[[{{{", "tags": [[["x"]]] * 60}
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row))
+    assert "\\ud83d\\ude00" in path.read_text()
+    [prompt] = load_prompts(PromptSource(source=str(path)), 0)
+    assert prompt.text == row["prompt"] and prompt.meta == {"tags": row["tags"]}
+
+
+def test_demonstrations_with_half_a_character_are_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b\\ud83d"}')
+    with pytest.raises(ConfigError, match="line 1: column 'completion' holds half of a surrogate pair"):
+        load_demonstrations(str(path), 5, 0)
+
+
+def test_a_text_in_parquet_that_is_no_utf8_is_a_sentence(tmp_path: Path) -> None:
+    wrong = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"a\xff"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": wrong}), tmp_path / "p.parquet")
+    assert refusal(tmp_path / "p.parquet").startswith("p.parquet is not a Parquet file that can be read")
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
