@@ -25,6 +25,8 @@ def export(target: str, directory: str | Path, *, push_to_hub: str | None = None
     else, and for a push that fails.
     """
     one, final = resolve(target), Path(directory)
+    if not final.name.strip("."):
+        raise ConfigError(f"{str(directory)!r} is not the name of a new directory: give one, such as my-model")
     if one.run is None:
         raise ConfigError(f"{target!r} is not a run directory: name one, such as runs/quickstart@best")
     refuse_pruned(one)

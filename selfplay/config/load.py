@@ -125,8 +125,17 @@ def parse_yaml(text: str, where: str = "the text") -> Any:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def check_text(what: str, text: str) -> None:
+    """Raise ConfigError for text with half of a surrogate pair, which an argument that is not UTF-8 becomes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{what} {text!r} is not text in UTF-8: give it in that encoding") from None
+
+
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one `dotted.key=value` in a tree of mappings, in place; the value is read as YAML."""
+    check_text("the override", override)
     key, sign, value = override.partition("=")
     if not sign or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value, such as algorithm.steps=10")

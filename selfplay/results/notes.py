@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selfplay.config.load import check_text
 from selfplay.errors import ConfigError
 from selfplay.rundir import RunDirectory
 from selfplay.storage.checksums import Damaged
 from selfplay.storage.files import read_json, write_json
 
 FILE = "notes.json"
+WAY_OUT = "mend it with an editor, put it back from a copy, or delete it: the run does not need it"
 
 
 def read_notes(run: Path) -> dict[str, Any]:
@@ -18,15 +20,26 @@ def read_notes(run: Path) -> dict[str, Any]:
     file = run / FILE
     found = read_json(file) if file.is_file() else {}
     if not isinstance(found, dict):
-        raise Damaged(file, "it holds no JSON object")
-    return {"tags": list(found.get("tags") or []), "notes": list(found.get("notes") or [])}
+        raise Damaged(file, "it holds no JSON object", WAY_OUT)
+    tags, notes = found.get("tags") or [], found.get("notes") or []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise Damaged(file, "its tags are not a list of words", WAY_OUT)
+    if not isinstance(notes, list) or not all(isinstance(one, dict) and _is_note(one) for one in notes):
+        raise Damaged(file, "its notes are not a list of objects with `time` and `text`", WAY_OUT)
+    return {"tags": tags, "notes": notes}
+
+
+def _is_note(one: dict[str, Any]) -> bool:
+    return isinstance(one.get("time"), str) and isinstance(one.get("text"), str)
 
 
 def add_note(run: Path, text: str = "", tags: Sequence[str] = (), untags: Sequence[str] = ()) -> dict[str, Any]:
     """Add a note and tags to a run, take tags away, and return what it has now. Raises ConfigError if there is
-    no run, and for a tag that is not one word."""
+    no run, for a tag that is not one word, and for what is not text."""
     RunDirectory(run).config_text()
     found = read_notes(run)
+    for words in (text, *tags):
+        check_text("the note or tag", words)
     for tag in tags:
         if not tag or any(letter.isspace() for letter in tag):
             raise ConfigError(f"a tag is one word, and {tag!r} is not: join its words with a hyphen")

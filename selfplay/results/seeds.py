@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfplay.errors import ConfigError
 from selfplay.formatting import display_name
+from selfplay.progress import log_once
 from selfplay.records import Comparison
 from selfplay.rundir import RunDirectory, iteration_name
 from selfplay.stats.intervals import between_runs
@@ -39,20 +41,41 @@ class BetweenSeeds:
 
 
 def folder_of_seed(directory: Path, seed: int) -> Path:
-    """Return where a recipe's run with a seed is kept."""
+    """Return where a recipe's run with a seed is kept. Raises ConfigError for a directory without a name of its own."""
+    if not directory.name.strip("."):
+        raise ConfigError(
+            f"output {str(directory)!r} has no name to put -seed{seed} behind: give one, such as output=runs/mine"
+        )
     return directory.with_name(f"{directory.name}-seed{seed}")
 
 
 def seed_runs(directory: Path) -> list[Path]:
-    """Return the runs of a recipe's seeds, by seed; none if the directory is a run itself, or there are none."""
+    """Return the runs of a recipe's seeds, by seed; none if the directory is a run itself, or there are none.
+
+    A folder whose recipe is of another name or seed than the folder says, such as a copy, is left out, with a line that says so.
+    """
     if (directory / "config.yaml").is_file() or not directory.parent.is_dir():
         return []
-    found = {}
-    for path in directory.parent.iterdir():
+    found: dict[int, Path] = {}
+    for path in sorted(directory.parent.iterdir()):
         match = NAME.fullmatch(path.name)
         if match and match[1] == directory.name and (path / "config.yaml").is_file():
-            found[int(match[2])] = path
-    return [found[seed] for seed in sorted(found)]
+            found.setdefault(int(match[2]), path)
+    kept: dict[int, str] = {}
+    for seed in sorted(found):
+        try:
+            recipe = RunDirectory(found[seed]).recipe()
+        except ConfigError as error:
+            log_once(f"  {found[seed]} is left out of the seeds: {error}")
+            continue
+        name = recipe.name.removesuffix(f"-seed{recipe.seed}")
+        if recipe.seed == seed and name == next(iter(kept.values()), name):
+            kept[seed] = name
+        else:
+            log_once(
+                f"  {found[seed]} is left out of the seeds: it is a run of the recipe {recipe.name!r} with seed {recipe.seed}"
+            )
+    return [found[seed] for seed in kept]
 
 
 def siblings(run: Path) -> list[Path]:

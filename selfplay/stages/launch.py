@@ -163,7 +163,8 @@ def work(task: dict[str, Any]) -> None:
             traceback.print_exc()
             kind, code = type(error).__name__, getattr(error, "exit_code", None)
             told = {"time": time.time(), "rank": int(rank), "kind": kind, "message": str(error), "exit_code": code}
-            (logs / f"rank-{rank}.error").write_text(json.dumps(told))
+            with contextlib.suppress(OSError):  # a full disk, which may be what ended the stage
+                (logs / f"rank-{rank}.error").write_text(json.dumps(told))
             raise
 
 
@@ -226,8 +227,17 @@ def _followed(logs: Path) -> Iterator[None]:
 
 def _failures(logs: Path) -> list[dict[str, Any]]:
     """Return what the workers that failed left, the first one first: the others fail because it does not answer."""
-    found = [json.loads(file.read_text()) for file in logs.glob("rank-*.error")]
-    return sorted(found, key=lambda one: float(one["time"]))
+    return sorted(map(_failure, logs.glob("rank-*.error")), key=lambda one: float(one["time"]))
+
+
+def _failure(file: Path) -> dict[str, Any]:
+    """Return what a worker left, or a failure without words if its file is empty or cut, as on a full disk."""
+    wordless = {"time": file.stat().st_mtime, "rank": file.stem.partition("-")[2], "kind": "an error", "exit_code": None}
+    try:
+        found = json.loads(file.read_text(errors="replace"))
+    except ValueError:
+        found = None
+    return {**wordless, "message": "", **(found if isinstance(found, dict) else {})}
 
 
 def _raise_error_of(logs: Path) -> None:

@@ -214,7 +214,9 @@ def sweep(folder: Path) -> None:
 
 
 def _create_beside(path: Path, create: Callable[[Path], object]) -> Path:
-    """Create something new beside a path and return its path."""
+    """Create something new beside a path and return its path. Raises OSError for a path such as `.`, which has no name."""
+    if not path.name.strip("."):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     for number in itertools.count():
         beside = path.with_name(f".{path.name}.{os.getpid()}-{number}.partial")
         with contextlib.suppress(FileExistsError):

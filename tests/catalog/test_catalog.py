@@ -217,6 +217,34 @@ def test_a_tag_is_one_word(copy, tag):
     assert not (copy / "notes.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"tags": 5}', "its tags are not a list of words"),
+        ('{"tags": [5]}', "its tags are not a list of words"),
+        ('{"notes": {"a": 1}}', "its notes are not a list of objects"),
+        ('{"notes": ["text"]}', "its notes are not a list of objects"),
+        ("[]", "it holds no JSON object"),
+    ],
+)
+def test_notes_that_cannot_be_read_are_a_sentence_and_the_other_runs_are_listed(copy, content, problem):
+    shutil.copytree(copy, copy.with_name("other"), symlinks=True)
+    (copy / "notes.json").write_text(content)
+    found = {Path(one.path).name: one for one in list_runs(copy.parent)}
+    assert found["other"].state == "finished" and found["tiny"].state == "damaged"
+    assert problem in found["tiny"].detail and "the run does not need it" in found["tiny"].detail
+
+
+def test_what_is_not_utf_8_is_no_note_no_tag_and_no_setting(copy):
+    half = b"\xed\xa0\xbd".decode(errors="surrogateescape")
+    for arguments in (["note", copy, half], ["note", copy, "--tag", half], ["run", "x.yaml", f"description={half}"]):
+        Path(copy / "x.yaml").write_text("description: x\n")
+        arguments = [copy / one if one == "x.yaml" else one for one in arguments]
+        found = said(*arguments).exception
+        assert isinstance(found, ConfigError) and "is not text in UTF-8" in str(found) and str(found).encode()
+    assert not (copy / "notes.json").exists()
+
+
 def test_prompts_that_are_not_there_any_more_leave_the_rest_of_a_difference(copy, tmp_path):
     other = tmp_path / "runs/other"
     shutil.copytree(copy, other, symlinks=True)

@@ -38,6 +38,13 @@ def test_an_exported_checkpoint_loads_and_has_its_card(tiny, tmp_path):
         export(str(tiny / "iteration-002/policy"), tmp_path / "other")
 
 
+def test_the_folder_that_one_is_in_is_no_new_directory(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'\.' is not the name of a new directory: give one"):
+        export(f"{tiny}@1", ".")
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_pushes_only_where_asked(tiny, tmp_path, monkeypatch):
     calls = []
 

@@ -20,6 +20,7 @@ from selfplay.engines.vllm import _environment
 from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.rundir import RunDirectory
+from selfplay.stages import launch
 from selfplay.storage.files import read_json, read_json_lines
 
 STAGES = ("reward", "policy", "evaluate")
@@ -131,6 +132,13 @@ def test_torchrun_around_the_verb_does_the_same_and_refuses_what_is_one_processs
         "the stage 'evaluate' is the work of one process, and WORLD_SIZE is 2: give the command without torchrun"
         in refused.stderr
     )
+
+
+@pytest.mark.parametrize("left", ["", '{"time": 1700000000.5, "ra', "[1]"])
+def test_a_failure_that_a_full_disk_cut_short_is_one_without_words(tmp_path: Path, left: str) -> None:
+    (tmp_path / "rank-1.error").write_text(left)
+    launch._raise_error_of(tmp_path)  # which has nothing to raise
+    assert launch._first_failure(tmp_path) == "worker 1 failed with an error: no message (its log has the traceback)"
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence() -> None:

@@ -1,5 +1,6 @@
 """Runs of one recipe with several seeds: how they are made, found, shown and compared as one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from selfplay.errors import ConfigError
 from selfplay.report.html import write_report
 from selfplay.results.load import read_run
 from selfplay.results.run import Match
-from selfplay.results.seeds import BetweenSeeds, by_iteration, seed_runs, siblings
+from selfplay.results.seeds import BetweenSeeds, by_iteration, folder_of_seed, seed_runs, siblings
 from selfplay.rundir import RunDirectory
 from selfplay.stats.intervals import between_runs
 from selfplay.storage.files import read_json
@@ -44,6 +45,27 @@ def test_a_name_stands_for_its_seeds(folder: Path) -> None:
     assert [path.name for path in seed_runs(folder / "mine")] == ["mine-seed0", "mine-seed2", "mine-seed10"]
     assert seed_runs(folder / "mine-too") == [] and seed_runs(folder / "none") == []
     assert siblings(folder / "mine-seed2") == seed_runs(folder / "mine") and siblings(folder / "mine-too") == []
+
+
+def test_a_copy_is_no_further_seed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 2):
+        shutil.copytree(folder / f"mine-seed{seed}", tmp_path / f"mine-seed{seed}")
+    shutil.copytree(folder / "mine-seed0", tmp_path / "mine-seed1")
+    other = make_run(tmp_path / "mine-seed3", Plan(prompts=32, iterations=1, hostile=False, seed=3)) / "config.yaml"
+    other.write_text(other.read_text().replace("name: mine-seed3", "name: another"))
+    assert [path.name for path in seed_runs(tmp_path / "mine")] == ["mine-seed0", "mine-seed2"]
+    said = capsys.readouterr().err
+    assert "mine-seed1 is left out of the seeds: it is a run of the recipe 'mine-seed0' with seed 0" in said
+    assert "mine-seed3 is left out of the seeds: it is a run of the recipe 'another' with seed 3" in said
+    (tmp_path / "mine-seed2" / "config.yaml").write_text("name: [")
+    assert [path.name for path in seed_runs(tmp_path / "mine")] == ["mine-seed0"]
+    assert "mine-seed2 is left out of the seeds: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("directory", [".", "..", "/"])
+def test_a_directory_without_a_name_stands_for_no_seeds(directory: str) -> None:
+    with pytest.raises(ConfigError, match="has no name to put -seed1 behind: give one, such as output="):
+        folder_of_seed(Path(directory), 1)
 
 
 def test_win_rates_between_seeds(folder: Path) -> None:

@@ -142,6 +142,14 @@ def test_an_append_that_is_refused_half_way_leaves_whole_lines(tmp_path: Path, m
     assert file.read_text() == "one\n"
 
 
+@pytest.mark.parametrize("path", [".", "..", "/"])
+def test_a_path_without_a_name_is_one_sentence(path: str) -> None:
+    with pytest.raises(NotWritten, match="could not be written: Is a directory"):
+        durable.write(Path(path), "text")
+    with pytest.raises(NotWritten, match="could not be written: Is a directory"), durable.new_folder(Path(path)):
+        pass
+
+
 def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
     for name in ("my.partial", ".my.partial", ".f.1-0.partial", ".f.99999999-0.partial", f".f.{os.getpid()}-3.partial"):
         (tmp_path / name).write_text("x")  # process 1 lives, and 99999999 is beyond all numbers of processes
