@@ -58,9 +58,9 @@ class RunContext:
     @cached_property
     def ledger(self) -> "Ledger":
         """What this run has spent on endpoints, all its judges together. Raises ConfigError if the file is damaged."""
-        from selfplay.engines.ledger import Ledger
+        from selfplay.engines.ledger import LEDGER, Ledger
 
-        return Ledger(self.files.path / "spending.jsonl")
+        return Ledger(self.files.path / LEDGER)
 
     def sampling(self, **changes: Any) -> SamplingParams:
         """Return the recipe's sampling as an engine takes it, with what a stage sets."""

@@ -171,8 +171,7 @@ class RunDirectory:
 
     def recover(self, number: int, name: str, fingerprint: str) -> None:
         """Finish what a kill left of finishing a stage: one that has its manifest is whole."""
-        final = self.stage(number, name)
-        partial = final.with_name(f"{name}.partial")
+        final, partial = self.stage(number, name), self.stage(number, f"{name}.partial")
         if not self.finished(number, name) and (manifest_of(partial) or {}).get("fingerprint") == fingerprint:
             self._publish(partial, final)
 
@@ -183,7 +182,8 @@ class RunDirectory:
             durable.sweep(self.iteration(number))
             for name in self.stages(number):
                 durable.sweep(self.stage(number, name))
-                durable.remove_tree(self.stage(number, name) / WORK)
+                if (self.stage(number, name) / WORK / "begun.json").is_file():  # else it is not the stage's
+                    durable.remove_tree(self.stage(number, name) / WORK)
             for partial in self.iteration(number).glob("*.partial"):
                 for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
                     durable.sweep(folder)

@@ -111,21 +111,21 @@ def test_hashes_and_seeds_are_those_of_sha256(tmp_path: Path) -> None:
 
 
 def test_a_journal_gives_back_what_was_appended(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j.jsonl")
+    journal = Journal(tmp_path / "journal.jsonl")
     journal.append("a/0", [{"text": "line\nbreak \u2028 \u0085 é"}])
     journal.append("a/1", [])
     assert (
-        Journal(tmp_path / "j.jsonl").batches
+        Journal(tmp_path / "journal.jsonl").batches
         == journal.batches
         == {"a/0": [{"text": "line\nbreak \u2028 \u0085 é"}], "a/1": []}
     )
-    assert Journal(tmp_path / "none.jsonl").batches == {} and not (tmp_path / "none.jsonl").exists()
+    assert Journal(tmp_path / "journal-2.jsonl").batches == {} and not (tmp_path / "journal-2.jsonl").exists()
 
 
 @pytest.mark.parametrize("left", ["", "{", '{"key": "b", "rows": [2]}', '{"key": "b", "rows": ["\u00e9'])
 def test_a_line_cut_short_is_dropped_and_the_next_one_is_whole(tmp_path: Path, left: str) -> None:
     """A kill may leave any part of the last line, even all of it but the line's end, even half a character."""
-    file = tmp_path / "j.jsonl"
+    file = tmp_path / "journal.jsonl"
     Journal(file).append("a", [1])
     whole = file.read_bytes()
     file.write_bytes(whole + left.encode()[: None if left.isascii() else -1])

@@ -17,9 +17,12 @@ from selfplay.errors import ConfigError
 from selfplay.progress import log, meter
 from selfplay.records import Completion, Prompt
 from selfplay.storage import durable
-from selfplay.storage.files import read_json, write_json, write_json_lines
+from selfplay.storage.checksums import is_complete, write_checks
+from selfplay.storage.files import read_json_lines, write_json_lines
 from selfplay.storage.journal import Journal
 
+METRICS = "metrics.jsonl"
+"""File of a finished round with its row of metrics and those of the rounds before."""
 Scored = tuple[Completion, float]
 """An answer with its score, NaN where there is none."""
 
@@ -44,18 +47,16 @@ class RejectionAlgorithm:
         from selfplay.models import load_policy, load_tokenizer, save
 
         rounds = [inputs.work / f"round-{number}" for number in range(self.config.rounds + 1)]
-        done = max((number for number, folder in enumerate(rounds) if number and folder.is_dir()), default=0)
+        done = max((number for number, folder in enumerate(rounds) if number and is_whole(folder)), default=0)
         for number in range(done + 1, len(rounds)):
             before = inputs.iteration - 1 if number == 1 else rounds[number - 1]
             self._round(inputs, number, before, rounds[number])
             durable.remove_tree(rounds[number - 1])
         save(load_policy(rounds[-1]), load_tokenizer(rounds[-1]), inputs.folder)
-        write_json_lines(
-            inputs.folder / "metrics.jsonl", [read_json(folder.with_suffix(".json")) for folder in rounds[1:]]
-        )
+        durable.write(inputs.folder / "metrics.jsonl", (rounds[-1] / METRICS).read_bytes())
 
     def _round(self, inputs: Inputs, number: int, before: int | Path, result: Path) -> None:
-        """Make the policy of one round, `result`, and its row of metrics beside it, from the policy before."""
+        """Make the policy of one round, `result`, with the rows of metrics up to it, from the policy before."""
         from selfplay.models import load_tokenizer
 
         run, config, work = inputs.run, self.config, result.with_suffix(".making")
@@ -65,7 +66,7 @@ class RejectionAlgorithm:
         label = f"iteration-{inputs.iteration}-round-{number}"
         work.mkdir(exist_ok=True)
         with meter(f"round {number}: sample", len(prompts) * config.completions, "completions") as bar:
-            answers = Journal(work / "samples.jsonl")
+            answers = Journal(work / "journal-samples.jsonl")
             groups = sample(run, before, prompts, config.completions, label, answers, bar)
         scores = score_in_batches(
             inputs.reward, prompts, groups, Journal(work / "scores.jsonl"), f"round {number}: score"
@@ -86,7 +87,9 @@ class RejectionAlgorithm:
             f"  round {number}: kept {len(kept)}, mean score {row['objective/scores_kept']:.3f}; of all "
             f"{row['objective/scores']:.3f}"
         )
-        write_json(result.with_suffix(".json"), row)
+        rows = read_json_lines(before / METRICS) if isinstance(before, Path) else []
+        write_json_lines(work / "policy" / METRICS, [*rows, row])
+        write_checks(work / "policy")
         durable.publish(work / "policy", result)
         durable.remove_tree(work)
 
@@ -123,6 +126,15 @@ class RejectionAlgorithm:
         save(merged(model), tokenizer, work / "policy")
         steps = [row["loss"] for row in logged if "loss" in row]
         return [sum(steps[start : start + each]) / each for start in range(0, len(steps), each)]
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a finished round is there and is what was written; one that is not is removed, and that is said."""
+    if not folder.is_dir() or is_complete(folder):
+        return folder.is_dir()
+    log(f"  {folder} is damaged and was removed; its round is made again")
+    durable.remove_tree(folder)
+    return False
 
 
 def select(groups: Sequence[Sequence[Scored]], config: Rejection) -> list[tuple[int, Scored]]:

@@ -23,7 +23,7 @@ from selfplay.compare.sampling import Engines, sample_all
 from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, with_baseline_first
 from selfplay.config import Launch
-from selfplay.engines.ledger import Ledger
+from selfplay.engines.ledger import LEDGER, Ledger
 from selfplay.errors import ConfigError
 from selfplay.progress import log, meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
@@ -124,7 +124,7 @@ def compare(
     keeps = spec.needs_model or bool(bounds)
     cache = AnswerCache((home or folder) / "judge_cache.sqlite") if keeps else AnswerCache()
     before = cache.spent()["answers"]
-    ledger = Ledger((home or folder) / "spending.jsonl") if keeps else Ledger()
+    ledger = Ledger((home or folder) / LEDGER) if keeps else Ledger()
     with Engines(settings, cache, ledger, launch) as engines:
         answers = sample_all(found, asked_of, folder, engines)
         judged = judge_all(found, asked_of, answers, engines.judge(spec))

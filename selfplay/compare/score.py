@@ -22,7 +22,7 @@ from selfplay.compare.sampling import Engines, sample_all
 from selfplay.compare.settings import Given, Settings, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, named_checkpoints, recipes
 from selfplay.config import Launch
-from selfplay.engines.ledger import Ledger
+from selfplay.engines.ledger import LEDGER, Ledger
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt, Record
 from selfplay.rundir import RunDirectory
@@ -111,7 +111,7 @@ def _answers_and_scores(
     """Return each checkpoint's answers, and their scores, one per prompt."""
     keeps = spec.needs_model or any(one.best_of for one in found)
     cache = AnswerCache(home / "judge_cache.sqlite") if keeps else AnswerCache()
-    ledger = Ledger(home / "spending.jsonl") if keeps else Ledger()
+    ledger = Ledger(home / LEDGER) if keeps else Ledger()
     with Engines(settings, cache, ledger, launch) as engines:
         answers = sample_all(found, prompts, folder, engines)
         judge: Any = engines.judge(spec)

@@ -9,7 +9,7 @@ from selfplay.sizing import memory
 from selfplay.sizing.cards import Machine
 from selfplay.sizing.memory import Precision
 from selfplay.sizing.shapes import Shape, shape_of_bootstrap, shape_of_model
-from selfplay.storage.files import read_json
+from selfplay.weights.kept_precision import kept_products
 
 DEFAULT_TOKENS = {"cuda": 32768, "cpu": 2048}
 """Tokens of a micro-batch unless the recipe sets them (`selfplay.models.default_batch_tokens`)."""
@@ -65,7 +65,7 @@ class Sizes:
             return Precision(False)
         kept = self.recipe.directory / "precision.json"
         if kept.is_file():
-            return Precision(read_json(kept)["products"] == "bfloat16")
+            return Precision(kept_products(kept) == "bfloat16")
         return Precision(self.machine.card is not None or self.machine.bfloat16)
 
     def precision(self, shape: Shape) -> Precision:

@@ -48,7 +48,7 @@ def sample_start(run: RunContext, folder: Path, tokenizer: Any) -> list[list[int
     """Return prompt and completion ids of answers that the start gives to some training prompts."""
     prompts = draw_prompts(run.train, min(SAMPLES, len(run.train)), 0, run.seed("prompts"))
     with meter("sample the start", len(prompts), "completions") as bar:
-        groups = sample(run, 0, prompts, 1, "reward", Journal(folder / "samples.jsonl"), bar)
+        groups = sample(run, 0, prompts, 1, "reward", Journal(folder / "journal-samples.jsonl"), bar)
     return [
         [*encode_prompt(tokenizer, prompt), *group[0].token_ids] for prompt, group in zip(prompts, groups, strict=True)
     ]

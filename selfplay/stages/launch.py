@@ -232,7 +232,12 @@ def _failures(logs: Path) -> list[dict[str, Any]]:
 
 def _failure(file: Path) -> dict[str, Any]:
     """Return what a worker left, or a failure without words if its file is empty or cut, as on a full disk."""
-    wordless = {"time": file.stat().st_mtime, "rank": file.stem.partition("-")[2], "kind": "an error", "exit_code": None}
+    wordless = {
+        "time": file.stat().st_mtime,
+        "rank": file.stem.partition("-")[2],
+        "kind": "an error",
+        "exit_code": None,
+    }
     try:
         found = json.loads(file.read_text(errors="replace"))
     except ValueError:

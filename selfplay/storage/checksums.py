@@ -194,6 +194,12 @@ def _compare_size(path: Path, check: str) -> None:
         raise Damaged(path, f"it has {path.stat().st_size:,} bytes, and {size:,} were written")
 
 
+def write_checks(folder: Path) -> None:
+    """Seal a folder that is to be resumed from: write `checks.json` with size and XXH3 of each file. Raises NotWritten."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / CHECKS)
+    write_sealed(folder / CHECKS, {"files": {str(file.relative_to(folder)): check_of_file(file) for file in files}})
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Return whether each file that a checkpoint's `checks.json` names is there and is what was written."""
     try:

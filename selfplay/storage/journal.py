@@ -4,6 +4,7 @@ Which stages of a run are done, and what of an unfinished one is taken up again,
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,25 @@ from selfplay import stopping
 from selfplay.storage import durable
 from selfplay.storage.checksums import Damaged
 
+NAMES = re.compile(r"journal.*\.jsonl|opponents\.jsonl|own\.jsonl|scores\.jsonl|[0-9a-f]{24}\.(?:jsonl|all|scores)")
+"""What journals are called, and nothing else in a run is: `selfplay verify` knows them by it."""
+
+
+def is_journal(path: Path) -> bool:
+    """Return whether a file of a run is a journal, by its name."""
+    return NAMES.fullmatch(path.name) is not None
+
 
 class Journal:
     """Batches of rows under keys. A batch is one line, there whole or not at all: its hash, and JSON.
 
-    A last line that a kill cut short is dropped. Raises Damaged for any other line that is not what was written.
+    A last line that a kill cut short is dropped. Raises Damaged for any other line that is not what was written, and
+    ValueError for a name that is not a journal's, under which `selfplay verify` would not find it.
     """
 
     def __init__(self, path: Path) -> None:
+        if not is_journal(path):
+            raise ValueError(f"{path.name!r} is not in selfplay.storage.journal.NAMES")
         self.path = path
         self.batches: dict[str, list[Any]] = {}
         if not path.exists():
@@ -42,9 +54,9 @@ class Journal:
         stopping.check()
 
 
-def line_of(key: str, rows: list[Any]) -> str:
+def line_of(key: str, rows: list[Any], **more: Any) -> str:
     """Return a batch as a line of a journal."""
-    text = json.dumps({"key": key, "rows": rows}, ensure_ascii=False)
+    text = json.dumps({"key": key, "rows": rows, **more}, ensure_ascii=False)
     return f"{xxhash.xxh3_64_hexdigest(text.encode())} {text}\n"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from selfplay.progress import log
 from selfplay.storage import durable
-from selfplay.storage.checksums import CHECKS, check_of_file, is_complete, write_sealed
+from selfplay.storage.checksums import is_complete, write_checks
 from selfplay.storage.files import read_json
 
 WRITING = "writing"
@@ -31,8 +31,7 @@ def logged(checkpoint: Path) -> list[dict[str, Any]]:
 def publish(directory: Path, step: int) -> None:
     """Put the checkpoint that the trainer has just written in place of the one before. Raises NotWritten."""
     written, final = directory / WRITING / f"checkpoint-{step}", directory / f"step-{step}"
-    files = sorted(file for file in written.rglob("*") if file.is_file())
-    write_sealed(written / CHECKS, {"files": {str(file.relative_to(written)): check_of_file(file) for file in files}})
+    write_checks(written)
     durable.publish(written, final)
     for other in directory.glob("step-*"):
         if other != final:

@@ -20,7 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from selfplay.storage.files import read_json, write_json
+from selfplay.storage.checksums import write_sealed
+from selfplay.weights.kept_precision import kept_products
 
 SMALLEST_FOR_BFLOAT16 = 20_000_000
 """Parameters below which products stay float32, on a GPU too: converting costs more than it saves, and a reward model of 0.7M
@@ -50,8 +51,8 @@ def preferred(model: nn.Module) -> str:
         return str(measured()["products"])
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
-            write_json(path, measured())
-        return str(read_json(path)["products"])
+            write_sealed(path, measured())
+        return kept_products(path)
 
 
 @cache

@@ -3,16 +3,18 @@
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from algorithm_runs import checksums, small_run
 from killing import Moment, in_process
 
-from selfplay.algorithms.rejection import measure, select
+from selfplay.algorithms.rejection import RejectionAlgorithm, measure, select
 from selfplay.config import Rejection
 from selfplay.records import Completion
-from selfplay.storage.files import read_json_lines
+from selfplay.storage.checksums import write_checks
+from selfplay.storage.files import read_json_lines, write_json_lines
 
 SMALL = "algorithm.rounds=2", "algorithm.prompts=8", "algorithm.completions=6", "algorithm.batch_size=4", "iterations=1"
 REWARD = """\
@@ -109,6 +111,44 @@ def test_a_killed_run_ends_with_the_same_weights_and_scores_nothing_twice(tiny_r
     assert [row["step"] for row in rows] == [1, 2] and [row["episode"] for row in rows] == [48, 96]
     assert all(row["objective/scores_kept"] > row["objective/scores"] for row in rows)
     assert not list((killed / "run").rglob("*.making"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "checks.json"])
+def test_a_finished_round_that_was_changed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Rounds that write their number, killed in the third: those before are taken as they are, or made again if damaged."""
+    made: list[int] = []
+
+    def make(self: Any, inputs: Any, number: int, before: Any, result: Path) -> None:
+        if number == 3 and 3 not in made:
+            made.append(3)
+            raise KeyboardInterrupt
+        made.append(number)
+        result.mkdir()
+        (result / "model.safetensors").write_bytes(bytes([number] * 50))
+        write_json_lines(result / "metrics.jsonl", [{"step": one + 1} for one in range(number)])
+        write_checks(result)
+
+    monkeypatch.setattr(RejectionAlgorithm, "_round", make)
+    monkeypatch.setattr("selfplay.models.load_policy", lambda folder: folder)
+    monkeypatch.setattr("selfplay.models.load_tokenizer", lambda folder: folder)
+    monkeypatch.setattr("selfplay.models.save", lambda model, tokenizer, folder: None)
+    algorithm = RejectionAlgorithm(Rejection(kind="rejection", rounds=3))
+    for damaged in (False, True):
+        made.clear()
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)
+        (tmp_path / "work").mkdir()
+        inputs: Any = SimpleNamespace(work=tmp_path / "work", folder=tmp_path, iteration=1)
+        with pytest.raises(KeyboardInterrupt):
+            algorithm.train(inputs)
+        file = tmp_path / "work" / "round-2" / name
+        data = file.read_bytes()
+        file.write_bytes(data[:10] + bytes([data[10] ^ damaged]) + data[11:])
+        algorithm.train(inputs)
+        assert made == [1, 2, 3, *([1, 2] if damaged else []), 3]
+        assert ("is damaged and was removed; its round is made again" in capsys.readouterr().err) == damaged
+        assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
 def test_the_shipped_recipe_with_adapters_and_its_pages(tiny_run: Path, tmp_path: Path) -> None:

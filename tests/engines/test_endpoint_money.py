@@ -16,8 +16,10 @@ from misbehaving import HOSTILE, serving, url
 
 from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines.endpoint_calls import Usage, cost_of, read_usage, request_body, worst_cost
-from selfplay.engines.ledger import Ledger
+from selfplay.engines.ledger import TOTAL, Ledger, mend, problem_with
 from selfplay.errors import ConfigError, JudgeStopped
+from selfplay.storage.checksums import write_sealed
+from selfplay.storage.journal import line_of
 
 PRICES = {"input_price": 10.0, "output_price": 30.0}
 TWENTY = SamplingParams(max_tokens=20)
@@ -173,7 +175,8 @@ def test_judges_that_share_a_ledger_share_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "spending.jsonl"
     shared = Ledger(path)
     for ledgers in ((shared, shared), (Ledger(path), Ledger(path))):
-        path.unlink(missing_ok=True)
+        for file in (path, path.with_name(TOTAL)):
+            file.unlink(missing_ok=True)
         for ledger in ledgers:
             ledger.__init__(path)  # type: ignore[misc]
         with serving() as server:
@@ -200,7 +203,9 @@ import sys
 from asking_servers import prompts
 from selfplay.config import Endpoint, SamplingParams
 from selfplay.engines.endpoint import EndpointEngine
-from selfplay.engines.ledger import Ledger
+from selfplay.engines.ledger import TOTAL, Ledger, mend, problem_with
+from selfplay.storage.checksums import write_sealed
+from selfplay.storage.journal import line_of
 config = Endpoint(url=sys.argv[1], input_price=10.0, output_price=30.0, concurrency=1)
 list(EndpointEngine(config, "judge-model", Ledger({str(path)!r})).stream(prompts(2), SamplingParams(max_tokens=20)))
 """
@@ -223,17 +228,87 @@ def test_every_changed_byte_of_the_ledger_is_found_and_a_torn_line_is_taken_out(
     ledger.settle(str(calls[0]), 0.25)
     assert Ledger(path).total == 2.25
     data = path.read_bytes()
-    for cut in range(len(data)):  # a line that a kill cut short was never followed by its call
+    total = path.with_name(TOTAL).read_bytes()
+    for cut in range(len(data)):  # a line that a kill cut short was never followed by its call, nor by its count
         path.write_bytes(data[:cut])
-        assert Ledger(path).total == data[:cut].count(b"\n") and path.read_bytes() in (
+        lines = data[:cut].count(b"\n")
+        write_sealed(path.with_name(TOTAL), {"lines": lines, "total": float(lines)})
+        assert Ledger(path).total == lines and path.read_bytes() in (
             b"",
             data[: data.rfind(b"\n", 0, cut) + 1],
         )
+    path.with_name(TOTAL).write_bytes(total)
     places = [place for place in range(len(data)) if data[place : place + 1] != b"\n"]
     for place in places:
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(ConfigError, match=r"spending.jsonl' is damaged: line \d .*or delete it to count from"):
+        with pytest.raises(
+            ConfigError,
+            match=r"spending.jsonl' is damaged: line \d .*or delete it and 'spending_total.json' to count from",
+        ):
             Ledger(path)
+
+
+def a_ledger(path: Path) -> list[bytes]:
+    """The lines of a ledger of five calls at $1 each, all of them settled."""
+    ledger = Ledger(path)
+    for _ in range(5):
+        ledger.settle(str(ledger.reserve(2.0)), 1.0)
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("kept", "problem", "total"),
+    [
+        (slice(0, 5), "it has 5 lines, and 10 were written", 5.0),
+        (slice(0, 0), "it has 0 lines, and 10 were written", 5.0),
+        (slice(4, 10), "line 1 does not follow the line before it: lines are missing", 5.0),
+        ([0, 1, 4, 5, 6, 7, 8, 9], "line 3 does not follow the line before it: lines are missing", 5.0),
+        ([0, 1, 2, 4, 5, 6, 7, 8, 9], "line 4 does not follow", 6.0),  # the end of a call is lost: it counts in full
+        (None, "it has 0 lines, and 10 were written", 5.0),
+    ],
+)
+def test_lines_that_are_missing_are_noticed_and_mending_counts_what_they_said(
+    tmp_path: Path, kept: Any, problem: str, total: float
+) -> None:
+    path = tmp_path / "spending.jsonl"
+    lines = a_ledger(path)
+    assert problem_with(path) == "" and Ledger(path).total == 5.0
+    left = lines[kept] if isinstance(kept, slice) else [lines[place] for place in kept or []]
+    path.unlink() if kept is None else path.write_bytes(b"".join(left))
+    with pytest.raises(ConfigError, match=f"{problem}.*, so that what was spent is not known; put it back from a copy"):
+        Ledger(path)
+    assert problem_with(path).startswith(problem)
+    mend(path)
+    assert problem_with(path) == "" and Ledger(path).total == total
+    Ledger(path).reserve(1.0)
+    assert Ledger(path).total == total + 1.0 and problem_with(path) == ""
+
+
+def test_a_ledger_that_shrinks_under_a_run_stops_it(tmp_path: Path) -> None:
+    path = tmp_path / "spending.jsonl"
+    ledger = Ledger(path)
+    ledger.reserve(1.0)
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"it has 0 bytes, and \d+ were read from it before"):
+        ledger.reserve(1.0)
+
+
+def test_a_ledger_of_before_is_read_and_its_new_lines_are_chained(tmp_path: Path) -> None:
+    path = tmp_path / "spending.jsonl"
+    path.write_text(line_of("a", [{"worst": 2.0}]) + line_of("a", [{"cost": 1.0}]) + line_of("b", [{"worst": 3.0}]))
+    old = path.read_bytes()
+    ledger = Ledger(path)
+    assert ledger.total == 4.0 and path.read_bytes() == old
+    ledger.settle("b", 0.5)
+    assert Ledger(path).total == 1.5 and problem_with(path) == ""
+    path.write_bytes(path.read_bytes()[len(old.splitlines(keepends=True)[0]) :])  # lines 2 to 4
+    with pytest.raises(ConfigError, match="it has 3 lines, and 4 were written"):
+        Ledger(path)
+    path.with_name(TOTAL).write_text("{}x")
+    with pytest.raises(ConfigError, match="spending_total.json' is damaged: it is not JSON; put it back"):
+        Ledger(path)
+    mend(path)
+    assert problem_with(path) == ""
 
 
 def test_no_call_is_made_that_cannot_be_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

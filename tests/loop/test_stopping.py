@@ -112,10 +112,10 @@ def test_signals_are_as_before_behind_a_run(tmp_path: Path) -> None:
     before = signal.getsignal(TERM), signal.getsignal(WARNING)
     with pytest.raises(Stopped), stopping.listening():
         os.kill(os.getpid(), WARNING)
-        Journal(tmp_path / "journal").append("key", [1])
+        Journal(tmp_path / "journal.jsonl").append("key", [1])
     assert (signal.getsignal(TERM), signal.getsignal(WARNING)) == before
-    assert Journal(tmp_path / "journal").batches == {"key": [1]}, "what was done is saved first"
-    Journal(tmp_path / "journal").append("next", [2])
+    assert Journal(tmp_path / "journal.jsonl").batches == {"key": [1]}, "what was done is saved first"
+    Journal(tmp_path / "journal.jsonl").append("next", [2])
 
 
 def test_a_process_forked_off_is_ended_as_ever() -> None:

@@ -1,5 +1,6 @@
 """The precision of products: decided by times, kept in a run, not for small models; attention stays float32; frozen halves."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from selfplay.models import load_policy
-from selfplay.storage.files import read_json
+from selfplay.storage.checksums import Damaged, read_sealed
 from selfplay.weights import precision
 from selfplay.weights.precision import decide, freeze, kept_in, preferred, products_in
 
@@ -55,7 +56,21 @@ def test_a_run_keeps_its_choice_on_another_processor(
     with kept_in(tmp_path / "precision.json"):
         assert preferred(LARGE) == first
     assert preferred(LARGE) == other  # outside the run
-    assert read_json(tmp_path / "precision.json") == {"products": first}
+    path = tmp_path / "precision.json"
+    assert read_sealed(path)["products"] == first
+    kept = path.read_bytes()
+    for content, problem in (
+        (kept.replace(first.encode(), other.encode()), "its content does not have the checksum"),
+        (b'{"products": "float16"}', "its `products` is 'float16', not 'float32' or 'bfloat16'"),
+        (b"{}", "its `products` is None"),
+        (kept[:9], "it is not JSON"),
+    ):
+        path.write_bytes(content)
+        with kept_in(path), pytest.raises(Damaged, match=f"{problem}.*; put it back from a copy, or delete it"):
+            preferred(LARGE)
+    path.write_text(json.dumps({"products": first}))  # as it was before it was sealed
+    with kept_in(path):
+        assert preferred(LARGE) == first
 
 
 def test_small_models_stay_in_float32_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,15 @@ from judges.llm.cache import AnswerCache
 from selfplay.cli import app
 from selfplay.config import load_recipe
 from selfplay.engines import Answer
+from selfplay.engines.ledger import Ledger
 from selfplay.errors import ConfigError
 from selfplay.loop import run
-from selfplay.results.verify import Verification, repair, verify
+from selfplay.results.damage import Verification
+from selfplay.results.verify import repair, verify
 from selfplay.rl.checkpoint import save_checkpoint
 from selfplay.rundir import RunDirectory
-from selfplay.storage.checksums import Damaged, write_sealed
-from selfplay.storage.journal import Journal
+from selfplay.storage.checksums import Damaged, write_checks, write_sealed
+from selfplay.storage.journal import Journal, is_journal
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,23 @@ def stopped(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = AnswerCache(home / "judge_cache.sqlite")
     cache.put([(f"key {n}", Answer((f"[[{n}]]" * 9,), ("stop",), output_tokens=n)) for n in range(50)], "a model")
     cache.close()
-    (home / "compare" / "samples").mkdir(parents=True)
-    Journal(home / "compare" / "samples" / "a.jsonl").append("answers", [{"text": "x"}])
-    (home / "spending.jsonl").write_bytes((work / "opponents.jsonl").read_bytes())
+    for name in ("compare", "score"):
+        (home / name / "samples").mkdir(parents=True)
+        for ending in ("jsonl", "all", "scores"):
+            Journal(home / name / "samples" / f"{'0a' * 12}.{ending}").append("answers", [{"text": "x"}])
+    (work / "round-2.making").mkdir()
+    for kind in ("round-2.making/journal-samples", "round-2.making/scores", "own", "journal-samples"):
+        Journal(work / f"{kind}.jsonl").append("0", [1.0])
+    (work / "round-1").mkdir()
+    (work / "round-1" / "model.safetensors").write_bytes(bytes(range(100)))
+    (work / "round-1" / "metrics.jsonl").write_text('{"objective/scores": 0.5}\n')
+    write_checks(work / "round-1")
+    ledger = Ledger(home / "spending.jsonl")
+    for _ in range(4):
+        call = ledger.reserve(1.0)
+    ledger.settle(str(call), 0.5)
+    write_sealed(home / "precision.json", {"products": "float32"})
+    (home / "notes.json").write_text('{"tags": [], "notes": []}')
     return home
 
 
@@ -56,9 +72,9 @@ def covered(home: Path, found: Verification) -> list[Path]:
 def test_a_run_is_what_was_written_and_what_is_left_out_is_listed_with_its_reason(stopped: Path) -> None:
     found = verify(stopped)
     assert found.damage == [] and found.unchecked == []
-    assert found.answers == 50 and found.journal_lines == 5 + 1 + 5
+    assert found.answers == 50 and found.journal_lines == 5 + 6 + 4 + 5
     assert found.files == len(covered(stopped, found)) + 1
-    assert found.left_out.keys() >= {"best", "report.html", "iteration-001/policy/README.md"}
+    assert found.left_out.keys() >= {"best", "report.html", "notes.json", "iteration-001/policy/README.md"}
     assert all(len(reason) > 20 for reason in found.left_out.values())
 
 
@@ -121,6 +137,60 @@ def test_an_unfinished_stage_without_its_mark_is_damaged(stopped: Path, tmp_path
     assert [one.problem for one in verify(home).damage] == ["begun.json is not there any more"]
     assert repair(home) == [f"{home / 'iteration-003/policy.partial/work'}: its unfinished stage was removed"]
     assert list((home / "iteration-003").iterdir()) == []
+
+
+def test_each_damaged_journal_is_found_repaired_and_read_again(stopped: Path, tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    shutil.copytree(stopped, home, symlinks=True)
+    journals = [path for path in home.rglob("*") if path.is_file() and is_journal(path)]
+    assert len(journals) == 1 + 6 + 4
+    for path in journals:
+        Journal(path).append("more", [2.0])
+        data = path.read_bytes()
+        path.write_bytes(data[:25] + b"~" + data[26:])
+        with pytest.raises(Damaged, match="selfplay verify .*run --repair"):
+            Journal(path)
+        assert repair(home) == [f"{path}: its damaged lines were removed; what a stage finds missing is made again"]
+        assert "more" in Journal(path).batches
+    with pytest.raises(ValueError, match="'answers.jsonl' is not in selfplay.storage.journal.NAMES"):
+        Journal(home / "answers.jsonl")
+
+
+def test_a_ledger_that_was_cut_is_found_and_repaired_with_its_total(stopped: Path, tmp_path: Path) -> None:
+    home = tmp_path / "run"
+    shutil.copytree(stopped, home, symlinks=True)
+    path = home / "spending.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for left in (lines[:3], lines[1:], []):
+        path.write_bytes(b"".join(left))
+        with pytest.raises(Damaged, match=r"run --repair` keep what is known of it, or delete it and 'spending_total"):
+            Ledger(path)
+        assert [one.path for one in verify(home).damage] == [path]
+        assert len(repair(home)) == 1 and verify(home).damage == [] and Ledger(path).total == 3.5
+
+
+def test_files_of_others_in_a_stages_folder_are_kept(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "run"
+    shutil.copytree(stopped, home, symlinks=True)
+    own = ["iteration-001/policy/work/analysis.txt", "iteration-002/evaluate/notes.txt", "iteration-002/evaluate/my/a"]
+    for name in own:
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_text(name)
+    assert {verify(home).left_out[name] for name in own} == {"this run did not make it"}
+    RunDirectory(home).tidy()
+    assert all((home / name).read_text() == name for name in own)
+    path = home / "iteration-002" / "evaluate" / "evaluation.json"
+    path.write_bytes(path.read_bytes().replace(b"0", b"1", 1))
+    assert len(repair(home)) == 1 and not path.parent.exists()
+    assert all((home / "kept" / name).read_text() == name for name in own[1:])
+    assert "my/a was not made by the run, and was moved to" in capsys.readouterr().err.replace("\n", "")
+    assert [str(file.relative_to(home / "kept")) for file in (home / "kept").rglob("*") if file.is_file()] == own[1:]
+    work = home / "iteration-001" / "policy" / "work"  # as a kill leaves it behind the rename
+    write_sealed(work / "begun.json", {"fingerprint": "f", "seconds": 1.0})
+    RunDirectory(home).tidy()
+    assert not work.exists()
 
 
 def test_what_stands_where_people_look_is_covered_too(tiny_run: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_stage_of_the_format_before_is_compared_by_its_sha256(tmp_path: Path) 
 
 def test_every_byte_of_a_journal_counts(tmp_path: Path) -> None:
     """Only the last line's end may go, which is how a kill leaves a file: that line's batch is made again."""
-    file = tmp_path / "j"
+    file = tmp_path / "journal.jsonl"
     for key in "abc":
         Journal(file).append(key, [{"text": f"é{key}"}])
     data = file.read_bytes()
