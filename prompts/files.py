@@ -15,6 +15,8 @@ from typing import Any
 
 from selfplay.config import NESTED, Unusable, check_json, parse_json, read_text, suspicious
 from selfplay.errors import ConfigError
+from selfplay.storage.checksums import fast_hash_of_file
+from selfplay.storage.files import hash_of
 
 READABLE = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 """How the names of files end that can be read; each may be gzipped, with `.gz` behind it."""
@@ -33,6 +35,18 @@ def suffix_of(path: str | Path) -> str:
 def names_file(source: str) -> bool:
     """Return whether a source is named as a file is, and not as a dataset."""
     return suffix_of(source) in READABLE
+
+
+def digest(source: str) -> str:
+    """Return what tells a source's content from another's: a hash of a file, or of the readable files in a folder.
+
+    A dataset on the hub, what is built in, and what is not there go by their names.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(one for one in path.rglob("*") if one.is_file() and names_file(one.name))
+        return hash_of([[one.relative_to(path).as_posix(), fast_hash_of_file(one)] for one in files])
+    return fast_hash_of_file(path) if path.is_file() else source
 
 
 def rows_of(source: str, split: str, built_in: Iterable[str] = ()) -> Iterable[Row]:

@@ -15,7 +15,8 @@ from selfplay.engines import generate_batches
 from selfplay.objects import scores_of
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
-from selfplay.rundir import RunDirectory, iteration_name
+from selfplay.rundir import WORK, RunDirectory, iteration_name
+from selfplay.storage.checksums import read_sealed
 from selfplay.storage.files import derived_seed, hash_of
 from selfplay.storage.journal import Journal
 from selfplay.tracking import Tracker
@@ -69,6 +70,12 @@ class RunContext:
     def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
         """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""
         return hash_of([self.recipe.seed, settings, [self.files.manifest_hash(*stage) for stage in inputs]])
+
+    def made_from(self, number: int, name: str) -> str | None:
+        """Return the fingerprint that a stage was finished or begun with, None if there is nothing of it. Raises Damaged."""
+        begun = self.files.stage(number, f"{name}.partial") / WORK / "begun.json"
+        found = self.files.manifest(number, name) or (read_sealed(begun) if begun.is_file() else {})
+        return found.get("fingerprint")
 
     @contextmanager
     def writing(self, iteration: int, name: str, fingerprint: str) -> Iterator[Path]:

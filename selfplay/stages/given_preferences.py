@@ -7,17 +7,10 @@ from prompts.preferences import load_preferences
 from selfplay.context import RunContext, draw_prompts, sample
 from selfplay.models import encode_prompt
 from selfplay.progress import log, meter
-from selfplay.storage.checksums import fast_hash
 from selfplay.storage.journal import Journal
 
 SAMPLES = 256
 """The start's own answers on which scores get mean 0 and deviation 1, as many as in Ziegler et al. 2019."""
-
-
-def digest(source: str) -> str:
-    """Return what tells one file of preferences from another; a folder or a dataset goes by its name."""
-    path = Path(source).expanduser()
-    return str(fast_hash(path.read_bytes())) if path.is_file() else source
 
 
 def given_rows(source: str, tokenizer: Any, longest: int | None) -> list[dict[str, Any]]:

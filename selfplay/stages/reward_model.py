@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import set_seed
 
+from prompts.files import digest
 from selfplay.config import Reward
 from selfplay.context import RunContext
 from selfplay.distributed.collectives import first_process_first
@@ -23,7 +24,7 @@ from selfplay.rewards.ensemble import RewardEnsemble, member_folder
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.rundir import WORK
 from selfplay.stages.generate import stage_name
-from selfplay.stages.given_preferences import digest, given_rows, sample_start
+from selfplay.stages.given_preferences import given_rows, sample_start
 from selfplay.stats.intervals import clustered_interval
 from selfplay.storage.files import derived_seed, read_json, read_rows, write_json, write_json_lines
 from selfplay.training.pairs import read_preferences
@@ -49,8 +50,12 @@ def fingerprint(run: RunContext, iteration: int, extra: int = 0) -> str:
     before = [(iteration - 1, folder.name) for folder in run.files.rounds(iteration - 1, "reward")[-1:]]
     data = run.recipe.reward.data
     if data is not None:
-        made_from = [settings(run.recipe.reward), digest(data), run.prompts_asked["train"], run.sampling().model_dump()]
-        return run.fingerprint(made_from, (iteration - 1, "policy"), (0, "policy"), *before)
+        others = [run.prompts_asked["train"], run.sampling().model_dump()]
+        read = [(iteration - 1, "policy"), (0, "policy"), *before]
+        named, held = (
+            run.fingerprint([settings(run.recipe.reward), told, *others], *read) for told in (data, digest(data))
+        )
+        return named if run.made_from(iteration, stage_name("reward", extra)) == named else held
     return run.fingerprint(
         settings(run.recipe.reward),
         (iteration - 1, "policy"),

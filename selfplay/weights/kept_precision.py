@@ -4,7 +4,9 @@ from pathlib import Path
 
 from selfplay.storage.checksums import Damaged, read_sealed
 
-WAY_OUT = "put it back from a copy, or delete it to have it chosen anew: what follows may then differ in its last digits"
+WAY_OUT = (
+    "put it back from a copy, or delete it to have it chosen anew: what follows may then differ in its last digits"
+)
 
 
 def kept_products(path: Path) -> str:

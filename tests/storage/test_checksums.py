@@ -126,5 +126,5 @@ def test_every_byte_of_a_journal_counts(tmp_path: Path) -> None:
         if place == len(data) - 1:
             assert Journal(file).batches.keys() == {"a", "b"}
         else:
-            with pytest.raises(Damaged, match=r"j' is damaged: line [123] does not have the checksum"):
+            with pytest.raises(Damaged, match=r"journal.jsonl' is damaged: line [123] does not have the checksum"):
                 Journal(file)
