@@ -235,11 +235,11 @@ def test_doctor_as_json(command: Command) -> None:
 
 def test_a_judge_s_tests_run_without_its_model(command: Command) -> None:
     alone = command("judge", "check", "helpfulness", "--tests-only")
-    assert alone.code == 0 and alone.out.startswith("tests in the file: 10 of 10 pass\n") and alone.err == ""
+    assert alone.code == 0 and alone.out.startswith("tests in the file: 14 of 14 pass\n") and alone.err == ""
     as_json = command("judge", "check", "helpfulness", "--tests-only", "--json")
-    assert json.loads(as_json.out)["failed_tests"] == [] and as_json.err == "tests in the file: 10 of 10 pass\n"
+    assert json.loads(as_json.out)["failed_tests"] == [] and as_json.err == "tests in the file: 14 of 14 pass\n"
     asked = command("judge", "check", "helpfulness")
-    assert asked.code == 2 and asked.out == "tests in the file: 10 of 10 pass\n"
+    assert asked.code == 2 and asked.out == "tests in the file: 14 of 14 pass\n"
     assert "asks a language model, but names none" in asked.err
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from judges.llm.quotations import without_quotations, without_quoted_lines
 from judges.spec.sections import Output, key_text
 
 WORD = re.compile(r"[^\W_]")
@@ -17,6 +18,13 @@ QUOTES = "\"'`“”‘’«»„"
 BEGINNING = re.compile(r"(?:```[A-Za-z]*\s*)?")
 END_TOKEN = re.compile(r"(?:</s>|<\|[^|<>\s]{1,64}\|>|<｜[^｜<>\s]{1,64}｜>|<(?:eos|pad|end_of_turn)>)\Z")
 LONGEST_TOKEN = 68
+GIVEN = re.compile(
+    r"""[.!?]["'”’»)*_]*\s*[*_]*$|(?:^\W*|[.!?]\W+|\b(?:my|final|overall)\s+)(?:the\s+)?verdict(?:\s+is)?[\s:*_–—-]*$""",
+    re.IGNORECASE,
+)
+"""What a verdict with `match: line` may stand behind on its line: a finished sentence, or the word "verdict"."""
+LONGEST_LEAD = 200
+"""Characters before a verdict in which GIVEN is looked for."""
 STARTS = 200
 """Most opening braces that are tried as the beginning of the object."""
 
@@ -97,17 +105,40 @@ def read(output: Output, menu: AnswerOptions, text: str, finish_reason: str = "s
 
 
 def find_match(output: Output, text: str) -> tuple[str, str]:
-    """Verdict and reason (the text before it) by the file's pattern. Raises ValueError if there is none, or several."""
-    matches = [match for match in re.finditer(output.pattern or "", text) if match.group(1) is not None]
+    """Verdict and reason (the text before it) by the file's pattern. Raises ValueError if there is none, or several.
+
+    What is quoted, between fences or behind `>`, is not searched for a verdict that ends the answer.
+    """
+    anchored = output.match in ("end", "line")
+    said = without_end_tokens(text)
+    read_in = without_quotations(said) + text[len(said) :] if anchored else text
+    matches = [match for match in re.finditer(output.pattern or "", read_in) if match.group(1) is not None]
     if not matches:
         raise ValueError("no verdict found")
+    if output.match == "line":
+        matches = given(read_in, matches)
     labels = list(dict.fromkeys(match.group(1).strip() for match in matches))
-    if output.match == "unique" and len(labels) > 1:
+    if output.match in ("unique", "line") and len(labels) > 1:
         raise ValueError(f"two different verdicts: {labels[0]!r} and {labels[1]!r}")
     chosen = matches[0] if output.match == "first" else matches[-1]
-    if output.match == "end":
-        require_end(text, chosen, labels)
+    if anchored:
+        require_end(read_in, chosen, labels)
     return chosen.group(1).strip(), text[: chosen.start()].strip()
+
+
+def given(text: str, matches: Sequence[re.Match[str]]) -> list[re.Match[str]]:
+    """Return the matches that begin a line, or stand behind a finished sentence or the word "verdict".
+
+    Others are somebody's, as in "Response A says: [[A]]". Raises ValueError if there is none.
+    """
+    found = []
+    for match in matches:
+        before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
+        if not WORD.search(before) or GIVEN.search(before[-LONGEST_LEAD:]):
+            found.append(match)
+    if not found:
+        raise ValueError(f"the verdict {matches[-1].group(1).strip()!r} has no line of its own")
+    return found
 
 
 def require_end(text: str, last: re.Match[str], labels: Sequence[str]) -> None:
@@ -132,10 +163,10 @@ def require_end(text: str, last: re.Match[str], labels: Sequence[str]) -> None:
 def find_json(output: Output, text: str) -> tuple[str, str]:
     """Verdict and reason from the JSON object that ends the answer, behind prose or not, or that begins it, with text behind.
 
-    It may stand in a code fence and be followed by an end token. Raises ValueError if there is no such object, if a key
-    stands twice in it, if it has no verdict, or if another object in the answer gives another verdict.
+    It may stand in a code fence and be followed by an end token; lines that begin with `>` are quoted. Raises ValueError if
+    there is no such object, if a key stands twice in it, if it has no verdict, or if another object gives another verdict.
     """
-    text = without_end_tokens(text.strip()).removesuffix("```").strip()
+    text = without_quoted_lines(without_end_tokens(text.strip())).rstrip().removesuffix("```").rstrip()
     found = objects(text)
     ends = bool(found) and found[-1].end == len(text)
     if not ends and not (found and BEGINNING.fullmatch(text[: found[0].start])):

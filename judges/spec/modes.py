@@ -32,7 +32,7 @@ This is the answer:
 
 {{ response }}
 
-{{ criterion }} End with {% for label in labels %}[[{{ label }}]]{{ ' or ' if not loop.last }}{% endfor %}."""
+{{ criterion }} End, on its own line, with {% for label in labels %}[[{{ label }}]]{{ ' or ' if not loop.last }}{% endfor %}."""
 
 
 class PairwiseSpec(ModelSpec):
@@ -92,7 +92,7 @@ class ListwiseSpec(ModelSpec):
     """What two rankings that order a pair differently give: their mean, a tie, or no verdict."""
     largest: Annotated[int, Field(ge=2, le=26)] = 10
     """Most responses in one list; they are called A, B, C, ..."""
-    output: Output = Output(kind="regex", pattern=r"\[\[([A-Z](?:\s*[>=]\s*[A-Z])+)\]\]")
+    output: Output = Output(kind="regex", pattern=r"\[\[([A-Z](?:\s*[>=]\s*[A-Z])+)\]\]", match="line")
     """`json` or `regex`; the verdict is a ranking, best first, such as `B > A = C`."""
 
     @property
@@ -145,7 +145,7 @@ class RubricSpec(ModelSpec):
     aggregation: Literal["mean", "minimum"] = "mean"
     """Weighted mean of the criteria, or the worst of them."""
     messages: Annotated[tuple[Template, ...], Field(strict=False)] = (Template(role="user", content=CRITERION),)
-    output: Output = Output(kind="regex", pattern=r"\[\[([^\[\]]+)\]\]", labels={"yes": 1.0, "no": 0.0})
+    output: Output = Output(kind="regex", pattern=r"\[\[([^\[\]]+)\]\]", match="line", labels={"yes": 1.0, "no": 0.0})
 
     @property
     def needs_model(self) -> bool:

@@ -126,9 +126,11 @@ class Output(Section):
     """Instead of labels, for scores: the smallest and the largest number, mapped to 0 and 1."""
     pattern: str | None = None
     """regex: a pattern with one group, the verdict. It must not match in ordinary prose."""
-    match: Literal["end", "last", "unique", "first"] = "end"
-    """regex: which match counts. `end`: the one that the answer ends with; where an earlier one says something else, or
-    where it is quoted, only on a line of its own. `last` and `first` also read a verdict that the judge merely quotes;
+    match: Literal["end", "line", "last", "unique", "first"] = "end"
+    """regex: which match counts. `end`: the one that the answer ends with, outside of fenced blocks and quoted lines; where an
+    earlier one says something else, or where it is quoted, only on a line of its own. `line`: the same, and always on a
+    line of its own, or behind a finished sentence or the word "verdict"; no two that differ.
+    `last` and `first` also read a verdict that the judge merely quotes;
     `unique` refuses an answer with two different verdicts."""
     key: str = "verdict"
     """json: where the verdict stands."""

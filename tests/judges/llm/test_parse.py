@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read, read_logprobs
+from judges.llm.quotations import without_quotations
 from judges.spec.sections import Output
 from selfplay.config import parse_yaml
 
@@ -51,6 +52,59 @@ NUMBER = AnswerOptions(range=(1.0, 10.0))
 def test_verdicts_by_pattern(output: Output, text: str, value: float | None, error: str) -> None:
     found = read(output, AB, text)
     assert (found.value, found.error, found.readable) == (value, error, not error)
+
+
+SAYS = "Response A says:"
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "line"),
+    [
+        (f"My verdict: [[B]].\n{SAYS}\n```\n[[A]]\n```", None, None),
+        (f"[[B]]\n\n{SAYS}\n~~~\n[[A]]", None, None),
+        (f"{SAYS}\n````\n```\n[[A]]\n```\n````\n[[B]]", 0.0, 0.0),
+        (f"{SAYS}\n```text\n[[A]]\n```", None, None),
+        (f"[[B]]\n\n{SAYS}\n> [[A]]", None, None),
+        ("[[B]]\n\n> [[A]]\n", 0.0, 0.0),
+        ("> [[A]]", None, None),
+        ("```\nGood. [[A]]\n```", 1.0, 1.0),
+        ("```\n[[A]]\n```</s>", 1.0, 1.0),
+        (f"```\n[[B]]\n{SAYS}\n~~~\n[[A]]\n~~~\n```", None, None),
+        (f"```\n[[B]]\n> {SAYS} [[A]]\n```", 0.0, 0.0),
+        ("```\nprint()\n```\nIt runs.\n```\n[[A]]\n```", None, None),
+        (f"{SAYS} [[A]]", 1.0, None),
+        ("A's text:[[A]]", 1.0, None),
+        ("I would ignore the text [[A]] !!!", 1.0, None),
+        ("Not [[A]]", 1.0, None),
+        ("[[B]]\n\nA also wrote\n[[A]]", 1.0, None),
+        ("B is right. [[B]]", 0.0, 0.0),
+        ("B is right! **[[B]]**", 0.0, 0.0),
+        ("My final verdict is: [[B]]", 0.0, 0.0),
+        ("**Verdict:** [[B]]", 0.0, 0.0),
+        ("So be it. The verdict is [[B]].", 0.0, 0.0),
+        (f"{SAYS} [[A]].\n[[B]]", 0.0, 0.0),
+    ],
+)
+def test_what_is_quoted_is_not_the_verdict(text: str, end: float | None, line: float | None) -> None:
+    alone = REGEX.model_copy(update={"match": "line"})
+    assert (read(REGEX, AB, text).value, read(alone, AB, text).value) == (end, line)
+
+
+def test_a_quoted_line_is_no_verdict_in_json_either() -> None:
+    assert read(JSON, AB, 'I say {"verdict": "B"}\n> {"verdict": "A"}').value == 0.0
+    assert read(JSON, AB, 'It says:\n> {"verdict": "A"}').error == "no JSON object ends the answer or begins it"
+
+
+def test_quotations_take_their_own_length_in_blanks() -> None:
+    assert without_quotations("a\n```x\nb\n```\n> c\nd") == "a\n    \n \n   \n   \nd"
+    assert without_quotations("~~~\nb\n> c") == "   \nb\n   "
+    for text in (
+        "```\n" * 100_000,
+        "`" * 400_000 + "x`\n",
+        "> " * 200_000,
+        "".join("`" * n + "\n" for n in range(500)),
+    ):
+        assert len(without_quotations(text)) == len(text)
 
 
 def test_the_text_before_the_verdict_is_the_reason() -> None:
@@ -228,14 +282,15 @@ def test_whatever_the_judge_quotes_its_own_verdict_is_the_line_that_ends_its_ans
     quoted: str, own: str, behind: str
 ) -> None:
     values = {"A": 1.0, "B": 0.0, "C": 0.5}
-    assert read(REGEX, AB, f"The response says: {quoted}\n[[{own}]]{behind}").value == values[own]
+    fenced = "```" in quoted or "~~~" in quoted  # and perhaps not closed
+    assert read(REGEX, AB, f"The response says: {quoted}\n[[{own}]]{behind}").value in (values[own], None)[: 1 + fenced]
     other = "ABC"[("ABC".index(own) + 1) % 3]
     assert read(REGEX, AB, f"[[{own}]]{behind} The response says: {quoted}[[{other}]]").value in (None, values[other])
     assert read(REGEX, AB, f"[[{own}]]{behind} The response says: x [[{other}]]").error
 
 
 @settings(max_examples=200, deadline=None)
-@given(before=prose.filter(lambda text: "[[" not in text and "{" not in text), label=st.sampled_from("ABC"))
+@given(before=prose.filter(lambda text: not re.search(r"\[\[|[{>]|```|~~~", text)), label=st.sampled_from("ABC"))
 def test_a_verdict_behind_any_prose_is_read(before: str, label: str) -> None:
     values = {"A": 1.0, "B": 0.0, "C": 0.5}
     assert read(REGEX, AB, f"{before}[[{label}]]").value == values[label]

@@ -100,8 +100,8 @@ def test_a_rubric_asks_one_question_per_criterion_and_mixes_in_python() -> None:
     texts = ["warm hello please", "flat please", "hot please"]
     assert judge.score([Prompt.plain("p", "?")] * 3, [completion(text) for text in texts]) == [1.0, 0.625, None]
     assert engine.calls == 6
-    assert "Is it polite? End with [[yes]] or [[no]]." in engine.prompts[0].text
-    assert "Which tone has it? End with [[warm]] or [[flat]] or [[cold]]." in engine.prompts[1].text
+    assert "Is it polite? End, on its own line, with [[yes]] or [[no]]." in engine.prompts[0].text
+    assert "Which tone has it? End, on its own line, with [[warm]] or [[flat]] or [[cold]]." in engine.prompts[1].text
     [row] = judge.judge([pair("warm hello please", "flat please")])
     assert (row.preference, row.reason) == (1.0, "score 1.00 > 0.62: tone 1.00 > 0.50, greets 1.00 > 0.00")
     [row] = judge.judge([pair("hot please", "flat please")])
