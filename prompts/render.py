@@ -9,11 +9,22 @@ use only variables that exist. Left out: includes and macros from other files.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError, meta
+from jinja2 import (
+    StrictUndefined,
+    Template,
+    TemplateError,
+    TemplateSyntaxError,
+    Undefined,
+    UndefinedError,
+    meta,
+    nodes,
+    pass_environment,
+)
+from jinja2.filters import make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from prompts.cleaning import clean
@@ -21,6 +32,23 @@ from selfplay.errors import ConfigError
 from selfplay.records import Message
 
 Form = Literal["block", "none"]
+TEXT = {
+    *("capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "pprint", "replace", "safe"),
+    *(
+        "striptags",
+        "string",
+        "title",
+        "trim",
+        "truncate",
+        "upper",
+        "urlencode",
+        "urlize",
+        "wordcount",
+        "wordwrap",
+        "xmlattr",
+    ),
+}
+"""Filters that make a text of what they are given."""
 
 
 def fence(text: str) -> str:
@@ -96,6 +124,63 @@ def content(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be printed: only texts, numbers, lists and mappings can")
 
 
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja2's sandbox, in which whatever becomes text, by `~`, `%`, `format` or a filter, becomes what `{{ }}` prints of it."""
+
+    intercepted_binops = frozenset(["%"])
+
+    def __init__(self, form: Form) -> None:
+        super().__init__(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=partial(printed, form=form)
+        )
+        self.form = form
+        self.filters = {name: self._of_text(call) if name in TEXT else call for name, call in self.filters.items()}
+        self.filters |= {"join": pass_environment(joined), "printed": self.finalize}
+
+    def of_tree(self, tree: nodes.Template) -> Template:
+        """Return a parsed template, what its `~` puts together printed first."""
+        for concat in tree.find_all(nodes.Concat):
+            concat.nodes = [nodes.Filter(one, "printed", [], [], None, None, lineno=one.lineno) for one in concat.nodes]
+        tree.set_environment(self)
+        return self.from_string(tree)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Return `left % right`."""
+        if isinstance(left, str):
+            right = self._arguments(right) if isinstance(right, (tuple, Mapping)) else printed(right, self.form)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __called: Any, *arguments: Any, **options: Any) -> Any:
+        """Call what a template calls. The names are Jinja2's, so that no option can have them."""
+        if getattr(__called, "__name__", "") in ("format", "format_map"):
+            arguments, options = __self._arguments(arguments), __self._arguments(options)
+        return super().call(__context, __called, *arguments, **options)
+
+    def _arguments(self, values: Any) -> Any:
+        """Return what is filled into a text, printed one by one."""
+        if isinstance(values, Mapping):
+            return {name: printed(value, self.form) for name, value in values.items()}
+        return tuple(
+            self._arguments(value) if isinstance(value, Mapping) else printed(value, self.form) for value in values
+        )
+
+    def _of_text(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        own = 1 if hasattr(call, "jinja_pass_arg") else 0  # Jinja2's, before what the template gives
+
+        @wraps(call)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            given = [printed(value, self.form) for value in arguments[own:]]
+            return call(*arguments[:own], *given, **{key: printed(value, self.form) for key, value in options.items()})
+
+        return checked
+
+
+def joined(environment: Sandbox, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    """Return the filter `join`: what `{{ }}` prints of each item, or of an attribute of it."""
+    items = value if attribute is None else map(make_attrgetter(environment, attribute), value)
+    return str(printed(d, environment.form)).join(str(printed(item, environment.form)) for item in items)
+
+
 def variables_of(source: str) -> set[str]:
     """Return the variables that a valid template uses."""
     return meta.find_undeclared_variables(ImmutableSandboxedEnvironment().parse(source))
@@ -106,9 +191,7 @@ def compile_template(source: str, known: Sequence[str], where: str, form: Form =
 
     Raises ConfigError naming `where` for any other variable, or bad syntax.
     """
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=partial(printed, form=form)
-    )
+    environment = Sandbox(form)
     try:
         tree = environment.parse(source)
     except TemplateSyntaxError as error:
@@ -119,7 +202,7 @@ def compile_template(source: str, known: Sequence[str], where: str, form: Form =
             f"{where}: the template uses {name!r}, which does not exist"
             + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
         )
-    return environment.from_string(tree)
+    return environment.of_tree(tree)
 
 
 def render(
@@ -133,5 +216,13 @@ def render(
         raise ConfigError(
             f"{where}: the template asks for what this row does not have: {error.message} (its columns: {columns})"
         ) from None
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ConfigError(f"{where}: the template cannot be filled in: {type(error).__name__}: {error}") from None

@@ -240,6 +240,59 @@ def test_no_filter_turns_data_into_an_address(filter: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("{{ 'T ' ~ meta.tags }}", 'T ["a", "b"]'),
+        ("{{ 'T ' ~ (meta.tags | map('upper')) }}", 'T ["A", "B"]'),
+        ("{{ meta.tags | map('upper') | string }}", '["A", "B"]'),
+        ("{{ meta.tags | batch(2) ~ '' }}", '[["a", "b"]]'),
+        ("{{ '%s, %s' % (meta.tags | select, 3) }}", '["a", "b"], 3'),
+        ("{{ '%(x)s' % {'x': meta.tags | select} }}", '["a", "b"]'),
+        ("{{ '%.1f' % 2 }}", "2.0"),
+        ("{{ '%s' | format(meta.tags | select) }}", '["a", "b"]'),
+        ("{{ '{} {x}'.format(meta.tags | select, x=meta.tags | map('length')) }}", '["a", "b"] [1, 1]'),
+        ("{{ '{x}'.format_map({'x': meta.tags | select}) }}", '["a", "b"]'),
+        ("{{ [meta.tags | select, 'c'] | join('; ') }}", '["a", "b"]; c'),
+        ("{{ [meta.tags | select] ~ '' }}", '[["a", "b"]]'),
+        ("{{ meta.box | join(', ', attribute='n') }}", "1, 2"),
+        ("{{ 'x' ~ meta.said ~ 1 ~ none }}", "x<x object at 0x1>1None"),
+        ("{{ meta.tags | select | upper }}", '["A", "B"]'),
+    ],
+)
+def test_whatever_becomes_text_is_what_it_prints(source: str, shown: str) -> None:
+    """Not `<generator object sync_do_map at 0x7f..>`; what a text itself says of addresses stays."""
+    row = wrap({"tags": ["a", "b"], "said": "<x object at 0x1>", "box": [{"n": 1}, {"n": 2}]}, "none")
+    assert render(compile_template(source, KNOWN, "t", "none"), "user", {"meta": row}, "t").content == shown
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x' ~ meta.items }}",
+        "{{ 'x' ~ range }}",
+        "{{ '%s' % meta.values }}",
+        "{{ '%s' % (meta.values,) }}",
+        "{{ '{}'.format(meta.keys) }}",
+        "{{ meta.get | string }}",
+        "{{ [meta.get] ~ '' }}",
+        "{{ [meta.get] | join }}",
+        "{{ [meta] | join(',', 'items') }}",
+        "{{ meta.tags | replace('a', range) }}",
+        "{{ ('x' ~ ('y' ~ meta.items)) | upper }}",
+        "{{ 'n' ~ namespace(a=1) }}",
+        "{{ '' ~ self }}",
+        "{% macro m() %}x{% endmacro %}{{ 'a' ~ m }}",
+        "{% for tag in meta.tags %}{{ 'a' ~ loop }}{% endfor %}",
+        "{{ meta | xmlattr }}",
+    ],
+)
+def test_what_has_no_content_is_refused_wherever_it_becomes_text(source: str) -> None:
+    template = compile_template(source, KNOWN, "t")
+    with pytest.raises(ConfigError, match=r"cannot be printed|Circular reference|the template cannot be filled in"):
+        render(template, "user", {"meta": wrap({"tags": ["a", "b"]})}, "t")
+
+
+@pytest.mark.parametrize(
     ("source", "sentence"),
     [
         ("{{ prompt.__class__ }}", "SecurityError"),
