@@ -17,6 +17,7 @@ from judges.spec.base import JudgeSpec, ModelSpec
 from judges.spec.modes import MODES, JurySpec, PythonSpec
 from prompts.render import compile_template
 from selfplay.config import AddedReward, Recipe, Reward, parse_yaml, read_text, validate
+from selfplay.config.load import hide_keys
 from selfplay.errors import ConfigError
 from selfplay.objects import source_of
 
@@ -102,7 +103,9 @@ def parse_spec(tree: Any, where: str = "judge", folder: Path = Path(), model: st
     """Return a judge from what its YAML holds; references are relative to `folder`. Raises ConfigError naming `where`."""
     if not isinstance(tree, dict) or not isinstance(tree.get("mode"), str) or tree["mode"] not in MODES:
         given = tree.get("mode") if isinstance(tree, dict) else None
-        raise ConfigError(f"{where}: mode = {given!r}, but a judge file names one of the modes {', '.join(MODES)}")
+        raise ConfigError(
+            f"{where}: mode = {hide_keys(repr(given))}, but a judge file names one of the modes {', '.join(MODES)}"
+        )
     kind = MODES[tree["mode"]]
     tree = dict(tree)
     if model is not None and kind is not JurySpec:

@@ -17,6 +17,14 @@ from selfplay.config.recipe import Recipe
 from selfplay.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
+A_KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:sk|gsk|hf|xai|pk|rk|nvapi)[-_](?=[-_A-Za-z0-9]*\d)[-_A-Za-z0-9]{12,}|AIza[-_A-Za-z0-9]{16,})"
+    r"|Bearer \S+",
+)
+NAMED_KEY = re.compile(
+    r"""((?:key|secret|token|authorization|password|credentials?)['"]?\s*[:=]\s*[\[({]*)('[^'\n]*'|"[^"\n]*"|[^\s,}\])]+)""",
+    re.IGNORECASE,
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -117,12 +125,17 @@ def check_json(value: Any) -> None:
             waiting += [(item, name, depth + 1) for item in one]
 
 
+def hide_keys(shown: str) -> str:
+    """Return what a message shows of a user's file, with *** for what looks like a key and for what is named one."""
+    return NAMED_KEY.sub(r"\1***", A_KEY.sub("***", shown))
+
+
 def parse_yaml(text: str, where: str = "the text") -> Any:
     """Parse YAML; raises ConfigError that names `where` and the line."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(hide_keys(str(error)).split())}") from None
 
 
 def check_text(what: str, text: str) -> None:
@@ -138,7 +151,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     check_text("the override", override)
     key, sign, value = override.partition("=")
     if not sign or not key:
-        raise ConfigError(f"override {override!r} is not of the form key=value, such as algorithm.steps=10")
+        raise ConfigError(
+            f"override {hide_keys(repr(override))} is not of the form key=value, such as algorithm.steps=10"
+        )
     *parents, leaf = key.strip().split(".")
     node = tree
     for parent in parents:
@@ -167,7 +182,8 @@ def validate(model: type[T], tree: Any, where: str) -> T:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_sentence(model, item) for item in error.errors())) from None
+        sentences = "; ".join(_sentence(model, item) for item in error.errors())
+        raise ConfigError(f"{where}: {A_KEY.sub('***', sentences)}") from None
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
@@ -185,7 +201,7 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
     message = f"{message[0].lower()}{message[1:]}"
     if "endpoint" in location:  # a key may have been put where it does not belong
         return f"{key}: {message}"
-    return f"{key} = {error['input']!r}: {message}"
+    return f"{key} = {hide_keys(repr(error['input']))}: {message}"
 
 
 def _without_kinds(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from asking_servers import engine, prompts
 from misbehaving import serving
 
 from selfplay.config import Endpoint, SamplingParams, validate
+from selfplay.config.load import hide_keys
 from selfplay.engines.endpoint import EndpointEngine
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
@@ -126,6 +128,52 @@ def test_a_key_in_a_file_is_refused_and_not_shown(settings: dict[str, Any]) -> N
     with pytest.raises(ConfigError) as refusal:
         parse_spec(tree)
     assert KEY not in text_of(refusal.value) and "gsk_4f9a" not in text_of(refusal.value)
+
+
+SHORT = "sk-planted-SECRET-123456"
+
+
+@pytest.mark.parametrize("key", [KEY, SHORT, "hf_abcDEF123456789", "Bearer abc"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model: {name: m, key: KEY}",
+        "model: [KEY]",
+        "reasoning: KEY",
+        "revision: [KEY]",
+        "revision: {api_key: [KEY]}",
+        "mode: KEY",
+        "mode: {token: KEY}",
+        "output: {kind: KEY}",
+        "KEY: 1",
+        "examples: [{answer: [KEY]}]",
+        "model: 'KEY\nname: [",
+        "model: m\nmodel: KEY: x",
+    ],
+)
+def test_no_mistake_in_a_judge_s_file_shows_a_key(key: str, line: str, tmp_path: Path) -> None:
+    from judges import load_spec
+
+    file = tmp_path / "own.yaml"
+    known = "mode: pairwise\n" if not line.startswith("mode") else ""
+    file.write_text(f"{known}{line.replace('KEY', key)}\n")
+    with pytest.raises(ConfigError) as refusal:
+        load_spec(file)
+    assert key not in text_of(refusal.value)
+
+
+def test_what_is_named_a_key_is_hidden_whatever_it_is_and_nothing_else() -> None:
+    assert (
+        hide_keys("{'name': 'm', 'api_key': 'plain words', 'token': 7}")
+        == "{'name': 'm', 'api_key': ***, 'token': ***}"
+    )
+    for shown in (
+        "'hf-internal-testing/tiny-random-LlamaForCausalLM'",
+        "{'max_tokens': 'many'}",
+        "'sklearn'",
+        "'risk-averse'",
+    ):
+        assert hide_keys(shown) == shown
 
 
 def test_ordinary_names_of_fields_are_no_keys() -> None:
