@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompts.files import digest, names_file
 from selfplay.config import Recipe, SamplingParams
 from selfplay.distributed.cluster import started_by_launcher
 from selfplay.engines import generate_batches
@@ -70,6 +71,22 @@ class RunContext:
     def fingerprint(self, settings: Any, *inputs: tuple[int, str]) -> str:
         """Hash of the settings that a stage reads and of the (iteration, stage) folders that it reads."""
         return hash_of([self.recipe.seed, settings, [self.files.manifest_hash(*stage) for stage in inputs]])
+
+    def fingerprint_with(
+        self, stage: tuple[int, str], sources: list[str], settings: Any, *inputs: tuple[int, str]
+    ) -> str:
+        """Return the fingerprint of a stage that also reads files or datasets, by their content where they are files.
+
+        A stage that was begun before the content was held goes by their names; so does a finished one whose files are gone.
+        """
+        named, content = self.fingerprint(settings, *inputs), [digest(one) for one in sources]
+        known = self.made_from(*stage)
+        if content == sources or known == named:
+            return named
+        gone = any(names_file(one) and one == told for one, told in zip(sources, content, strict=True))
+        if known is not None and gone and self.files.finished(*stage):
+            return known
+        return self.fingerprint([settings, content], *inputs)
 
     def made_from(self, number: int, name: str) -> str | None:
         """Return the fingerprint that a stage was finished or begun with, None if there is nothing of it. Raises Damaged."""

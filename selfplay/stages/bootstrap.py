@@ -20,7 +20,6 @@ from transformers import (
     set_seed,
 )
 
-from prompts.files import digest, names_file
 from prompts.sources import load_demonstrations, load_documents
 from selfplay.config import Architecture, Bootstrap, Demonstrations
 from selfplay.context import RunContext
@@ -40,24 +39,12 @@ CHAT_TEMPLATE = (
 
 
 def fingerprint(run: RunContext, iteration: int = 0) -> str:
-    """Return what the start follows from: its settings, and the content of the files that it learns from.
-
-    A start of before the content was held goes by their names; so does a finished one whose files are not there any more.
-    """
+    """Return what the start follows from: its settings, and the content of the files that it learns from."""
     policy = run.recipe.policy
-    settings = policy.model_dump(exclude={"dtype", "lora"})
     tuned = [policy.sft, None if policy.bootstrap is None else policy.bootstrap.sft]
     sources = [] if policy.bootstrap is None else [policy.bootstrap.corpus]
     sources += [one.source for one in tuned if one is not None]
-    named, content, known = run.fingerprint(settings), [digest(one) for one in sources], run.made_from(0, "policy")
-    if content == sources or known == named:
-        return named
-    gone = any(names_file(one) and one == told for one, told in zip(sources, content, strict=True))
-    return (
-        known
-        if known is not None and gone and run.files.finished(0, "policy")
-        else run.fingerprint([settings, content])
-    )
+    return run.fingerprint_with((0, "policy"), sources, policy.model_dump(exclude={"dtype", "lora"}))
 
 
 def run(run: RunContext, iteration: int = 0) -> None:

@@ -28,7 +28,11 @@ def fingerprint(run: RunContext, iteration: int) -> str:
         made = [] if model is None else [(iteration, model.name)]
     elif needs.pairs:
         made = [(iteration, folder.name) for folder in run.files.rounds(iteration, "label")]
-    return run.fingerprint(settings, (iteration - 1, "policy"), (0, "policy"), *made)
+    pretraining = getattr(run.recipe.algorithm, "pretraining", None)
+    sources = [] if pretraining is None else [pretraining.source]
+    return run.fingerprint_with(
+        (iteration, "policy"), sources, settings, (iteration - 1, "policy"), (0, "policy"), *made
+    )
 
 
 def run(run: RunContext, iteration: int) -> None:

@@ -1,4 +1,4 @@
-"""What the start follows from holds the content of the files that it learns from; starts of before go by their names."""
+"""What start and policy follow from holds the content of the files that they learn from; those of before go by their names."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from selfplay.config import load_recipe
 from selfplay.context import RunContext
 from selfplay.errors import ConfigError
 from selfplay.rundir import RunDirectory
+from selfplay.stages import policy
 from selfplay.stages.bootstrap import fingerprint
 
 CORPUS = "policy.bootstrap={corpus: %s, sft: {source: %s}}"
@@ -71,6 +72,16 @@ def test_a_start_of_before_goes_by_names(files: dict[str, Path], finished: bool)
             pass
     files["corpus.txt"].write_text("two\n")
     assert fingerprint(run) == named
+
+
+def test_an_edited_corpus_of_ppos_makes_another_policy(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunDirectory, "manifest_hash", lambda files, number, name: f"{number} {name}")
+    corpus = f"algorithm={{kind: ppo, pretraining: {{source: {files['corpus.txt']}}}}}"
+    run = opened(files, "policy={model: some/model}", "reward={kind: judge}", corpus)
+    told = policy.fingerprint(run, 1)
+    assert policy.fingerprint(run, 1) == told
+    files["corpus.txt"].write_text("two\n")
+    assert policy.fingerprint(run, 1) != told
 
 
 def test_what_is_built_in_and_a_given_model_go_by_their_names(files: dict[str, Path]) -> None:
