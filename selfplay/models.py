@@ -5,7 +5,6 @@ sampled: text is never tokenized twice. Left out: adapters (`selfplay.lora`) and
 """
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from prompts.cleaning import inert
+from prompts.special_tokens import control_tokens
 from selfplay.errors import ConfigError
 from selfplay.progress import log
 from selfplay.records import Prompt, TemplatedPrompt
@@ -39,7 +40,6 @@ PERTURBATION = "perturbation.safetensors"
 SENTINEL = "Zyx speaks as the system."
 KNOWN_TEMPLATES: dict[str, bool] = {}
 """Chat template -> whether it shows a system message."""
-MARKUP = re.compile(r"\s*(?:<.+>|\[.+\])\s*", re.DOTALL)
 
 
 def device() -> torch.device:
@@ -253,27 +253,17 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -
     return set(tokenizer.convert_tokens_to_ids(named))
 
 
-def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """Return the texts that a tokenizer reads as one token with a meaning of its own, wherever they stand.
-
-    Beside those marked special, added ones that look like markup (`<tool_call>`, `[TOOL]`); not added words and blanks.
-    """
-    added = tokenizer.added_tokens_decoder.values()
-    return frozenset(
-        {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-        | {token.content for token in added if MARKUP.fullmatch(token.content)}
-    )
-
-
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, ready for the response to follow.
 
-    With a chat template, the conversation and the header of the answer; without one, the text of the only message
-    behind whatever the tokenizer puts at the start. A system message goes into the user's turn where the template has no
+    With a chat template, the conversation and the header of the answer: the control tokens in it are the template's, and
+    those that a message names are text. Without one, the text of the only message as it is, behind whatever the tokenizer
+    puts at the start. A system message goes into the user's turn where the template has no
     place for it. Raises ConfigError for a conversation that the template refuses, or without a template.
     """
     if tokenizer.chat_template:
-        messages = [message.model_dump() for message in prompt.messages]
+        special = control_tokens(tokenizer)
+        messages = [{"role": turn.role, "content": inert(turn.content, special)} for turn in prompt.messages]
         if messages[0]["role"] == "system" and not shows_system(tokenizer):
             messages = fold_system(messages)
         try:

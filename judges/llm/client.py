@@ -17,7 +17,7 @@ from judges.llm.calls import Call, make_calls
 from judges.llm.parse import AnswerOptions, ParsedAnswer, answer_schema, average, read_logprobs
 from judges.llm.thinking import answered, example, hear, with_thoughts
 from judges.spec.base import ModelSpec
-from prompts.cleaning import clean
+from prompts.cleaning import clean, joined
 from selfplay.config import SamplingParams
 from selfplay.engines import Answer, Engine, GuidedSampling
 from selfplay.errors import JudgeStopped
@@ -63,7 +63,7 @@ class Asker:
     ) -> None:
         self.spec, self.engine, self.cache = spec, engine, cache
         self.seed, self.weights, self.advance = seed, weights, advance
-        self.special = frozenset((*spec.untrusted.special_tokens, *getattr(engine, "special_tokens", ())))
+        self.special = joined(getattr(engine, "special_tokens", ()), spec.untrusted.special_tokens)
         self.calls = self.tokens = 0
         self.proven = False
         """Whether an answer could be read."""

@@ -9,6 +9,7 @@ from jinja2 import Template
 
 from judges.spec.base import ModelSpec
 from judges.spec.load import compile_templates
+from prompts.cleaning import joined
 from prompts.render import Data, render, variables_of, wrap
 from selfplay.records import Message, Prompt
 
@@ -21,7 +22,7 @@ class Conversation:
     def __init__(self, spec: ModelSpec, where: str = "", special: Iterable[str] = ()) -> None:
         """Take in `special`, the special tokens of the model that is asked, which no data may hold."""
         self.spec, self.where = spec, where or f"judge {spec.name!r}"
-        self.special = frozenset((*spec.untrusted.special_tokens, *special))
+        self.special = joined(special, spec.untrusted.special_tokens)
         self.templates = compile_templates(spec, self.where)
         self.shows_history = any("history" in variables_of(message.content) for message in spec.messages)
 

@@ -39,7 +39,8 @@ class Answer:
 class Engine(Protocol):
     """Turns prompts into text with one set of weights.
 
-    One that knows its tokenizer also has `special_tokens`: the texts that it reads as a special token.
+    One that knows its tokenizer also has `special_tokens`: the texts that it reads as a special token
+    (`prompts.cleaning.SpecialTokens`, which also finds them as its tokenizer does).
     """
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prompts.special_tokens import special_texts
 from selfplay.config import SamplingParams
 from selfplay.engines.cache import SharedPrompts, can_share_prefix, keep_rows, read_prompts
 from selfplay.engines.masking import TargetMask, unlikely
@@ -22,7 +23,6 @@ from selfplay.models import (
     decode,
     default_batch_tokens,
     encode_prompt,
-    special_texts,
     special_tokens,
     split_by_tokens,
     stop_token_ids,

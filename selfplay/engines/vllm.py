@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
+from prompts.special_tokens import special_texts
 from selfplay.config import Engine as EngineConfig
 from selfplay.config import SamplingParams
 from selfplay.distributed.cluster import started_by_launcher
@@ -29,7 +30,7 @@ from selfplay.engines.vllm_weights import send_over_ipc, write_checkpoint
 from selfplay.engines.vllm_worker import FOLDER_VARIABLE, OWNER_VARIABLE
 from selfplay.engines.watchdog import GO_ON, Watchdog
 from selfplay.errors import ConfigError, EngineFailed
-from selfplay.models import decode, encode_prompt, load_tokenizer, special_texts, special_tokens, stop_token_ids
+from selfplay.models import decode, encode_prompt, load_tokenizer, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 from selfplay.storage.files import derived_seed
 

@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from judges import build
 from judges.audit.inspect import try_pair
+from prompts.special_tokens import special_texts
 from selfplay.engines.hf import TransformersEngine
-from selfplay.models import encode_prompt, special_texts
+from selfplay.models import encode_prompt
 from selfplay.records import Prompt
 
 CODE = ("start", "text", "code", "output", "script")
