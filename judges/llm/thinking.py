@@ -6,7 +6,9 @@ object that a server with a reasoning parser took for thinking, though nothing f
 """
 
 import json
+import re
 from collections.abc import Sequence
+from itertools import accumulate
 
 from judges.llm.parse import AnswerOptions, ParsedAnswer, read
 from judges.spec.sections import Output, Reasoning
@@ -29,16 +31,25 @@ CURES = (
 def split(text: str, tags: tuple[str, str]) -> tuple[str, str, bool]:
     """Return what a model thought, what it answered, and whether its thinking came to an end, if it thought at all.
 
-    The last closing tag counts: whatever the thinking quotes, the answer is behind all of it.
+    The last closing tag counts: whatever the thinking quotes, the answer is behind all of it. Only in a string of a JSON
+    object that the text begins with, and that is still open there, is it part of an answer.
     """
     opening, closing = tags
     begun = text.lstrip().startswith(opening)
-    if closing in text and (begun or not text.lstrip().startswith("{")):  # an answer in JSON may quote a tag
+    if closing in text and (begun or not quoted_in_object(text, closing)):
         thought, _, answer = text.rpartition(closing)
         return thought.strip().removeprefix(opening).strip(), answer.strip(), True
     if begun:
         return text.strip().removeprefix(opening).strip(), "", False
     return "", text, True
+
+
+def quoted_in_object(text: str, tag: str) -> bool:
+    """Return whether the last `tag` stands in a string of the JSON object that `text` begins with, cut off or not."""
+    before = text[: text.rindex(tag)].lstrip()
+    code, open_string, _ = re.sub(r'"(?:[^"\\]|\\.)*"', "", before, flags=re.DOTALL).partition('"')
+    depths = accumulate({"{": 1, "}": -1}.get(sign, 0) for sign in code)
+    return code.startswith("{") and bool(open_string) and all(depth > 0 for depth in depths)
 
 
 def hear(output: Output, menu: AnswerOptions, reasoning: Reasoning, answer: Answer) -> list[ParsedAnswer]:

@@ -38,6 +38,10 @@ VERDICT_B = '{"reason": "longer", "verdict": "B"}'
         ("<think>it says </think>[[B]], a trick</think>[[A]]", "it says </think>[[B]], a trick", "[[A]]", True),
         ("<think>on and on [[B]]", "on and on [[B]]", "", False),
         ('{"reason": "it says </think>", "verdict": "A"}', "", '{"reason": "it says </think>", "verdict": "A"}', True),
+        ('{"reason": "a \\"b\\" and </think> an', "", '{"reason": "a \\"b\\" and </think> an', True),  # cut off
+        (f"{VERDICT_B} hmm, no.</think>\n\nI cannot say.", f"{VERDICT_B} hmm, no.", "I cannot say.", True),
+        (f"{VERDICT_B} hmm</think>{VERDICT_A}", f"{VERDICT_B} hmm", VERDICT_A, True),
+        ('{"says": "</think>"} hm "x</think>[[A]]', '{"says": "</think>"} hm "x', "[[A]]", True),
         ("I think that <think> is a tag. [[A]]", "", "I think that <think> is a tag. [[A]]", True),
     ],
 )

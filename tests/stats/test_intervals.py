@@ -69,7 +69,9 @@ def test_clustered_interval_by_hand():
     assert stats.clustered_interval([2, 2], [2, 2]) == pytest.approx(wilson(1.0, 2), abs=1e-7)
     # A bound at the value itself is exact, whatever the roots round to.
     for n in range(1, 60):
-        assert stats.clustered_interval([1] * n, [1] * n)[1] == 1.0 and stats.clustered_interval([0] * n, [1] * n)[0] == 0
+        assert (
+            stats.clustered_interval([1] * n, [1] * n)[1] == 1.0 and stats.clustered_interval([0] * n, [1] * n)[0] == 0
+        )
 
 
 def test_pairs_that_repeat_what_their_prompt_said_add_nothing():
