@@ -1,4 +1,4 @@
-"""Before anything is loaded: is the recipe possible, and how much work is it? Imports no torch."""
+"""Before anything is loaded: is the recipe possible? Imports no torch."""
 
 import importlib.util
 import inspect
@@ -9,15 +9,13 @@ from typing import Any
 
 import judges
 from judges.audit.cautions import cautions
-from judges.audit.costs import BYTES_PER_TOKEN, Asked, judge_dollars, longest_pairs, questions
 from judges.distill import RuleTeacher
 from judges.spec.load import reward_judge
 from prompts.preferences import load_preferences
 from prompts.sources import load_prompts
 from selfplay.algorithms import algorithm_of
 from selfplay.compare.best_of import check_choice
-from selfplay.config import DPO, HeldoutSet, Recipe, SamplingParams
-from selfplay.engines.endpoint_calls import request_body, worst_cost
+from selfplay.config import DPO, HeldoutSet, Recipe
 from selfplay.engines.endpoint_keys import Secrets
 from selfplay.errors import ConfigError
 from selfplay.objects import load_object
@@ -26,11 +24,9 @@ from selfplay.records import Message, Prompt
 from selfplay.rewards.metrics import MetricReward, references_of
 from selfplay.rewards.python import build_python_loss, build_python_reward
 from selfplay.rundir import RunDirectory
-from selfplay.storage.files import read_json, rows_in
+from selfplay.storage.files import read_json
 from selfplay.tracking import check_trackers
 from selfplay.weights.gguf import check_gguf, is_gguf
-
-BYTES_PER_WEIGHT = 4
 
 
 def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
@@ -69,7 +65,7 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     check_rewards(recipe, train)
     if recipe.evaluate.best_of is not None:
         check_choice(recipe, judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling)
-    beware = [caution for spec in judges_of(recipe) for caution in cautions(spec, (*train, *heldout))]
+    beware = [caution for spec, asked in judges_of(recipe, (*train, *heldout)) for caution in cautions(spec, asked)]
     for caution in dict.fromkeys(beware):
         log(f"  caution: {caution}")
     check_models(recipe)
@@ -100,12 +96,13 @@ def heldout_prompts(recipe: Recipe) -> list[Prompt]:
     return [] if recipe.prompts.heldout is None else load_prompts(recipe.prompts.heldout, recipe.seed)
 
 
-def judges_of(recipe: Recipe) -> list[judges.JudgeSpec]:
-    """Return the judges that label, measure and reward."""
+def judges_of(recipe: Recipe, prompts: Sequence[Prompt]) -> list[tuple[judges.JudgeSpec, Sequence[Prompt]]]:
+    """Return the judges that label, measure and reward, about `prompts`, and those of further sets, each with its own."""
     specs = [judges.load_spec(recipe.judge.file, recipe.judge_model)]
     specs += [judges.load_spec(recipe.evaluate.judge)] if recipe.evaluate.judge else []
     specs += [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
-    return specs
+    also = [(judges.load_spec(one.judge), load_prompts(one.prompts, recipe.seed)) for one in recipe.evaluate.also]
+    return [*((spec, prompts) for spec in specs), *also]
 
 
 def check_rewards(recipe: Recipe, train: Sequence[Prompt]) -> None:
@@ -258,85 +255,6 @@ def check_checkpoint(key: str, value: str) -> None:
     is_path = value.startswith((".", "/", "~")) or value.count("/") > 1 or Path(value).is_dir()
     if is_path and not (Path(value) / "config.json").is_file():
         raise ConfigError(f"{key} is {value!r}, which is not a checkpoint: there is no {value.rstrip('/')}/config.json")
-
-
-def work(recipe: Recipe) -> dict[str, Any]:
-    """Return how much there is to do over all iterations: completions, judge calls, episodes; tokens, bytes and dollars at most.
-
-    Extra rounds of the reward model are left out, but for dollars. In the first iteration there is no opponent but the
-    policy itself.
-    """
-    iterations, asked, each = recipe.iterations, recipe.generate.prompts, recipe.generate.completions
-    if not algorithm_of(recipe).needs(recipe).pairs:
-        asked = 0
-    alone = each * (each - 1) // 2
-    later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
-    pairs = asked * (alone + (iterations - 1) * later)
-    heldout = heldout_prompts(recipe)
-    matches = len(heldout) * (2 * iterations - 1)
-    sampled, answers = iterations * asked * each, len(heldout) * (iterations + 1)
-    drawn = iterations * len(heldout) * (recipe.evaluate.best_of or 0)
-    if drawn:  # the best of each group meets the start and a single answer
-        matches += 2 * iterations * len(heldout)
-    episodes = iterations * recipe.algorithm.steps_per_iteration * recipe.algorithm.episodes_per_step
-    labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
-    measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
-    rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
-    judged = [
-        Asked(labelling, pairs, sampled, iterations * asked, watched=asked > 0),
-        Asked(measuring, matches, answers + (iterations * len(heldout) if drawn else 0), matches, watched=False),
-        *(Asked(spec, episodes + drawn, episodes + drawn, episodes + drawn, watched=True) for spec in rewarding),
-    ]
-    prompts = load_prompts(recipe.prompts.train, recipe.seed) + heldout
-    longest = longest_pairs(prompts, each, recipe.sampling.max_tokens)
-    return {
-        "iterations": iterations,
-        "completions": sampled + answers + drawn,
-        "pairs": pairs,
-        "decided_pairs_about": decided_about(recipe, pairs),
-        "judge_calls": sum(
-            count for one in judged for _, count in questions(one.spec, one.pairs, one.answers, one.prompts)
-        ),
-        "episodes": episodes,
-        "sampled_tokens_at_most": (sampled + answers + drawn + episodes) * recipe.sampling.max_tokens,
-        "disk_bytes_about": disk(recipe, sampled + answers),
-        **judge_dollars(judged, longest, recipe.reward.extra_rounds, price_of_call),
-    }
-
-
-def decided_about(recipe: Recipe, pairs: int) -> int | None:
-    """Return how many of a recipe's pairs its judge will decide, at the share that its run's labels have decided so far.
-
-    None as long as nothing is labelled.
-    """
-    files = RunDirectory(recipe.directory)
-    asked = decided = 0
-    for number in files.numbers() if files.path.is_dir() else []:
-        if number and files.finished(number, "label"):
-            asked += rows_in(files.stage(number, "generate") / "pairs.parquet")
-            decided += rows_in(files.stage(number, "label") / "preferences.parquet")
-    return round(pairs * decided / asked) if asked else None
-
-
-def price_of_call(part: Any, prompt: Prompt, sampling: SamplingParams, choices: Sequence[str] | None) -> float:
-    """Dollars that a call of an endpoint's judge can cost at most."""
-    return worst_cost(part.endpoint, request_body(part.endpoint, part.model, prompt, sampling, choices))
-
-
-def disk(recipe: Recipe, completions: int) -> int | None:
-    """Checkpoints of policies and reward models, and the texts; None if the policy's size is not known without loading it."""
-    text = completions * recipe.sampling.max_tokens * BYTES_PER_TOKEN
-    if recipe.policy.bootstrap:
-        shape = recipe.policy.bootstrap.architecture
-        per_layer = 4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.intermediate_size
-        embeddings = recipe.policy.bootstrap.vocabulary * shape.hidden_size * (1 if shape.tie_embeddings else 2)
-        weights = (shape.layers * per_layer + embeddings) * BYTES_PER_WEIGHT
-    else:
-        files = list(Path(str(recipe.policy.model)).glob("*.safetensors"))
-        if not files:
-            return None
-        weights = sum(file.stat().st_size for file in files)
-    return weights * ((1 + recipe.reward.ensemble) * recipe.iterations + 1) + text
 
 
 def refuse_pruned(files: RunDirectory) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from selfplay.config import Recipe, load_recipe
 from selfplay.errors import ConfigError
-from selfplay.preflight import check, check_engines, work
+from selfplay.preflight import check, check_engines
+from selfplay.sizing.work import work
 
 PAIRWISE = """\
 mode: pairwise
@@ -334,7 +335,8 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
 
     bootstrapped(tmp_path)
     script = (
-        f"import sys; from selfplay.config import load_recipe; from selfplay.preflight import check, work; "
+        "import sys; from selfplay.config import load_recipe; from selfplay.preflight import check; "
+        "from selfplay.sizing.work import work; "
         f"recipe = load_recipe({str(tmp_path / 'r.yaml')!r}); check(recipe); work(recipe); print('torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -9,10 +9,12 @@ from test_preflight import bootstrapped, judge_file
 from typer.testing import CliRunner
 
 import judges
+from judges.audit.cautions import cautions
 from judges.audit.gold import canaries, load_gold
 from selfplay.cli import app
 from selfplay.config import Endpoint
-from selfplay.preflight import work
+from selfplay.preflight import judges_of
+from selfplay.sizing.work import work
 
 JUDGE = """\
 mode: pairwise
@@ -87,6 +89,38 @@ def test_every_member_of_a_jury_and_the_judge_that_measures_are_in_the_bill(tmp_
     found = work(bootstrapped(tmp_path, f"judge.file={jury}", f"evaluate.judge={member}"))
     # Two jurors on 8 pairs and what the jury is watched on; the judge that measures on 9 matches.
     assert found["judge_dollars"] == 2 * (8 + extra) * 2 * 5 + 9 * 2 * 5
+
+
+def test_the_judges_of_further_sets_are_in_the_bill_with_prompts_of_their_own(tmp_path: Path) -> None:
+    """They were left out: $0, no call, no caution."""
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "?"},
+    ]
+    rows = [{"prompt": "two and two", "reference": "4"}, {"messages": talk, "reference": "none"}]
+    (tmp_path / "sums.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    text = (
+        JUDGE.format(endpoint=WRITTEN, more="")
+        .replace("pairwise", "pointwise")
+        .replace("labels: {A: 1, B: 0}", "range: [0, 1]")
+    )
+    text = text.replace("gold: gold.jsonl", "").replace("(A|B)", "([01])")
+    text = text.replace("A: {{ responses[0] }} B: {{ responses[1] }}", "{{ reference }} {{ response }}")
+    file = judge_file(tmp_path, text, "sums.yaml")
+    before = work(bootstrapped(tmp_path))
+    also = f"[{{name: sums, prompts: {{source: {tmp_path}/sums.jsonl}}, judge: {file}}}]"
+    recipe = bootstrapped(tmp_path, f"evaluate.also={also}")
+    found = work(recipe)
+    # The start and two iterations, two prompts each, five tokens of a dollar; no call is repeated but by its 6 tries.
+    assert found["judge_dollars"] == 3 * 2 * 5 and found["judge_dollars_at_most"] == 3 * 2 * 5 * 2 * 6
+    assert found["judge_calls"] - before["judge_calls"] == found["completions"] - before["completions"] == 6
+    specs = {spec.name: asked for spec, asked in judges_of(recipe, [])}
+    assert [len(prompt.messages) for prompt in specs["sums"]] == [1, 3]
+    assert any(
+        "shows only the last turn" in one for spec, asked in judges_of(recipe, []) for one in cautions(spec, asked)
+    )
+    assert work(bootstrapped(tmp_path, f"evaluate.also={also}", "prompts.heldout=null"))["judge_dollars"] == 0
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -31,6 +31,8 @@ class Asked(NamedTuple):
     prompts: int
     watched: bool
     """Whether it is asked about its gold set and canaries too, once."""
+    longest: Sequence[Pair]
+    """The longest pairs that it can be shown, all of one prompt."""
 
 
 class PriceTag:
@@ -62,14 +64,11 @@ class PriceTag:
         """Do nothing: a price holds nothing."""
 
 
-def judge_dollars(
-    asked: Sequence[Asked], longest: Sequence[Pair], extra_rounds: int, price: Price
-) -> dict[str, float | None]:
+def judge_dollars(asked: Sequence[Asked], extra_rounds: int, price: Price) -> dict[str, float | None]:
     """Return the run's bill at endpoints, in dollars; None where an endpoint has no price, or its judge is a class of the user's.
 
     `judge_dollars`: every question asked once, with answers of full length. `judge_dollars_at_most`: every answer
     unreadable, every call failing as often as it may, in every extra round; but no more than `max_cost`, if all have one.
-    `longest` are the longest pairs there are, all of one prompt.
     """
     once = most = 0.0
     limits: list[float] = []
@@ -85,7 +84,7 @@ def judge_dollars(
             if not endpoint.costs or part.mode == "python":
                 return {"judge_dollars": None, "judge_dollars_at_most": None}
             rounds = 1 + extra_rounds if one.watched else 1
-            for number, times, groups in ((count, rounds, [longest]), (more, 1, [[pair] for pair in seen])):
+            for number, times, groups in ((count, rounds, [one.longest]), (more, 1, [[pair] for pair in seen])):
                 dearest = dearest_call(part, groups, price)
                 once += number * dearest
                 most += number * times * price_of_all_tries(part, dearest)

@@ -17,7 +17,7 @@ TEXT_PER_TOKEN = 8
 
 
 def disk(sizes: Sizes, work: dict[str, Any]) -> dict[str, int]:
-    """Return the bytes of a finished run, and the most while it works; `work` is that of `preflight.work`.
+    """Return the bytes of a finished run, and the most while it works; `work` is that of `sizing.work`.
 
     Policies keep the precision of the checkpoint that they come from, reward models are float32. A checkpoint of PPO's
     training is written before the one before it is removed, and the last goes when the iteration's policy is there.

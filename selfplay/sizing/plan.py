@@ -62,7 +62,7 @@ class Plan:
 def plan(
     recipe: Recipe, train: Sequence[Prompt], heldout: Sequence[Prompt], work: dict[str, Any], gpus: str | None
 ) -> Plan:
-    """Size a recipe for the named GPUs, else those found, else this machine's memory; `work` is that of `preflight.work`.
+    """Size a recipe for the named GPUs, else those found, else this machine's memory; `work` is that of `sizing.work`.
 
     Raises ConfigError for a card that is not known.
     """

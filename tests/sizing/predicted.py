@@ -16,10 +16,11 @@ from pathlib import Path
 
 from selfplay.config import Recipe, load_recipe
 from selfplay.loop import run, run_stage
-from selfplay.preflight import check, work
+from selfplay.preflight import check
 from selfplay.rundir import RunDirectory
 from selfplay.sizing.cards import GB
 from selfplay.sizing.plan import Plan, plan
+from selfplay.sizing.work import work
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ROW = "{:10}{:>10}{:>10}{:>8}{:>12}{:>10}{:>8}"
