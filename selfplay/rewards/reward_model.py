@@ -63,7 +63,9 @@ class RewardModel:
         self.batch_tokens = batch_tokens or default_batch_tokens(home(model))
         self.precision = preferred(model)
         self.digest: str | None = None
-        """Of its weights, where no process holds all of them any more."""
+        """Of its weights as they were read, before they were rounded or spread over processes; None for one that was not read."""
+        self.spread = False
+        """Whether no process holds all of its weights any more, so that all must score together."""
 
     @classmethod
     def load(cls, directory: str | Path, spread: bool = False) -> "RewardModel":
@@ -73,11 +75,13 @@ class RewardModel:
         """
         if not spread or world_size() == 1:
             found = cls(load_scalar_model(directory), load_tokenizer(directory))
+            found.digest = weights_digest(found.model)
             freeze(found.model, found.precision)
             return found
         found = cls(load_on_first(load_scalar_model, directory), load_tokenizer(directory))
         found.digest = from_first(lambda: weights_digest(found.model))
         shard(found.network, dtype=torch.float32)
+        found.spread = True
         return found
 
     @property
@@ -122,7 +126,7 @@ class RewardModel:
         """Return the head's output at the last token of each sequence of token ids."""
         scores = [0.0] * len(sequences)
         batches = split_by_tokens(range(len(sequences)), [len(one) for one in sequences], self.batch_tokens)
-        if self.digest is not None:  # weights are gathered by all processes together
+        if self.spread:  # weights are gathered by all processes together
             batches += [[] for _ in range(max(all_gather(len(batches))) - len(batches))]
         where = self.model.device
         pad = self.tokenizer.pad_token_id

@@ -50,6 +50,13 @@ def identity(reward: Reward) -> str:
     return type(reward).__qualname__
 
 
+def digest_of_critic(critic: Any, reward: Reward) -> str | None:
+    """Return the hash of the weights that a critic begins as, before any rounding: it may be the model that scores."""
+    if isinstance(reward, RewardModel) and critic is reward.model and reward.digest is not None:
+        return reward.digest
+    return None if critic is None else weights_digest(critic)
+
+
 def disagreement(reward: Reward) -> dict[str, float]:
     """Return `objective/disagreement`, of the responses scored last, where a reward is or holds an ensemble; else nothing."""
     if isinstance(reward, WeightedSum):
@@ -62,7 +69,7 @@ def spreads(reward: Reward) -> bool:
     if isinstance(reward, WeightedSum):
         return any(spreads(part) for _, part in reward.parts)
     members = reward.members if isinstance(reward, RewardEnsemble) else [reward]
-    return any(isinstance(one, RewardModel) and one.digest is not None for one in members)
+    return any(isinstance(one, RewardModel) and one.spread for one in members)
 
 
 class PairJudge(Protocol):

@@ -27,7 +27,7 @@ from selfplay.errors import ConfigError
 from selfplay.lora import unwrap_peft
 from selfplay.models import encode_prompt, weights_digest
 from selfplay.records import Prompt
-from selfplay.rewards.sources import Reward, disagreement, identity
+from selfplay.rewards.sources import Reward, digest_of_critic, disagreement, identity
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.checkpoint import resume, save_checkpoint, setting_at_checkpoint
 from selfplay.rl.experience import build_experience
@@ -124,7 +124,7 @@ class PPOTrainer:
             "corpus": hash_of(corpus),
             "policy weights": weights_digest(self.policy),
             "reference weights": None if reference is None else weights_digest(reference),
-            "critic weights": None if critic is None else weights_digest(critic),
+            "critic weights": digest_of_critic(critic, self.reward),
         }
 
     def train(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from tiny_models import PolicyMaker
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from selfplay.errors import ConfigError
+from selfplay.models import load_scalar_model, weights_digest
 from selfplay.records import Completion, Pair, Prompt, Verdict
 from selfplay.rewards.reward_model import RewardModel
-from selfplay.rewards.sources import FunctionReward, JudgeReward, WeightedSum
+from selfplay.rewards.sources import FunctionReward, JudgeReward, WeightedSum, digest_of_critic, identity, spreads
 
 
 def answer(prompt: Prompt, text: str, token_ids: tuple[int, ...] = ()) -> Completion:
@@ -133,3 +135,17 @@ def test_a_reward_model_scores_token_ids_at_their_last_one(
         ids = torch.tensor([[*tokenizer(prompt.text)["input_ids"], *response.token_ids]])
         expected = model.score(model.model(input_ids=ids).last_hidden_state[0, -1])
         assert value == pytest.approx(float(expected.detach()), abs=1e-5)
+
+
+def test_a_model_that_scores_in_bfloat16_is_known_by_the_weights_that_it_was_read_with(
+    make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_policy().config
+    config.num_labels = 1
+    RewardModel(LlamaForSequenceClassification(config), tokenizer).save(tmp_path)
+    monkeypatch.setattr("selfplay.rewards.reward_model.preferred", lambda model: "bfloat16")
+    read, found = load_scalar_model(tmp_path), RewardModel.load(tmp_path)
+    assert weights_digest(found.model) != weights_digest(read), "rounded"
+    assert identity(found) == f"model {weights_digest(read)}" and not spreads(found)
+    assert digest_of_critic(found.model, found) == weights_digest(read) == digest_of_critic(read, found)
+    assert digest_of_critic(None, found) is None
