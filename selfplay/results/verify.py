@@ -23,6 +23,7 @@ from selfplay.results.damage import (
 )
 from selfplay.results.verify_lines import (
     CACHE,
+    COMPARISONS,
     verify_cache,
     verify_comparisons,
     verify_journal,
@@ -120,7 +121,7 @@ def _verify_top(files: RunDirectory, found: Verification) -> None:
     known = {*SEALED, "config.yaml", "metrics.jsonl", CACHE, LEDGER}
     own = {files.iteration(number).name for number in files.numbers()}
     for path in sorted(files.path.iterdir()):
-        if path.is_dir() and path.name in ("compare", "score"):
+        if path.is_dir() and (path.name in COMPARISONS or any(map(is_journal, path.glob("samples/*")))):
             verify_comparisons(files, path, found)
         elif path.name not in known | own:
             rest = "what a killed process left; the next start removes it"

@@ -13,6 +13,8 @@ from selfplay.storage.checksums import is_complete
 from selfplay.storage.journal import entries, entry_of, is_journal
 
 CACHE = "judge_cache.sqlite"
+COMPARISONS = ("compare", "score")
+"""Folders of a run that the commands of these names write, where no other is named to them."""
 
 
 def verify_journal(path: Path, found: Verification) -> None:
@@ -63,12 +65,13 @@ def verify_logs(work: Path, known: set[Path], found: Verification) -> None:
 
 
 def verify_comparisons(files: RunDirectory, folder: Path, found: Verification) -> None:
-    """Verify the responses and scores that `selfplay compare` or `selfplay score` keeps in a folder of its name."""
+    """Verify the responses and scores that `selfplay compare` or `selfplay score` keeps in a folder."""
+    rest = f"`selfplay {folder.name}` writes it again" if folder.name in COMPARISONS else "this run did not make it"
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if is_journal(path):
             verify_journal(path, found)
         else:
-            found.left_out[name_in(files, path)] = f"`selfplay {folder.name}` writes it again"
+            found.left_out[name_in(files, path)] = rest
 
 
 def verify_cache(path: Path, found: Verification) -> None:

@@ -41,7 +41,7 @@ def stopped(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = AnswerCache(home / "judge_cache.sqlite")
     cache.put([(f"key {n}", Answer((f"[[{n}]]" * 9,), ("stop",), output_tokens=n)) for n in range(50)], "a model")
     cache.close()
-    for name in ("compare", "score"):
+    for name in ("compare", "score", "given-to-output"):
         (home / name / "samples").mkdir(parents=True)
         for ending in ("jsonl", "all", "scores"):
             Journal(home / name / "samples" / f"{'0a' * 12}.{ending}").append("answers", [{"text": "x"}])
@@ -72,7 +72,7 @@ def covered(home: Path, found: Verification) -> list[Path]:
 def test_a_run_is_what_was_written_and_what_is_left_out_is_listed_with_its_reason(stopped: Path) -> None:
     found = verify(stopped)
     assert found.damage == [] and found.unchecked == []
-    assert found.answers == 50 and found.journal_lines == 5 + 6 + 4 + 5
+    assert found.answers == 50 and found.journal_lines == 5 + 9 + 4 + 5
     assert found.files == len(covered(stopped, found)) + 1
     assert found.left_out.keys() >= {"best", "report.html", "notes.json", "iteration-001/policy/README.md"}
     assert all(len(reason) > 20 for reason in found.left_out.values())
@@ -143,7 +143,7 @@ def test_each_damaged_journal_is_found_repaired_and_read_again(stopped: Path, tm
     home = tmp_path / "run"
     shutil.copytree(stopped, home, symlinks=True)
     journals = [path for path in home.rglob("*") if path.is_file() and is_journal(path)]
-    assert len(journals) == 1 + 6 + 4
+    assert len(journals) == 1 + 9 + 4
     for path in journals:
         Journal(path).append("more", [2.0])
         data = path.read_bytes()
