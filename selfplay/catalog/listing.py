@@ -19,6 +19,7 @@ from selfplay.guard.selection import assess
 from selfplay.records import Comparison
 from selfplay.results.notes import read_notes
 from selfplay.rundir import RunDirectory
+from selfplay.storage.checksums import read_sealed
 from selfplay.storage.files import read_json
 
 
@@ -63,7 +64,7 @@ def _listing(path: Path) -> Listing:
     files = RunDirectory(path)
     size = _bytes(path)
     born = [file.stat().st_mtime for file in (path / "provenance.json", path / "config.yaml") if file.is_file()]
-    age = time.time() - min(born, default=time.time())
+    age = max(0.0, time.time() - min(born, default=time.time()))
     try:
         recipe = files.recipe()
         measured = recipe.prompts.heldout is not None
@@ -96,7 +97,7 @@ def _bytes(path: Path) -> int:
 def _state(files: RunDirectory, recipe: Recipe, done: int) -> tuple[str, str, float | None]:
     """Return what a run is doing, its stage or why it ended, and the seconds left of a running one where they can be told."""
     if (files.path / "outcome.json").is_file() and not _is_locked(files.path):
-        stopped = read_json(files.path / "outcome.json").get("stopped")
+        stopped = read_sealed(files.path / "outcome.json").get("stopped")
         return "finished", f"early: {stopped}" if stopped else "", None
     number, stage = _under_way(files)
     place = f"iteration {number}, {stage}" if stage else "between two stages"

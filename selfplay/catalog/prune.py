@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfplay.errors import ConfigError
-from selfplay.guard.selection import assess
+from selfplay.guard.selection import assess_run
+from selfplay.results.load import read_run
 from selfplay.rundir import RunDirectory
 from selfplay.storage import durable
 from selfplay.storage.checksums import MANIFEST, write_sealed
@@ -31,7 +32,8 @@ class Pruning:
 def plan_pruning(run: Path, keep: Iterable[str] = ("best",)) -> Pruning:
     """Return what pruning would remove. `keep` holds `best`, `last`, `start` or numbers of iterations.
 
-    Raises ConfigError for a run that is not finished, and for what cannot be kept.
+    Raises ConfigError for a run that is not finished, for what cannot be kept, and for an iteration to keep whose weights
+    are gone.
     """
     files = RunDirectory(run)
     recipe, there = files.recipe(), files.iterations()
@@ -39,15 +41,19 @@ def plan_pruning(run: Path, keep: Iterable[str] = ("best",)) -> Pruning:
         raise ConfigError(
             f"{str(run)!r} is not finished, and going on needs its weights: finish it with `selfplay run`, or delete it"
         )
-    places = {"best": assess(run).best_iteration, "last": there[-1], "start": 0}
+    names = list(keep)
+    places = {"last": there[-1], "start": 0}
+    if "best" in names:
+        places["best"] = _best(run)
     kept = set()
-    for name in (names := list(keep)):
+    for name in names:
         number = places.get(name, int(name) if name.isdecimal() else None)
         if number is None or number not in there:
             raise ConfigError(
                 f"{name!r} cannot be kept: {recipe.name} has the iterations {', '.join(map(str, there))}; name numbers, "
                 "or best, last, start"
             )
+        _check_weights(files, number)
         kept.add(number)
     if not names:
         raise ConfigError(
@@ -65,6 +71,30 @@ def plan_pruning(run: Path, keep: Iterable[str] = ("best",)) -> Pruning:
                 size += sum((files.stage(number, stage) / file).stat().st_size for file in gone)
                 folders += [(files.stage(number, stage), tuple(gone))] if gone else []
     return Pruning(tuple(sorted(kept)), tuple(folders), size)
+
+
+def _best(run: Path) -> int:
+    """Return a finished run's best iteration. Raises ConfigError where its outcome and its evaluations disagree."""
+    found = read_run(run)
+    best, left = found.outcome.get("best"), assess_run(found).best_iteration
+    if best != left:
+        raise ConfigError(
+            f"outcome.json of {str(run)!r} says that the best iteration is {best}, and its evaluations say {left}: `selfplay "
+            f"verify {run}` says what is damaged or missing; or name the numbers to keep"
+        )
+    return left
+
+
+def _check_weights(files: RunDirectory, number: int) -> None:
+    """Raise ConfigError if weights of an iteration's policy are not there any more."""
+    manifest, folder = files.manifest(number, "policy"), files.stage(number, "policy")
+    pruned = files.pruned(number, "policy")
+    gone = [file for file in manifest["outputs"] if file.endswith(WEIGHTS) and not (folder / file).is_file()]
+    if pruned or gone:
+        raise ConfigError(
+            f"iteration {number} cannot be kept: its weights {'were pruned before' if pruned else 'are gone'} "
+            f"({folder / (pruned or gone)[0]}); name one that has them"
+        )
 
 
 def prune(run: Path, pruning: Pruning) -> None:

@@ -1,10 +1,12 @@
 """Many runs: listed with their state, told apart, annotated, and pruned without losing what was measured."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -272,3 +274,42 @@ def test_sizes_have_three_digits():
         "4.56 MB",
         "1.23 GB",
     ]
+
+
+def test_an_iteration_whose_weights_are_gone_cannot_be_kept(copy):
+    best = json.loads((copy / "outcome.json").read_text())["best"]
+    other = 1 if best != 1 else 2
+    said("prune", copy, "--yes")
+    before = set(copy.rglob("*"))
+    for keep in (str(other), f"best,{other}"):
+        message = str(said("prune", copy, "--keep", keep, "--yes").exception)
+        assert f"iteration {other} cannot be kept: its weights were pruned before" in message
+    assert set(copy.rglob("*")) == before
+    (copy / f"iteration-{best:03d}/policy/model.safetensors").unlink()
+    assert "its weights are gone" in str(said("prune", copy, "--keep", "best", "--yes").exception)
+
+
+def test_the_best_is_not_guessed_where_evaluations_are_missing(tmp_path):
+    made = make_run(tmp_path / "runs/made", Plan(prompts=12))
+    outcome = {"best": 2, "reason": "", "stopped": None, "alarms": []}
+    (made / "outcome.json").write_text(json.dumps(outcome))
+    for folder in made.glob("iteration-*/evaluate"):
+        shutil.rmtree(folder)
+    with pytest.raises(
+        ConfigError, match="says that the best iteration is 2, and its evaluations say 0: `selfplay verify"
+    ):
+        plan_pruning(made)
+    assert plan_pruning(made, ["2"]).kept == (2,)
+
+
+def test_an_outcome_that_cannot_be_read_is_damaged_and_no_run_is_of_the_future(copy):
+    shutil.copytree(copy, copy.with_name("other"), symlinks=True)
+    (copy / "outcome.json").write_text("[]")
+    later = time.time() + 86400
+    for name in ("provenance.json", "config.yaml"):
+        os.utime(copy.with_name("other") / name, (later, later))
+    found = {Path(one.path).name: one for one in list_runs(copy.parent)}
+    assert (
+        found["tiny"].state == "damaged" and "outcome.json' is damaged: it holds no JSON object" in found["tiny"].detail
+    )
+    assert found["other"].state == "finished" and found["other"].age == 0
