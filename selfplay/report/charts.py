@@ -8,8 +8,8 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from html import escape
 
-from selfplay.formatting import bounds_text, hundredths, shortened
-from selfplay.report.svg import DASHES, MARKERS, Figure, Scale, Series, percent, plain, ticks
+from selfplay.formatting import bounds_text, hundredths
+from selfplay.report.svg import DASHES, MARKERS, Figure, Scale, Series, fitted, percent, plain, text_width, ticks
 
 
 def words(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
@@ -77,7 +77,7 @@ def apart(labels: Sequence[tuple[float, str]], x: Scale, share: float) -> list[t
     found: list[tuple[float, str]] = []
     free = -math.inf
     for place, label in labels:
-        width = 6.6 * len(label)
+        width = text_width(label)
         if x(place) - share * width >= free:
             found.append((x(place), label))
             free = x(place) + (1 - share) * width + 6
@@ -140,10 +140,10 @@ def matrix_chart(
 
     Names too long to stand above a column are numbered, and shortened in the middle.
     """
-    wide = max(map(len, labels)) > 11
-    rows = [f"{shortened(label, 30)} ({place})" if wide else label for place, label in enumerate(labels, 1)]
+    wide = max(map(text_width, labels)) > 90
+    rows = [f"{fitted(label, 240)} ({place})" if wide else label for place, label in enumerate(labels, 1)]
     columns = [f"({place})" if wide else label for place, label in enumerate(labels, 1)]
-    cell_w, cell_h, left, top = max(70, 6 * max(map(len, columns)) + 10), 36, 12 + 7 * max(map(len, rows)), 26
+    cell_w, cell_h, left, top = max(70, 10 + max(map(text_width, columns))), 36, 12 + max(map(text_width, rows)), 26
     parts = []
     for row, label in enumerate(rows):
         middle = top + cell_h * (row + 0.5) + 4
@@ -172,8 +172,8 @@ def interval_chart(
 ) -> Figure:
     """Rows of (label, value, low, high) as dots with bars over one axis, 0 marked; a side without a bound is an arrow."""
     width, row_h, top = 360, 30, 8
-    names = [shortened(row[0], 22) for row in rows]
-    left, base = 16 + 7 * max(map(len, names)), top + row_h * len(rows)
+    names = [fitted(row[0], 160) for row in rows]
+    left, base = 16 + max(map(text_width, names)), top + row_h * len(rows)
     ends = [value for row in rows for value in row[1:] if value is not None]
     marks = ticks(min(0.0, *ends), max(0.0, *ends))
     x = Scale(marks[0], marks[-1], left, width - 18)
@@ -192,7 +192,9 @@ def interval_chart(
             f'<g class="c0"><title>{escape(label)}: {plain(value)} {bounds_text(low, high)}</title><path '
             f'd="{bar}" stroke="currentColor" stroke-width="1.6" fill="none"/>{marker(0, x(value), y)}</g>'
         )
-    parts.append(words((left + width) / 2, base + 30, x_label, "middle", "muted"))
+    parts.append(
+        words(min((left + width) / 2, width - 4 - text_width(x_label) / 2), base + 30, x_label, "middle", "muted")
+    )
     return Figure(name, title, "".join(parts), width, base + 36, note)
 
 

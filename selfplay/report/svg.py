@@ -6,11 +6,12 @@ Left out on purpose: interaction. Every point carries its value as a tooltip, an
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from selfplay.formatting import hundredths
+from selfplay.formatting import hundredths, shortened
 
 PALETTE = ("#0072b2", "#d55e00", "#008f6a", "#a8579b", "#8a6d00", "#4a4a4a")
 """Okabe-Ito, darkened where needed for text on white (contrast of at least 4.5)."""
@@ -64,6 +65,32 @@ class Series:
     high: Sequence[float | None] = ()
     colour: int = 0
     markers: bool = True
+
+
+def text_width(text: str) -> int:
+    """Return an upper bound of the width of a text at 12 px, in drawing units: after DejaVu Sans, the widest font of `FONT`."""
+    return math.ceil(sum(map(_letter_width, text)))
+
+
+def _letter_width(letter: str) -> float:
+    """Return an upper bound of one letter's width at 12 px."""
+    if not letter.isascii():
+        return 17.0 if unicodedata.east_asian_width(letter) in "WF" else 12.1
+    if letter in "mwMW@%":
+        return 12.1
+    if letter in " .,:;'|!iIjJlftr()[]/-\\":
+        return 5.0
+    if letter in '*_"?${}0123456789' or letter.islower():
+        return 7.8
+    return 10.2  # the other capitals, and + < = > & #
+
+
+def fitted(name: str, most: float) -> str:
+    """Return a name, shortened in the middle where it would be wider than so many drawing units."""
+    return next(
+        (short for count in range(len(name), 2, -1) if text_width(short := shortened(name, count)) <= most),
+        shortened(name, 2),
+    )
 
 
 def percent(value: float) -> str:

@@ -12,7 +12,7 @@ from selfplay.report import export_figures as saving
 from selfplay.report import svg as figures
 from selfplay.report.charts import bar_chart, interval_chart, line_chart, matrix_chart
 from selfplay.report.plots import iteration_figures, overoptimisation_figures
-from selfplay.report.svg import Series
+from selfplay.report.svg import Series, fitted, text_width
 from selfplay.results.load import read_run
 
 HOSTILE = "</svg><script>alert(1)</script> & \"'"
@@ -138,3 +138,25 @@ def test_what_comes_first_has_one_win_rate(tmp_path):
         figure = next(one for one in iteration_figures(run) if one.name == "win_rate")
         assert figure.body.count("<polyline") == lines
         assert ("against the one before" in figure.body) == (iterations == 2)
+
+
+# Advance widths of DejaVu Sans, in 1/2048 of the size of the font.
+ADVANCES = {"W": 2025, "M": 1767, "@": 2048, "G": 1587, "O": 1612, "m": 1995, "w": 1675, "b": 1300, "0": 1303, "f": 721}
+
+
+@pytest.mark.parametrize(("letter", "advance"), ADVANCES.items())
+def test_no_letter_is_wider_than_it_is_taken_to_be(letter, advance):
+    assert text_width(letter * 10) >= 10 * 12 * advance / 2048
+
+
+def test_names_in_wide_letters_stay_within_their_figures():
+    names = ["GEMMA@MMW", "WWW@MAMMOTH", "W" * 60]
+    matrix = matrix_chart("m", "t", names, [[None, 0.2, 0.1], [0.8, None, 0.1], [0.9, 0.9, None]])
+    ratings = interval_chart("r", "t", [(name, 1, -5, 5) for name in names], "points; 400 are odds of 10 : 1")
+    for chart in (matrix, ratings):
+        for x, anchor, text in re.findall(r'<text[^>]* x="([^"]+)" y="[^"]+" text-anchor="(\w+)">([^<]+)<', chart.body):
+            wide = sum(12 * ADVANCES.get(letter, 0) / 2048 for letter in text)
+            left = float(x) - wide * {"start": 0, "middle": 0.5, "end": 1}[anchor]
+            assert left >= 0 and left + wide <= chart.width, text
+    assert "GEMMA@MMW" in ratings.body and "WWW@MAMMOTH" in ratings.body and fitted("W" * 60, 160) in ratings.body
+    assert text_width(fitted("W" * 60, 160)) <= 160
