@@ -46,13 +46,13 @@ def interval_text(value: float, low: float, high: float) -> str:
 
 def points_text(share: float, low: float, high: float) -> str:
     """Return a difference of shares in percentage points, with its interval: `5 points [2, 8]`."""
-    return f"{share * 100 + 0.0:.0f} points [{100 * low + 0.0:.0f}, {100 * high + 0.0:.0f}]"
+    return f"{100 * share:z.0f} points [{100 * low:z.0f}, {100 * high:z.0f}]"
 
 
 def bounds_text(low: float | None, high: float | None) -> str:
     """Return the interval of a rating, where a side without a bound is open: `[-8, \N{INFINITY})`."""
-    left = "(-\N{INFINITY}" if low is None else f"[{low:.0f}"
-    return f"{left}, " + ("\N{INFINITY})" if high is None else f"{high:.0f}]")
+    left = "(-\N{INFINITY}" if low is None else f"[{low:z.0f}"
+    return f"{left}, " + ("\N{INFINITY})" if high is None else f"{high:z.0f}]")
 
 
 def rate_text(one: Comparison | None) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from selfplay.formatting import bounds_text, hundredths, interval_text
+from selfplay.formatting import bounds_text, hundredths, interval_text, points_text
 from selfplay.report.svg import percent
 
 
@@ -37,3 +37,8 @@ def test_ticks_and_tooltips_do_as_well():
 
 def test_a_side_without_a_bound_is_open():
     assert bounds_text(-7.6, None) == "[-8, \N{INFINITY})" and bounds_text(None, 3.2) == "(-\N{INFINITY}, 3]"
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    assert points_text(-0.004, -0.02, -0.0) == "0 points [-2, 0]"
+    assert bounds_text(-0.3, -0.1) == "[0, 0]"

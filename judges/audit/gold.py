@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from judges.llm.templates import drawn
 from judges.spec.base import JudgeSpec, ModelSpec
 from selfplay.config import parse_json, read_text
@@ -80,7 +82,7 @@ def json_lines(path: Path, read: Callable[[dict[str, Any], str], T], form: str) 
                 name = str(row.get("id", f"{path.stem}-{number}"))
             except (ValueError, LookupError, TypeError) as error:
                 raise ConfigError(
-                    f"{path}, line {number}: {type(error).__name__}: {error}; a gold pair is a JSON object {form}"
+                    f"{path}, line {number}: {_reason(error)}; a gold pair is a JSON object {form}"
                 ) from None
             if name in names:
                 raise ConfigError(
@@ -90,6 +92,13 @@ def json_lines(path: Path, read: Callable[[dict[str, Any], str], T], form: str) 
     if not rows:
         raise ConfigError(f"the gold file {str(path)!r} holds no pairs")
     return rows
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a line, in one line: of pydantic's errors where each is, and its message."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, one['loc'])) or error.title}: {one['msg']}" for one in error.errors())
+    return f"{type(error).__name__}: {error}"
 
 
 def _gold_pair(row: dict[str, Any], name: str) -> GoldPair:

@@ -29,6 +29,11 @@ def export(target: str, directory: str | Path, *, push_to_hub: str | None = None
         raise ConfigError(f"{str(directory)!r} is not the name of a new directory: give one, such as my-model")
     if one.run is None:
         raise ConfigError(f"{target!r} is not a run directory: name one, such as runs/quickstart@best")
+    if one.best_of is not None:
+        raise ConfigError(
+            f"{target!r} is the best of {one.best_of} answers, which a checkpoint cannot hold: leave *{one.best_of} out to "
+            "export the policy alone"
+        )
     refuse_pruned(one)
     iteration = int(Path(one.checkpoint).parent.name.rpartition("-")[2])
     origin = {

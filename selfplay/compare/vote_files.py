@@ -238,6 +238,12 @@ def _vote(values: Sequence[Any], where: str) -> Vote:
     value = values[3]
     said = "" if value is None else str(value).strip()
     preference = WORDS.get(said.lower())
+    sides = {float(place == 0) for place, name in enumerate(names[1:]) if name.lower() == said.lower()}
+    if preference is not None and len(sides) == 1 and preference not in sides:
+        raise ConfigError(
+            f"{where}: preference {said!r} is a word of its own and the name of a model too, and they say different things: "
+            "give P(model_a is better) as a number, 1, 0.5 or 0 (empty where it is not known), or rename the models"
+        )
     if preference is None and said in names[1:]:
         preference = float(said == names[1])
     elif preference is None:
@@ -246,7 +252,7 @@ def _vote(values: Sequence[Any], where: str) -> Vote:
         )
     lengths = [
         math.nan
-        if value is None or math.isnan(WORDS.get(str(value).lower(), 0))
+        if value is None or math.isnan(WORDS.get(str(value).strip().lower(), 0))
         else _length(value, f"{where}: {part}")
         for part, value in zip(("length_a", "length_b"), values[4:6], strict=True)
     ]

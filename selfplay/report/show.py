@@ -197,6 +197,11 @@ def print_check(found: dict[str, Any]) -> None:
         console.print("within its thresholds")
 
 
+def _pairs(count: int) -> str:
+    """Return a number of pairs in words."""
+    return "1 pair" if count == 1 else f"{count} pairs"
+
+
 def _figure(value: Any) -> str:
     """Return a number, or an interval."""
     if isinstance(value, (list, tuple)):
@@ -244,12 +249,12 @@ def print_judges(found: dict[str, Any], verdict: str) -> None:
     kappa, difference = found["kappa"], found["difference"]
     beyond = "" if kappa is None else f", kappa {kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]"
     console.print(
-        f"{found['pairs']} pairs, {found['read_by_both']} with two verdicts: agreement {interval(found['agreement'])}%{beyond}"
+        f"{_pairs(found['pairs'])}, {found['read_by_both']} with two verdicts: agreement {interval(found['agreement'])}%{beyond}"
     )
     if difference is not None:
         console.print(
-            f"right less right, on {found['known']} pairs with a known answer: {100 * difference['value']:+.1f} points "
-            f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}], sign test p = {found['p_value']:.2g}"
+            f"right less right, on {_pairs(found['known'])} with a known answer: {100 * difference['value']:+z.1f} points "
+            f"[{100 * difference['low']:+z.1f}, {100 * difference['high']:+z.1f}], sign test p = {found['p_value']:.2g}"
         )
     console.print(verdict)
     if found["apart"]:

@@ -61,7 +61,7 @@ def print_summary(
         console.print()
     if summary.ratings:
         rows = [
-            (display_name(one.model), f"{one.rating:.0f}", bounds_text(one.low, one.high)) for one in summary.ratings
+            (display_name(one.model), f"{one.rating:z.0f}", bounds_text(one.low, one.high)) for one in summary.ratings
         ]
         print_table(console, ("rating", "points", "95% interval"), rows)
         console.print()

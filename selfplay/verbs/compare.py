@@ -95,6 +95,7 @@ def compare(
     if (votes is None) == (not targets):
         raise ConfigError("name what to compare: checkpoints and runs, or --votes FILE, not both")
     _check_formats(table or [])
+    check_folder(output)
     if votes is not None:
         options = {
             "--prompts": prompts,
@@ -115,6 +116,13 @@ def compare(
         targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by, launch=launch
     )
     _hand_over(result, result.folder, report, table or [], as_json)
+
+
+def check_folder(output: Path | None) -> None:
+    """Raise ConfigError for an --output that cannot be a folder, since it or a part of its path is a file."""
+    there = next((path for path in (output, *output.parents) if path.exists()), None) if output is not None else None
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"--output {str(output)!r} is to be a folder, and {str(there)!r} is a file: name a folder")
 
 
 def _check_formats(table_files: Sequence[Path]) -> None:

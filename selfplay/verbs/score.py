@@ -16,6 +16,7 @@ from selfplay.verbs.compare import (
     Split,
     Temperature,
     Workers,
+    check_folder,
     given_of,
     launch_of,
 )
@@ -55,6 +56,7 @@ def score(
     from selfplay.compare.score import score as score_checkpoints
 
     given = given_of(prompts, split, judge, temperature, max_tokens, engine)
+    check_folder(output)
     found = score_checkpoints(targets, given, like=like, folder=output, by=by, launch=launch_of(workers, address))
     if as_json:
         emit(found.model_dump(mode="json"))

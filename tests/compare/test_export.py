@@ -165,3 +165,9 @@ def test_the_snippet_in_the_card_runs_as_it_stands(tiny, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
     assert 'pipeline("text-generation", model=".")' in code
+
+
+def test_best_of_several_answers_is_no_checkpoint(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"@1\*4' is the best of 4 answers, .*: leave \*4 out"):
+        export(f"{tiny}@1*4", tmp_path / "new")
+    assert not (tmp_path / "new").exists()

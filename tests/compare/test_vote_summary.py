@@ -92,3 +92,9 @@ def test_alpacaevals_own_file_is_read(tmp_path):
     (tmp_path / "instruction_difficulty.csv").write_text("index,instruction_difficulty\n0,-1.5\n1,0.25\n")
     table = tabulate([Vote("1", "m", "base", 1.0), Vote("0", "m", "base", 0.0)])
     np.testing.assert_array_equal(known_difficulty(tmp_path / "instruction_difficulty.csv", table), [0.25, -1.5])
+
+
+def test_a_file_is_no_folder_for_output(arena):
+    for output in (arena, arena / "below"):
+        found = said("--votes", arena, "--output", output).exception
+        assert isinstance(found, ConfigError) and f"{str(arena)!r} is a file: name a folder" in str(found)

@@ -153,14 +153,25 @@ def test_a_gzip_file_that_was_cut_off_is_a_sentence(tmp_path):
 
 
 def test_the_winner_can_be_named(tmp_path):
-    """Known words come first: of models called b and a, `a` still means model_a."""
+    # Of models called b and a, `a` may mean either: the first of the row, or the one of that name.
     (tmp_path / "v.csv").write_text(
         "prompt,model_a,model_b,winner\np,gpt,Llama,gpt\nq,gpt,Llama, Llama\nr,gpt,Llama,Tie\n"
     )
     np.testing.assert_array_equal(read_votes(tmp_path / "v.csv").table.mean()[:, 0], [1, 0, 0.5])
-    (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,b,a,a\n")
-    table = read_votes(tmp_path / "v.csv").table
-    assert table.models == ("a", "b") and table.mean()[0, 0] == 1
+    (tmp_path / "v.csv").write_text("prompt,model_a,model_b,winner\np,A,B,a\nq,A,B,B\n")
+    np.testing.assert_array_equal(read_votes(tmp_path / "v.csv").table.mean()[:, 0], [1, 0])
+    for row in ("p,B,A,a", "p,b,a,b", "p,Tie,x,tie", "p,x,none,none"):
+        (tmp_path / "v.csv").write_text(f"prompt,model_a,model_b,winner\n{row}\n")
+        with pytest.raises(
+            ConfigError, match=r"v.csv:2: preference '\w+' is a word of its own and the name of a model too"
+        ):
+            read_votes(tmp_path / "v.csv")
+
+
+@pytest.mark.parametrize("empty", ["", " ", " NaN", "null "])
+def test_a_length_that_is_not_known_may_have_spaces_around_it(tmp_path, empty):
+    (tmp_path / "v.csv").write_text(f"prompt,model_a,model_b,winner,length_a,length_b\np,x,y,a,{empty},5\n")
+    assert np.isnan(read_votes(tmp_path / "v.csv").table.length[0, 0])
 
 
 def test_empty_cells_behind_the_columns_are_no_mistake(tmp_path):

@@ -481,3 +481,11 @@ def test_trying_shows_the_sentence_with_which_a_server_refuses(capsys: pytest.Ca
     print_trial(trial.model_dump(mode="json"))
     shown = capsys.readouterr().out
     assert "[said] nothing: the server answered 400: no such model" in shown and "there is no model" not in shown
+
+
+def test_a_message_that_is_none_is_named_in_one_line(tmp_path):
+    file = tmp_path / "gold.jsonl"
+    file.write_text(json.dumps({"prompt": [{"role": "user", "content": 5}], "chosen": "a", "rejected": "b"}) + "\n")
+    with pytest.raises(ConfigError, match=r"line 1: content: .*valid string.*; a gold pair is a JSON object") as error:
+        load_gold(file)
+    assert "\n" not in str(error.value) and "pydantic" not in str(error.value)
