@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from selfplay.config import Recipe, validate
+from selfplay.config import FREE_SETTINGS, Recipe, validate
 from selfplay.errors import ConfigError
 from selfplay.progress import log
 from selfplay.storage import durable
@@ -35,8 +35,6 @@ from selfplay.storage.files import hash_of, json_lines, read_json_lines
 from selfplay.storage.provenance import changes, provenance
 from selfplay.storage.upgrade import upgrade_settings, upgrade_unfinished
 
-FREE_SETTINGS = ("description", "output", "threads", "report_to", "iterations", "launch")
-"""Settings that may change on a run that has begun: none of them changes what its finished stages made."""
 INPUTS = "inputs"
 """Folder of a run that `selfplay.train` was given prompts, samples or a model for: where it wrote them."""
 WORK = "work"
@@ -341,7 +339,7 @@ def place(name: str) -> tuple[bool, int, int]:
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Return settings that differ between two recipes, one `key: old -> new` each; those in FREE_SETTINGS do not count."""
     found = []
-    for key in sorted({*old, *new} - (set(FREE_SETTINGS) if not prefix else set())):
+    for key in sorted(key for key in {*old, *new} if f"{prefix}{key}" not in FREE_SETTINGS):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             found += differences(before, after, f"{prefix}{key}.")

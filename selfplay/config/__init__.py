@@ -5,7 +5,7 @@ is refused here, in one sentence that names the value and the way out. What need
 checked by `selfplay.preflight`.
 """
 
-from selfplay.config.base import Count, NonNegative, Positive, Section, Texts, Unit
+from selfplay.config.base import FREE_SETTINGS, SAFE_TO_CHANGE, Count, NonNegative, Positive, Section, Texts, Unit
 from selfplay.config.data import Generate, Prompts, PromptSource, Sampling, SamplingParams
 from selfplay.config.dpo import DPO, DemonstratedPairs
 from selfplay.config.ilql import ILQL
@@ -32,10 +32,12 @@ from selfplay.errors import ConfigError
 
 __all__ = [
     "DPO",
+    "FREE_SETTINGS",
     "ILQL",
     "NESTED",
     "NLPO",
     "PPO",
+    "SAFE_TO_CHANGE",
     "AdaptiveKL",
     "AddedReward",
     "Architecture",

@@ -1,6 +1,6 @@
 """What every section of a recipe or a judge file is made of: strict frozen pydantic models, and the types of their values."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,30 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 Schedule = Literal["linear", "constant", "cosine"]
+
+SAFE_TO_CHANGE = frozenset(
+    {
+        "checkpoint_every",
+        "compile",
+        "gradient_checkpointing",
+        "log_samples",
+        "micro_batch",
+        "micro_batch_tokens",
+        "offload_optimizer",
+    }
+)
+"""Settings of algorithms that change time, memory or what is written down, and nothing that is learned."""
+FREE_SETTINGS = (
+    "description",
+    "output",
+    "threads",
+    "report_to",
+    "iterations",
+    "launch",
+    *(f"algorithm.{name}" for name in sorted(SAFE_TO_CHANGE)),
+    *(f"engine.{name}" for name in ("cpu_cache_gib", "gpu_memory", "sleep", "timeout")),
+)
+"""Settings that may change on a run that has begun: none of them changes what its finished stages made."""
 
 
 class Section(BaseModel):
@@ -40,3 +64,9 @@ class AlgorithmSection(Section):
     def summary(self) -> str:
         """One line for the model card."""
         return type(self).__name__
+
+    @property
+    def what_is_learned(self) -> Self:
+        """These settings with those in SAFE_TO_CHANGE at their defaults: the same for all that learn the same."""
+        fields = type(self).model_fields
+        return self.model_copy(update={name: fields[name].default for name in SAFE_TO_CHANGE & fields.keys()})

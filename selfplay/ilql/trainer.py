@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay import stopping
-from selfplay.config import ILQL
+from selfplay.config import ILQL, SAFE_TO_CHANGE
 from selfplay.ilql.heads import ILQLHeads
 from selfplay.ilql.losses import awac_weights, expectile_loss, q_loss, q_targets
 from selfplay.ilql.rows import Row
@@ -28,7 +28,6 @@ from selfplay.rl.optimise import Optimizer, learning_rate_factor
 from selfplay.storage.files import derived_seed, hash_of
 
 SUMS = ("loss/q", "loss/value", "loss/cql", "loss/imitation", "ilql/q", "ilql/value", "ilql/awac_weight")
-SAFE_TO_CHANGE = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing", "beta", "source"}
 
 
 class ILQLTrainer:
@@ -60,7 +59,7 @@ class ILQLTrainer:
         both = nn.ModuleDict({"policy": policy, "heads": self.heads})
         self.optimizer = Optimizer(both, config.learning_rate, *common)
         self.fingerprint = {
-            **config.model_dump(mode="json", exclude=SAFE_TO_CHANGE),
+            **config.model_dump(mode="json", exclude={*SAFE_TO_CHANGE, "beta", "source"}),
             "seed": seed,
             "rows": hash_of([vars(row) for row in self.rows]),
             "policy weights": weights_digest(policy),

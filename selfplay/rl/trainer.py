@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from selfplay import stopping
-from selfplay.config import PPO, SamplingParams
+from selfplay.config import PPO, SAFE_TO_CHANGE, SamplingParams
 from selfplay.distributed.collectives import all_gather, from_first, init_process_group, rank, world_size
 from selfplay.distributed.sharding import home
 from selfplay.engines import Engine
@@ -39,15 +39,6 @@ from selfplay.rl.rollouts import build_episodes, estimate
 from selfplay.rl.sampler import Sampler, collect
 from selfplay.storage.files import derived_seed, hash_of
 from selfplay.weights.precision import preferred
-
-SAFE_TO_CHANGE = {
-    "checkpoint_every",
-    "log_samples",
-    "micro_batch_tokens",
-    "compile",
-    "gradient_checkpointing",
-    "offload_optimizer",
-}
 
 
 class PPOTrainer:
@@ -116,7 +107,7 @@ class PPOTrainer:
         the start.
         """
         return {
-            **self.config.model_dump(mode="json", exclude=SAFE_TO_CHANGE),
+            **self.config.model_dump(mode="json", exclude=set(SAFE_TO_CHANGE)),
             "seed": self.seed,
             "sampling": sampling.model_dump(mode="json"),
             "reward": identity(self.reward),

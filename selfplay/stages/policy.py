@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from selfplay.algorithms import Inputs, algorithm_of
+from selfplay.algorithms import Algorithm, Inputs, algorithm_of
 from selfplay.context import RunContext
 from selfplay.rundir import WORK
 from selfplay.stages.ppo_rewards import build_reward, folder_of_model
@@ -11,9 +11,22 @@ from selfplay.stages.ppo_rewards import settings as reward_settings
 
 
 def fingerprint(run: RunContext, iteration: int) -> str:
-    """Return what the new policy follows from."""
-    lora, algorithm = run.recipe.policy.lora, algorithm_of(run.recipe)
-    needs = algorithm.needs(run.recipe)
+    """Return what the new policy follows from, whatever time and memory it may take.
+
+    One of before those settings were free goes by them as they are.
+    """
+    recipe = run.recipe
+    plain = recipe.model_copy(update={"algorithm": recipe.algorithm.what_is_learned})
+    learned = _fingerprint(run, iteration, algorithm_of(plain))
+    known = None if plain == recipe else run.made_from(iteration, "policy")
+    if known in (None, learned):
+        return learned
+    given = _fingerprint(run, iteration, algorithm_of(recipe))
+    return given if known == given else learned
+
+
+def _fingerprint(run: RunContext, iteration: int, algorithm: Algorithm) -> str:
+    lora, needs = run.recipe.policy.lora, algorithm.needs(run.recipe)
     settings = [
         algorithm.settings(),
         run.sampling().model_dump(),

@@ -9,8 +9,10 @@ import pytest
 import torch
 from staging import open_run
 
+from selfplay.algorithms import algorithm_of
 from selfplay.config import Lora
 from selfplay.engines.hf import TransformersEngine
+from selfplay.errors import ConfigError
 from selfplay.models import load_policy
 from selfplay.rundir import RunDirectory
 from selfplay.stages import policy
@@ -55,3 +57,28 @@ def test_rollouts_keep_to_the_engines_batch(copied: Path, tmp_path: Path, monkey
     monkeypatch.setattr(TransformersEngine, "_decode_batch", spy)
     train(copied, tmp_path, engine={"batch_size": 6})
     assert sizes == [6, 6, 4]
+
+
+def test_what_changes_time_and_memory_alone_leaves_a_policy_what_it_is(copied: Path) -> None:
+    less = {"micro_batch_tokens": 64, "gradient_checkpointing": True, "offload_optimizer": True, "checkpoint_every": 2}
+    plain = policy.fingerprint(open_run(copied), 2)
+    assert policy.fingerprint(open_run(copied, algorithm=less), 2) == plain
+    assert policy.fingerprint(open_run(copied, algorithm={**less, "epochs": 3}), 2) != plain
+    open_run(copied, algorithm=less).files.check_fingerprint(2, "policy", plain)
+
+
+def test_a_policy_of_before_those_settings_were_free_goes_by_them(copied: Path) -> None:
+    less = {"micro_batch_tokens": 64, "offload_optimizer": True}
+    run = open_run(copied, algorithm=less)
+    before = policy._fingerprint(run, 2, algorithm_of(run.recipe))  # all settings as they are given
+    assert before != policy.fingerprint(run, 2)
+    shutil.rmtree(run.files.policy(2))
+    with pytest.raises(KeyboardInterrupt), run.writing(2, "policy", before) as folder:
+        (folder / "work" / "step").write_text("1")
+        raise KeyboardInterrupt
+    with run.writing(2, "policy", policy.fingerprint(run, 2)) as folder:
+        assert (folder / "work" / "step").exists(), "gone on with"
+    run.files.check_fingerprint(2, "policy", policy.fingerprint(run, 2))
+    other = open_run(copied, algorithm={**less, "epochs": 3})
+    with pytest.raises(ConfigError, match="was made with other settings"):
+        other.files.check_fingerprint(2, "policy", policy.fingerprint(other, 2))
