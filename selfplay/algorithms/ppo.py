@@ -90,11 +90,15 @@ class PPOAlgorithm:
 
 
 def goes_on(config: PPO, run: RunContext, iteration: int) -> PPO:
-    """Return the settings with the beta of the last step of the iteration before, if it is steered by the KL to the start."""
+    """Return the settings with the beta that the iteration before ended with, if it is steered by the KL to the start.
+
+    Steps of earlier versions left only the beta that they used.
+    """
     if config.adaptive_kl is None or config.reference == "previous" or iteration == 1:
         return config
-    steps = read_json_lines(run.files.stage(iteration - 1, "policy") / "metrics.jsonl")
-    return config.model_copy(update={"kl_coefficient": steps[-1]["objective/kl_coefficient"]})
+    last = read_json_lines(run.files.stage(iteration - 1, "policy") / "metrics.jsonl")[-1]
+    beta = last.get("objective/kl_coefficient_next", last["objective/kl_coefficient"])
+    return config.model_copy(update={"kl_coefficient": beta})
 
 
 def critic_of(inputs: Inputs, precision: str) -> Any:

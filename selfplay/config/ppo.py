@@ -16,7 +16,7 @@ OF_THE_CRITIC = ("critic_learning_rate", "value_clip", "truncated_value", "criti
 class AdaptiveKL(Section):
     """Steers beta so that the KL meets a target (Ziegler et al. 2019): per step, beta *= 1 + error n / horizon.
 
-    With `reference: start`, an iteration begins with the beta of the last step of the iteration before.
+    With `reference: start`, an iteration begins with the beta that the iteration before ended with.
     """
 
     target: Positive = 6.0

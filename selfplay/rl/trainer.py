@@ -171,6 +171,7 @@ class PPOTrainer:
             **metrics,
             **learned,
             **rates,
+            **({"objective/kl_coefficient_next": learner.controller.coefficient} if self.config.adaptive_kl else {}),
             **({"group/resampled": replaced} if self.config.resample else {}),
             "time/rollout": sampling,
             "time/score": collected - begun - sampling,

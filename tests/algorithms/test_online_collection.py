@@ -8,7 +8,11 @@ import pytest
 from algorithm_runs import checksums, small_run
 from killing import Moment, in_process
 
-from selfplay.storage.files import read_json, read_json_lines, read_rows
+from selfplay.algorithms.ppo import goes_on
+from selfplay.config import PPO, AdaptiveKL, Recipe
+from selfplay.context import RunContext
+from selfplay.rundir import RunDirectory
+from selfplay.storage.files import read_json, read_json_lines, read_rows, write_json_lines
 
 ROUNDS = (
     "prompts.heldout=null",
@@ -46,7 +50,8 @@ def test_each_round_adds_labels_of_the_policy_as_it_is(tiny_run: Path, training_
     steps = [read_json_lines(folder / "policy" / "metrics.jsonl") for folder in (first, second)]
     assert steps[0][0]["objective/kl"] == pytest.approx(0.0, abs=1e-5) and steps[1][0]["objective/kl"] > 1e-3
     beta = [[row["objective/kl_coefficient"] for row in part] for part in steps]
-    assert beta[1][0] == beta[0][-1] != beta[0][0]
+    assert beta[0][0] != beta[0][1] == steps[0][0]["objective/kl_coefficient_next"]
+    assert beta[1][0] == steps[0][1]["objective/kl_coefficient_next"] != beta[0][1]
 
     # Killed behind the first step of the second round's PPO: the same weights, from the same beta.
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
@@ -56,3 +61,14 @@ def test_each_round_adds_labels_of_the_policy_as_it_is(tiny_run: Path, training_
     assert in_process(run_rounds, tiny_run, tmp_path / "killed", training_seed) == 0
     killed = checksums(tmp_path / "killed" / "run" / "iteration-002" / "policy")
     assert killed["model.safetensors"] == checksums(second / "policy")["model.safetensors"]
+
+
+@pytest.mark.parametrize(("row", "beta"), [({"objective/kl_coefficient_next": 0.096}, 0.096), ({}, 0.1)])
+def test_beta_goes_on_from_behind_a_single_step(tmp_path: Path, row: dict[str, float], beta: float) -> None:
+    config = PPO(steps=1, reference="start", adaptive_kl=AdaptiveKL(), kl_coefficient=0.1)
+    recipe = Recipe.model_validate({"name": "r", "policy": {"model": "m"}, "algorithm": config.model_dump()})
+    run = RunContext(recipe, RunDirectory(tmp_path), [], [])
+    run.files.policy(1).mkdir(parents=True)
+    write_json_lines(run.files.policy(1) / "metrics.jsonl", [{"step": 1, "objective/kl_coefficient": 0.1, **row}])
+    assert goes_on(config, run, 2).kl_coefficient == beta
+    assert goes_on(config.model_copy(update={"reference": "previous"}), run, 2).kl_coefficient == 0.1

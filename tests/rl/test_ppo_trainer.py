@@ -283,6 +283,7 @@ def test_adaptive_kl_is_steered_by_each_step(make_trainer: Maker) -> None:
     make_trainer(adaptive_kl=AdaptiveKL(target=100.0, horizon=60.0), on_step=rows.append, kl_coefficient=0.1).train()
     # KL far below the target: error -0.2, 12 episodes: 0.1 (1 - 0.2 * 12 / 60) = 0.096
     assert [row["objective/kl_coefficient"] for row in rows] == pytest.approx([0.1, 0.096], abs=1e-12)
+    assert [row["objective/kl_coefficient_next"] for row in rows] == pytest.approx([0.096, 0.09216], abs=1e-12)
 
 
 def test_pretraining_adds_the_gradient_of_the_language_model_loss(
