@@ -132,6 +132,8 @@ class RunContext:
             return PooledEngine(self.pool(), "policy", engine, checkpoint, name, dtype=dtype)
         self.close_pool()
         if to_train and (shared := follower(self.recipe.engine, self.recipe.policy.dtype)) is not None:
+            if self._engine is not None:
+                self._engine.close()
             self._engine = shared
         elif self._engine is None:
             self._engine = open_engine(self.recipe.engine, checkpoint, name, dtype=self.recipe.policy.dtype)

@@ -46,3 +46,16 @@ class Interrupted(SelfplayError):
     """Ctrl-C. The code is that of a shell for a command that SIGINT ended."""
 
     exit_code = 130
+
+
+def as_told(kind: str, message: str, exit_code: int) -> SelfplayError:
+    """Return the error that another process raised, of a class of this module or its base."""
+    found = globals().get(kind, SelfplayError)
+    error: SelfplayError = found(message)
+    error.exit_code = exit_code
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, without the full stop; the name of its class if it says nothing."""
+    return [*str(error).strip().splitlines(), type(error).__name__][0].rstrip(". ")

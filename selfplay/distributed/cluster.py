@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from selfplay.config import Launch
-from selfplay.errors import ConfigError, EngineFailed, WorkersFailed
+from selfplay.errors import ConfigError, EngineFailed, WorkersFailed, first_line
 from selfplay.stopping import GO_ON
 
 
@@ -85,7 +85,7 @@ def _connect(launch: Launch) -> Path | None:
         ) from None
     except Exception as error:  # Ray raises a plain one where it takes too long to start
         ray.shutdown()
-        said = str(error).strip().splitlines()[0]
+        said = first_line(error)
         if local:
             raise WorkersFailed(f"Ray did not start on this machine: {said}; {GO_ON}") from None
         raise ConfigError(f"no Ray cluster at launch.address {launch.address!r}: {said}") from None

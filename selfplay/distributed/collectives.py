@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfplay.distributed.cluster import started_by_launcher
+from selfplay.errors import as_told
 from selfplay.models import device
 
 T = TypeVar("T")
@@ -50,23 +51,53 @@ def barrier() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Return on every process what the first one makes; the others do not call `make`."""
+    """Return on every process what the first one makes; the others do not call `make`. Raises on all what it raises."""
     if world_size() == 1:
         return make()
-    items: list[Any] = [make() if rank() == 0 else None]
+    items: list[Any] = [None, None]
+    try:
+        items[0] = make() if rank() == 0 else None
+    except BaseException as error:
+        _tell(error)
+        raise
     dist.broadcast_object_list(items, 0)
+    _raise_told(items[1])
     found: T = items[0]
     return found
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the others into the block once the first process has left it: they find what it wrote or cached."""
+    """Let the others into the block once the first process has left it: they find what it wrote or cached.
+
+    Raises on the others what it raises in the block, before they enter it.
+    """
     if rank() > 0:
-        barrier()
-    yield
-    if rank() == 0:
-        barrier()
+        from_first(lambda: None)
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        _tell(error)
+        raise
+    from_first(lambda: None)
+
+
+def _tell(error: BaseException) -> None:
+    """Tell the others, who wait in `from_first`, of an error of the first process: they would wait for hours."""
+    if world_size() > 1:
+        told = (type(error).__name__, str(error), getattr(error, "exit_code", None))
+        dist.broadcast_object_list([None, told], 0)
+
+
+def _raise_told(told: tuple[str, str, int | None] | None) -> None:
+    """Raise the error that the first process told of, if it did."""
+    if told is not None:
+        kind, message, code = told
+        if code is not None:
+            raise as_told(kind, message, code)
+        raise RuntimeError(f"the first process failed with {kind}: {message}")
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:

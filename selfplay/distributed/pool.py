@@ -16,7 +16,7 @@ from typing import Any
 
 from selfplay import stopping
 from selfplay.config import Launch
-from selfplay.errors import ConfigError, EngineFailed
+from selfplay.errors import ConfigError, EngineFailed, first_line
 from selfplay.stopping import GO_ON
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -178,7 +178,7 @@ class Pool:
         except self.ray.exceptions.RayError as error:
             self._failed_starts += 1
             if self._failed_starts > self.size * (1 + self.restarts):
-                raise EngineFailed(f"the workers of Ray do not come up: {_first_line(error)}; {GO_ON}") from None
+                raise EngineFailed(f"the workers of Ray do not come up: {first_line(error)}; {GO_ON}") from None
             self._begin()
             return
         self._idle.append(actor)
@@ -193,12 +193,8 @@ class Pool:
         if losses[place] > self.restarts:
             raise EngineFailed(
                 f"a worker of Ray died {losses[place]} times in the same call of {method} (launch.restarts {self.restarts}): "
-                f"{_first_line(error)}; {GO_ON}"
+                f"{first_line(error)}; {GO_ON}"
             ) from None
         with contextlib.suppress(Exception):
             self.ray.kill(actor)
         self._begin()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")

@@ -28,7 +28,7 @@ from selfplay.algorithms import algorithm_of
 from selfplay.config import Recipe
 from selfplay.context import RunContext
 from selfplay.distributed.cluster import started_by_launcher
-from selfplay.errors import ConfigError, SelfplayError, WorkersFailed
+from selfplay.errors import ConfigError, WorkersFailed, first_line
 from selfplay.progress import log
 from selfplay.rundir import RunDirectory, iteration_name
 from selfplay.storage import durable
@@ -129,22 +129,33 @@ def _fit(task: dict[str, Any], size: int) -> str | None:
         scaling_config=ScalingConfig(num_workers=size, use_gpu=kind == "GPU", resources_per_worker={kind: 1}),
         run_config=RunConfig(storage_path=task["logs"], name="ray"),
     )
-    said: list[str] = []
+    return _wait_for(trainer.fit, Path(task["logs"]), size)
 
-    def fit() -> None:
+
+def _wait_for(fit: Callable[[], object], logs: Path, size: int) -> str | None:
+    """Return None once `fit` is done, or what was said of the loss of a worker, which it raises, also without a word.
+
+    It is not waited for where a signal asked to stop and all workers have failed.
+    """
+    lost: str | None = "the workers did not finish"
+
+    def call() -> None:
+        nonlocal lost
         try:
-            trainer.fit()
-        except Exception as error:  # of many classes of Ray's: a worker's own is in its log
-            said.append(f"a worker was lost ({str(error).strip().splitlines()[0][:200]})")
+            fit()
+            lost = None
+        except BaseException as error:  # of many classes of Ray's: a worker's own is in its log
+            lost = f"a worker was lost ({first_line(error)[:200]})"
 
     # In the main thread Ray Train would take Ctrl-C for itself, end with exit code 0, and leave its handler behind.
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     try:
-        thread.join()
+        while thread.is_alive() and not (stopping.requested() and len(_failures(logs)) == size):
+            thread.join(SECONDS_BETWEEN_LOOKS)
     finally:
-        shutil.rmtree(Path(task["logs"]) / "ray", ignore_errors=True)
-    return said[0] if said else None
+        shutil.rmtree(logs / "ray", ignore_errors=True)
+    return lost
 
 
 def work(task: dict[str, Any]) -> None:
@@ -188,7 +199,8 @@ def _run_stage(task: dict[str, Any], logs: Path) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     train = load_prompts(recipe.prompts.train, recipe.seed)
-    run = RunContext(recipe, RunDirectory(recipe.directory), train, heldout_prompts(recipe))
+    alone = recipe.model_copy(update={"launch": None})  # a worker launches none, also where it is the only one
+    run = RunContext(alone, RunDirectory(recipe.directory), train, heldout_prompts(recipe))
     fit_prompts(run)  # as the driver did
     with kept_in(run.files.path / "precision.json"), contextlib.closing(run):  # the same choice on all workers
         importlib.import_module(task["stage"]).run(run, task["iteration"], *task["extra"])
@@ -249,10 +261,7 @@ def _raise_error_of(logs: Path) -> None:
     """Raise what a worker raised, if it is an error that a user can do something about; a restart would meet it again."""
     for one in _failures(logs):
         if one["exit_code"] is not None:
-            kind = getattr(errors, one["kind"], SelfplayError)
-            error = kind(one["message"])
-            error.exit_code = one["exit_code"]
-            raise error
+            raise errors.as_told(one["kind"], one["message"], one["exit_code"])
 
 
 def _first_failure(logs: Path) -> str:

@@ -1,0 +1,122 @@
+"""What is told of workers that fail: without a word, while another waits for them, or behind a signal."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import in_processes
+
+from selfplay import stopping
+from selfplay.config import Launch
+from selfplay.context import RunContext
+from selfplay.distributed.collectives import all_gather, first_process_first, from_first, init_process_group, rank
+from selfplay.errors import ConfigError, SelfplayError, as_told, first_line
+from selfplay.rundir import RunDirectory
+from selfplay.stages import launch
+
+
+class Wordless(Exception):
+    """Has no text."""
+
+
+def failing(error: BaseException) -> Any:
+    """A function that raises."""
+
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Wordless(), "a worker was lost (Wordless)"),
+        (SystemExit(), "a worker was lost (SystemExit)"),
+        (KeyboardInterrupt("stop"), "a worker was lost (stop)"),
+        (RuntimeError("\n one.\n two"), "a worker was lost (one)"),
+    ],
+)
+def test_a_stage_whose_workers_failed_never_counts_as_done(tmp_path: Path, error: BaseException, said: str) -> None:
+    assert launch._wait_for(failing(error), tmp_path, 1) == said
+    assert launch._wait_for(lambda: None, tmp_path, 1) is None
+
+
+def test_workers_that_all_failed_behind_a_signal_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "requested", lambda: True)
+    (tmp_path / "rank-0.error").write_text(json.dumps({"time": 1.0, "rank": 0, "kind": "Stopped"}))
+    for_ever = threading.Event()
+    assert launch._wait_for(for_ever.wait, tmp_path, 1) == "the workers did not finish"
+    for_ever.set()
+
+
+def test_an_error_is_told_by_its_first_line_and_as_what_it_was() -> None:
+    assert [first_line(error) for error in (ValueError(" a. \nb"), ValueError(), OSError(" "))] == [
+        "a",
+        "ValueError",
+        "OSError",
+    ]
+    assert isinstance(as_told("ConfigError", "no", 2), ConfigError)
+    other = as_told("Damaged", "no", 2)
+    assert type(other) is SelfplayError and (str(other), other.exit_code) == ("no", 2)
+
+
+def told(error: BaseException) -> list[tuple[str, str]]:
+    """What each way of waiting for the first process raises where that one fails; then all still answer each other."""
+    init_process_group()
+    found = []
+    try:
+        from_first(failing(error))
+    except Exception as raised:
+        found.append((type(raised).__name__, str(raised)))
+    try:
+        with first_process_first():
+            assert rank() == 0, "the others do not enter"
+            raise error
+    except Exception as raised:
+        found.append((type(raised).__name__, str(raised)))
+    with first_process_first():
+        pass
+    assert all_gather(rank()) == [0, 1]
+    return found
+
+
+def test_others_do_not_wait_for_a_first_process_that_failed(tmp_path: Path) -> None:
+    known = in_processes(2, told, tmp_path / "known", ConfigError("give another"), seconds=60)
+    assert known[0] == known[1] == [("ConfigError", "give another")] * 2
+    unknown = in_processes(2, told, tmp_path / "unknown", KeyError("x"), seconds=60)
+    assert unknown[0] == [("KeyError", "'x'")] * 2
+    assert unknown[1] == [("RuntimeError", "the first process failed with KeyError: 'x'")] * 2
+
+
+def test_a_worker_that_is_the_only_one_launches_none(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunContext] = []
+    monkeypatch.setattr("selfplay.stages.policy.run", lambda run, iteration: seen.append(run))
+    recipe = RunDirectory(tiny_run).recipe().model_copy(update={"launch": Launch(workers=1), "output": str(tmp_path)})
+    task = {"recipe": recipe.model_dump(mode="json"), "stage": "selfplay.stages.policy", "iteration": 1, "extra": ()}
+    (tmp_path / launch.STOP).write_text("")
+    monkeypatch.setattr(stopping, "ask", lambda name: None)
+    launch._run_stage(task, tmp_path)
+    assert len(seen) == 1 and not seen[0].on_workers
+
+
+def test_an_open_engine_is_closed_before_another_worker_holds_it(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    class Open:
+        def close(self) -> None:
+            closed.append("closed")
+
+    shared: Any = Open()
+    monkeypatch.setattr("selfplay.engines.open.follower", lambda config, dtype: shared)
+    run = RunContext(RunDirectory(tiny_run).recipe(), RunDirectory(tiny_run), [], [])
+    run._engine = Open()  # type: ignore[assignment]
+    assert run.engine(tiny_run, "policy", to_train=True) is shared and closed == ["closed"]
