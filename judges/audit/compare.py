@@ -1,6 +1,7 @@
 """Two judges on the same pairs: how far they agree, which of them is right where the answer is known, what each costs.
 
-All intervals are 95% and over prompts, since pairs of one prompt are not independent evidence. A pair without a verdict of
+Every figure is a mean over prompts, each of its pairs' mean, with a 95% interval over prompts: pairs of one prompt are not
+independent evidence, and a prompt with many pairs counts no more than another. A pair without a verdict of
 both counts neither for nor against their agreement; on pairs with a known answer it is wrong, and a tie is half right.
 """
 
@@ -19,7 +20,6 @@ from judges.verdicts import aggregate_verdicts, winner
 from selfplay.engines import Engine
 from selfplay.errors import ConfigError
 from selfplay.records import Pair
-from selfplay.stats.agreement import cohen_kappa
 from selfplay.stats.intervals import bootstrap_sums, clustered_interval, mean_interval, percentile_interval, sign_test
 
 LABELS = ("first", "second", "tie")
@@ -34,6 +34,14 @@ class Estimate(BaseModel):
     value: float
     low: float
     high: float
+
+
+class Kappa(BaseModel):
+    """Cohen's kappa with its 95% interval; no bounds where every resample gives the same value, which says nothing."""
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 class JudgeFigures(BaseModel):
@@ -52,8 +60,9 @@ class JudgeFigures(BaseModel):
 
 
 class JudgeComparison(BaseModel):
-    """What `judge compare` found. `agreement` is the share of pairs with two verdicts on which both name the same winner, or
-    both a tie; `difference` the accuracy of the first judge less that of the second, with the p-value of a sign test over
+    """What `judge compare` found, in means over prompts. `agreement` is the share of pairs with two verdicts on which both
+    name the same winner, or both a tie; `difference` the accuracy of the first judge less that of the second,
+    with the p-value of a sign test over
     prompts; null where there is nothing to measure."""
 
     first: JudgeFigures
@@ -61,7 +70,7 @@ class JudgeComparison(BaseModel):
     pairs: int
     read_by_both: int
     agreement: Estimate | None
-    kappa: Estimate | None
+    kappa: Kappa | None
     known: int
     """Pairs with a known answer."""
     difference: Estimate | None
@@ -74,10 +83,16 @@ class JudgeComparison(BaseModel):
         """Who is right more often, in a sentence."""
         if self.difference is None:
             return "no pair has a known answer, so nobody can say which of them is right"
-        better = self.first if self.difference.value > 0 else self.second
         if self.difference.low <= 0 <= self.difference.high:
             return f"the difference is within chance on {self.known} pairs: neither is right more often"
-        return f"{better.judge} is right more often"
+        names = self.names if self.difference.value > 0 else self.names[::-1]
+        return f"{names[0]} is right more often than {names[1]}"
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Return what to call the two: the file's name with its model, and which of the two it is where those are the same."""
+        first, second = (one.judge + (f" ({one.model})" if one.model else "") for one in (self.first, self.second))
+        return (first, second) if first != second else (f"{first}, first", f"{second}, second")
 
 
 def compare_judges(
@@ -139,9 +154,8 @@ def measure(
     difference, p_value = None, None
     if known:
         apart = per_prompt(of_known, [(one - other + 1) / 2 for one, other in zip(*points, strict=True)])
-        low, high = mean_interval(apart, RESAMPLES, seed=0)
-        value = float(np.mean(points[0]) - np.mean(points[1]))
-        difference, p_value = Estimate(value=value, low=2 * low - 1, high=2 * high - 1), sign_test(apart)
+        value, low, high = (2 * one - 1 for one in (float(apart.mean()), *mean_interval(apart, RESAMPLES, seed=0)))
+        difference, p_value = Estimate(value=value, low=low, high=high), sign_test(apart)
     return JudgeComparison(
         first=first.model_copy(update={"accuracy": share(of_known, points[0])}),
         second=second.model_copy(update={"accuracy": share(of_known, points[1])}),
@@ -177,27 +191,38 @@ def per_prompt(prompts: Sequence[str], values: Sequence[float]) -> Array:
 
 
 def share(prompts: Sequence[str], values: Sequence[float]) -> Estimate | None:
-    """Return the mean of values in [0, 1], clustered by prompt; None without any."""
+    """Return the mean over prompts of values in [0, 1]; None without any."""
     if not values:
         return None
-    added = sums(prompts, np.column_stack([values, np.ones(len(values))]))
-    low, high = clustered_interval(added[:, 0].tolist(), added[:, 1].tolist())
-    return Estimate(value=float(np.mean(values)), low=low, high=high)
+    means = per_prompt(prompts, values)
+    low, high = clustered_interval(means.tolist(), [1.0] * len(means))
+    return Estimate(value=float(means.mean()), low=low, high=high)
 
 
-def kappa(prompts: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Estimate | None:
-    """Cohen's kappa with the percentile interval of resampled prompts; None where chance alone explains all."""
-    value = cohen_kappa(left, right)
-    if value is None:
+def kappa(prompts: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Kappa | None:
+    """Cohen's kappa (1960) of the prompts' mean tables, with the percentile interval of resampled prompts; None where chance
+    alone explains all."""
+    if not prompts:
         return None
     cells = np.zeros((len(left), len(LABELS) ** 2))
     for place, (one, other) in enumerate(zip(left, right, strict=True)):
         cells[place, len(LABELS) * LABELS.index(one) + LABELS.index(other)] = 1
-    tables = bootstrap_sums(sums(prompts, cells), RESAMPLES, seed=0).reshape(-1, len(LABELS), len(LABELS))
+    added = sums(prompts, cells)
+    means = added / added.sum(1, keepdims=True)
+    value = float(beyond_chance(means.sum(0, keepdims=True))[0])
+    if np.isnan(value):
+        return None
+    low, high = percentile_interval(beyond_chance(bootstrap_sums(means, RESAMPLES, seed=0)))
+    degenerate = np.isclose(low, high)
+    return Kappa(value=value, low=None if degenerate else float(low), high=None if degenerate else float(high))
+
+
+def beyond_chance(cells: Array) -> Array:
+    """Return Cohen's kappa of each table, (n, labels squared); nan where chance alone explains all."""
+    tables = cells.reshape(-1, len(LABELS), len(LABELS))
     total = tables.sum((1, 2))
     agreed = np.trace(tables, axis1=1, axis2=2) / total
     expected = (tables.sum(2) * tables.sum(1)).sum(1) / total**2
     chance_alone = np.isclose(expected, 1.0)
-    drawn = np.where(chance_alone, np.nan, (agreed - expected) / np.where(chance_alone, 1.0, 1 - expected))
-    low, high = percentile_interval(drawn)
-    return Estimate(value=value, low=float(low), high=float(high))
+    found: Array = np.where(chance_alone, np.nan, (agreed - expected) / np.where(chance_alone, 1.0, 1 - expected))
+    return found

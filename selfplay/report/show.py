@@ -229,15 +229,12 @@ def print_trial(found: dict[str, Any]) -> None:
     console.print("together: " + ("unscored" if preference is None else f"{preference:.3f} for the first response"))
 
 
-def print_judges(found: dict[str, Any], verdict: str) -> None:
+def print_judges(found: dict[str, Any], names: tuple[str, str], verdict: str) -> None:
     """Print what `judge compare` found: a line for each judge, and how they go together."""
     console = Console(highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    for title in ("judge", "right, %", "unscored", "tokens in", "tokens out", "$", "s"):
-        table.add_column(title, justify="left" if title == "judge" else "right", no_wrap=title != "judge")
-    for one in (found["first"], found["second"]):
-        table.add_row(
-            one["judge"] + (f" ({one['model']})" if one["model"] else ""),
+    rows = [
+        (
+            name,
             interval(one["accuracy"]),
             str(one["unscored"]),
             f"{one['input_tokens']:,}",
@@ -245,15 +242,19 @@ def print_judges(found: dict[str, Any], verdict: str) -> None:
             f"{one['cost']:.4f}",
             f"{one['seconds']:.1f}",
         )
-    console.print(table)
+        for name, one in zip(names, (found["first"], found["second"]), strict=True)
+    ]
+    print_table(console, ("judge", "right, %", "unscored", "tokens in", "tokens out", "$", "s"), rows)
     kappa, difference = found["kappa"], found["difference"]
-    beyond = "" if kappa is None else f", kappa {kappa['value']:.2f} [{kappa['low']:.2f}, {kappa['high']:.2f}]"
+    bounds = "-" if kappa is None or kappa["low"] is None else f"[{kappa['low']:.2f}, {kappa['high']:.2f}]"
+    beyond = "" if kappa is None else f", kappa {kappa['value']:.2f} {bounds}"
     console.print(
         f"{_pairs(found['pairs'])}, {found['read_by_both']} with two verdicts: agreement {interval(found['agreement'])}%{beyond}"
     )
     if difference is not None:
         console.print(
-            f"right less right, on {_pairs(found['known'])} with a known answer: {100 * difference['value']:+z.1f} points "
+            f"right, {names[0]} less {names[1]}, on {_pairs(found['known'])} with a known answer: "
+            f"{100 * difference['value']:+z.1f} points "
             f"[{100 * difference['low']:+z.1f}, {100 * difference['high']:+z.1f}], sign test p = {found['p_value']:.2g}"
         )
     console.print(verdict)

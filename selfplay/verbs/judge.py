@@ -154,7 +154,7 @@ def judge_compare(
     else:
         from selfplay.report.show import print_judges
 
-        print_judges(found.model_dump(mode="json"), found.verdict)
+        print_judges(found.model_dump(mode="json"), found.names, found.verdict)
 
 
 @judge_app.command("distill")
@@ -190,7 +190,7 @@ def judge_distill(
     if as_json:
         emit(found.model_dump(mode="json"))
     else:
-        print_judges(found.model_dump(mode="json"), found.verdict)
+        print_judges(found.model_dump(mode="json"), found.names, found.verdict)
         typer.echo(f"the student: selfplay judge check {file} --model {output}")
 
 

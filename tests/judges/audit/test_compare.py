@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from judges.llm.cache import AnswerCache
 from selfplay.cli import app
 from selfplay.engines import Answer
 from selfplay.errors import ConfigError
+from selfplay.report.show import print_judges
 from selfplay.stages.rows import pair_row
 from selfplay.storage.files import write_rows
 
@@ -64,8 +66,8 @@ def test_who_is_right_more_often_is_said_only_beyond_chance() -> None:
     found = compared(right, worse, truth)
     assert found.difference.value == pytest.approx(0.25) and found.difference.low > 0.1 and found.p_value < 1e-6
     assert (
-        found.verdict == "left is right more often"
-        and compared(worse, right, truth).verdict == "right is right more often"
+        found.verdict == "left is right more often than right"
+        and compared(worse, right, truth).verdict == "right is right more often than left"
     )
     few = compared(right[:4], worse[:4], truth[:4])
     assert few.difference.value == 0.25 and "within chance on 4 pairs" in few.verdict
@@ -89,6 +91,62 @@ def test_copies_of_a_pair_are_no_more_evidence() -> None:
     for name in ("agreement", "kappa", "difference"):
         one, other = getattr(once, name), getattr(often, name)
         assert [other.value, other.low, other.high] == pytest.approx([one.value, one.low, one.high], abs=0.02)
+
+
+def test_a_prompt_with_many_pairs_counts_once_in_every_figure() -> None:
+    """One prompt of 50 pairs for the left judge, 30 prompts of one for the right: -29 / 31, and no interval elsewhere."""
+    pairs = [pair("a", "b", f"Say {max(0, number - 49)}.", f"p{number}") for number in range(80)]
+    left, right = ["first"] * 50 + ["second"] * 30, ["second"] * 50 + ["first"] * 30
+    found = measure(figures("left"), figures("right"), pairs, left, right, {one.id: 1.0 for one in pairs})
+    assert found.difference is not None and found.first.accuracy is not None and found.second.accuracy is not None
+    assert found.difference.value == pytest.approx(-29 / 31, abs=1e-12)
+    assert found.first.accuracy.value - found.second.accuracy.value == pytest.approx(-29 / 31, abs=1e-12)
+    assert found.difference.low <= found.difference.value <= found.difference.high < 0
+    assert found.verdict == "right is right more often than left"
+    # tables of 1/31 (first, second) and 30/31 (second, first): expected 2 (1/31) (30/31), agreed 0
+    assert found.kappa is not None and found.kappa.value == pytest.approx(-60 / 901, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "value"),
+    [("112", "112", 1.0), ("1", "2", 0.0), ("11111", "22222", 0.0)],
+)
+def test_a_kappa_that_no_resample_changes_has_no_interval(left: str, right: str, value: float) -> None:
+    names = {"1": "first", "2": "second"}
+    found = compared([names[one] for one in left], [names[one] for one in right])
+    assert (found.kappa.value, found.kappa.low, found.kappa.high) == (pytest.approx(value), None, None)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_names_and_numbers_of_judges_are_whole_at_any_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    names = ("j" * 59 + "x", "j" * 59 + "y")
+    found = compared(["first", "second"], ["second", "second"], "11")
+    many = {"accuracy": Estimate(value=0.61234, low=0.5, high=0.75), "input_tokens": 123_456_789, "cost": 1234.5}
+    first = found.first.model_copy(update={"judge": names[0], **many})
+    second = found.second.model_copy(update={"judge": names[1], **many})
+    found = found.model_copy(update={"first": first, "second": second})
+    print_judges(found.model_dump(mode="json"), found.names, found.verdict)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    table = text[: text.index(" pairs, ")]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text and max(map(len, text.splitlines())) <= width
+    assert table.count("61.2 [50.0, 75.0]") == table.count("123,456,789") == table.count("1234.5000") == 2
+    assert "x" in table and "y" in table
+
+
+def test_judges_of_one_file_are_told_apart() -> None:
+    found = compared(["first"], ["second"], "1")
+    one, other = (figures("helpful").model_copy(update={"model": model}) for model in ("small", "large"))
+    assert found.model_copy(update={"first": one, "second": other}).names == ("helpful (small)", "helpful (large)")
+    assert found.model_copy(update={"first": one, "second": one}).names == (
+        "helpful (small), first",
+        "helpful (small), second",
+    )
 
 
 def test_nineteen_of_twenty_intervals_hold_the_true_value() -> None:
@@ -170,7 +228,10 @@ def test_the_command_compares_rules_on_a_file_and_on_a_runs_pairs(tmp_path: Path
         found["agreement"]["value"] == 0.0 and found["first"]["accuracy"]["value"] == 1.0 and len(found["apart"]) == 5
     )
     text = CliRunner().invoke(app, [*command, str(tmp_path / "pairs.jsonl")]).output
-    assert "30 pairs, 30 with two verdicts: agreement 0.0 [0.0, " in text and "long is right more often" in text
+    assert (
+        "30 pairs, 30 with two verdicts: agreement 0.0 [0.0, " in text and "long is right more often than short" in text
+    )
+    assert "right, long less short, on 30 pairs" in text
     assert "+100.0 points [" in text and "kappa -1.00" in text
     write_rows(tmp_path / "pairs.parquet", [pair_row(pair("a", "bc", id=f"p{one}")) for one in range(3)])
     of_run = json.loads(CliRunner().invoke(app, [*command, str(tmp_path / "pairs.parquet"), "--json"]).output)
