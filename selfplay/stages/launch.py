@@ -36,6 +36,8 @@ from selfplay.storage import durable
 TRAINING = ("bootstrap", "judge_model", "reward_model")
 """Modules of the stages that run on all workers, beside `policy` by an algorithm that spreads."""
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_LEAVE = 60
+"""For workers to save the step under way behind a Ctrl-C; another one ends at once."""
 OURS = re.compile(r"  (?!File )\S")
 """A line of ours among what a worker says, and not a library's or a traceback's."""
 STOP = "stop"
@@ -153,6 +155,10 @@ def _wait_for(fit: Callable[[], object], logs: Path, size: int) -> str | None:
     try:
         while thread.is_alive() and not (stopping.requested() and len(_failures(logs)) == size):
             thread.join(SECONDS_BETWEEN_LOOKS)
+    except KeyboardInterrupt:  # Ray ends this process with code 1 if it is left while the thread still asks it
+        (logs / STOP).write_text("SIGINT")
+        thread.join(SECONDS_TO_LEAVE)
+        raise
     finally:
         shutil.rmtree(logs / "ray", ignore_errors=True)
     return lost
