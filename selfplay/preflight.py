@@ -232,15 +232,17 @@ def check_launch(recipe: Recipe) -> None:
 
 
 def check_engines(recipe: Recipe) -> None:
-    """Raise ConfigError for engines that PPO's workers cannot share, though a dry run may reckon with them."""
+    """Raise ConfigError for engines that the workers cannot share, though a dry run may reckon with them."""
     launch, cards = recipe.launch, recipe.engine.tensor_parallel if recipe.engine.kind == "vllm" else 1
-    if launch is None or launch.size == 1 or cards == 1 or recipe.algorithm.kind != "ppo":
+    if launch is None or cards == 1:
         return
     if launch.workers % cards:
         raise ConfigError(
             f"engine.tensor_parallel is {cards}, and the {launch.workers} workers of a machine cannot share engines of so many "
             "cards: make launch.workers a multiple of it"
         )
+    if recipe.algorithm.kind != "ppo":
+        return
     specs = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
     asked = [part.name for spec in specs for part in asking(spec) if part.endpoint is None]
     if asked:

@@ -393,5 +393,8 @@ def test_engines_that_the_workers_of_ppo_cannot_share(tmp_path: Path) -> None:
                 tmp_path, shared[0], "launch={workers: 4}", "reward.kind=judge", f"judge.file={tmp_path / 'last.yaml'}"
             )
         )
+    for launch in ("launch={workers: 1}", "launch={nodes: 2, workers: 1, address: auto}"):
+        with pytest.raises(ConfigError, match="the 1 workers of a machine cannot share engines of so many cards"):
+            check_engines(bootstrapped(tmp_path, shared[0], launch, "algorithm={kind: dpo}"))
     check_engines(bootstrapped(tmp_path, shared[0], "launch={workers: 4}"))
     check_engines(bootstrapped(tmp_path, shared[0]))

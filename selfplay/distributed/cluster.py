@@ -26,6 +26,19 @@ def started_by_launcher() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def check_shared(cards: int) -> None:
+    """Raise ConfigError if the workers, or those of this machine, do not divide into groups of so many cards for an engine."""
+    if not started_by_launcher():
+        return
+    for variable in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        count = int(os.environ.get(variable, str(cards)))
+        if count % cards:
+            raise ConfigError(
+                f"{variable} is {count}, and engines of engine.tensor_parallel {cards} take so many workers of one machine each: "
+                f"start a multiple of {cards} workers on each machine, or lower engine.tensor_parallel"
+            )
+
+
 @contextlib.contextmanager
 def connected(launch: Launch | None) -> Iterator[None]:
     """Be connected to Ray in the block, if there is anything to launch; a Ray that was started for it ends with it.

@@ -1,9 +1,9 @@
 """A pool of Ray actors that each hold what they are told to open, such as an engine, and call its methods.
 
 A call that is lost with its actor or its node is made again, by whichever actor is free; a new actor takes the place of
-the lost one when there is room for it. So a loss costs the calls that were under way, once. Not `ray.data.map_batches`: it
-starts its actors anew for each data set, and a judge asks in many small portions, for each of which the models would be
-loaded again.
+the lost one when there is room for it. An idle actor that dies costs nothing. So a loss costs the calls that were under way,
+once. Not `ray.data.map_batches`: it starts its actors anew for each data set, and a judge asks in many small portions, for each
+of which the models would be loaded again.
 """
 
 import contextlib
@@ -105,6 +105,8 @@ class Pool:
         self._idle: list[Any] = []
         self._busy: dict[Any, Any] = {}
         """What an actor is to finish before it is idle, such as its start -> the actor."""
+        self._starting: set[Any] = set()
+        """Those of what actors are to finish that are their starts."""
         self._begin_all()
 
     def map(self, opening: Opening, calls: Sequence[tuple[Any, ...]], method: str) -> Iterator[tuple[int, Any]]:
@@ -117,6 +119,7 @@ class Pool:
         running: dict[Any, tuple[Any, int, Any]] = {}
         if self._closed:
             self._begin_all()
+        self._look_at_idle()
         came_up = time.monotonic()
         try:
             while todo or running:
@@ -158,6 +161,7 @@ class Pool:
         for actor in [*self._idle, *self._busy.values()]:
             self.ray.kill(actor)
         self._idle, self._busy, self._closed = [], {}, True
+        self._starting.clear()
 
     def _begin_all(self) -> None:
         self._failed_starts, self._closed = 0, False
@@ -166,17 +170,35 @@ class Pool:
 
     def _begin(self) -> None:
         actor: Any = self._actor.remote(os.getcwd())
-        self._busy[actor.ready.remote()] = actor
+        reference = actor.ready.remote()
+        self._busy[reference] = actor
+        self._starting.add(reference)
+
+    def _look_at_idle(self) -> None:
+        """Replace the idle actors that are dead, so that no call meets one; those that do not answer soon are busy."""
+        asked = []
+        while self._idle:
+            actor = self._idle.pop()
+            try:
+                asked.append(actor.ready.remote())
+            except Exception:  # as for a call: Ray knows already that it is dead
+                self._begin()
+                continue
+            self._busy[asked[-1]] = actor
+        if asked:
+            for reference in self.ray.wait(asked, num_returns=len(asked), timeout=SECONDS_BETWEEN_LOOKS)[0]:
+                self._settle(reference)
 
     def _settle(self, reference: Any) -> None:
         """Take an actor in that has finished what it was at, or another one in its place."""
-        actor = self._busy.pop(reference)
+        actor, starting = self._busy.pop(reference), reference in self._starting
+        self._starting.discard(reference)
         try:
             self.ray.get(reference)
         except self.ray.exceptions.RayTaskError:
             pass  # an error of a call whose result nobody waits for
         except self.ray.exceptions.RayError as error:
-            self._failed_starts += 1
+            self._failed_starts += starting
             if self._failed_starts > self.size * (1 + self.restarts):
                 raise EngineFailed(f"the workers of Ray do not come up: {first_line(error)}; {GO_ON}") from None
             self._begin()
@@ -198,3 +220,4 @@ class Pool:
         with contextlib.suppress(Exception):
             self.ray.kill(actor)
         self._begin()
+        self._look_at_idle()  # they may have been lost with it

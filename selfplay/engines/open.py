@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from selfplay.config import Engine as EngineConfig
-from selfplay.distributed.cluster import started_by_launcher
+from selfplay.distributed.cluster import check_shared, started_by_launcher
 from selfplay.distributed.collectives import rank
 from selfplay.engines import Engine
 from selfplay.engines.ledger import Ledger
@@ -62,9 +62,13 @@ def _unmasked(checkpoint: str | Path, engine: str) -> ConfigError:
 
 
 def follower(config: EngineConfig, dtype: str) -> Engine | None:
-    """Return what stands for the engine on a worker that shares that of another (`engine.tensor_parallel`); None elsewhere."""
+    """Return what stands for the engine on a worker that shares that of another (`engine.tensor_parallel`); None elsewhere.
+
+    Raises ConfigError if the workers do not divide into such groups.
+    """
     if config.kind != "vllm" or config.tensor_parallel == 1 or not started_by_launcher():
         return None
+    check_shared(config.tensor_parallel)
     from selfplay.engines.vllm_weights import Follower
 
     return Follower(config.tensor_parallel, getattr(torch, dtype)) if rank() % config.tensor_parallel else None

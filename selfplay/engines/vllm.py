@@ -22,11 +22,11 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from prompts.special_tokens import special_texts
 from selfplay.config import Engine as EngineConfig
 from selfplay.config import SamplingParams
-from selfplay.distributed.cluster import started_by_launcher
+from selfplay.distributed.cluster import check_shared, started_by_launcher
 from selfplay.distributed.sharding import home
 from selfplay.engines import GuidedSampling
 from selfplay.engines.hf import single_tokens
-from selfplay.engines.vllm_weights import send_over_ipc, write_checkpoint
+from selfplay.engines.vllm_weights import make_room, send_over_ipc, write_checkpoint
 from selfplay.engines.vllm_worker import FOLDER_VARIABLE, OWNER_VARIABLE
 from selfplay.engines.watchdog import GO_ON, Watchdog
 from selfplay.errors import ConfigError, EngineFailed
@@ -57,6 +57,7 @@ class VllmEngine:
         This and every other call raises EngineFailed once a process of vLLM's is dead, or after `engine.timeout`.
         """
         config = config or EngineConfig(kind="vllm")
+        check_shared(config.tensor_parallel)
         self.name, self.may_sleep, self.asleep = name, config.sleep, False
         self.on_gpu, self.tensor_parallel = torch.cuda.is_available(), config.tensor_parallel
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -123,6 +124,8 @@ class VllmEngine:
         remembers of prompts is forgotten. From the GPU that vLLM uses they are handed over in place; on a CPU, and where one
         process alone feeds a vLLM on several GPUs, they travel as a checkpoint in a temporary directory.
         """
+        if home(policy).type == "cuda":
+            make_room(self.ranks)
         shares_gpus = self.on_gpu and home(policy).type == "cuda" and (self.tensor_parallel == 1 or self.ranks > 1)
         if shares_gpus:
             self._load(lambda: send_over_ipc(self.llm, policy, self.dtype))

@@ -4,6 +4,7 @@ On a GPU they go over CUDA IPC, packed into a buffer; on a CPU as a checkpoint o
 gathered on the way by all of them together; of those that share an engine, the first hands the weights over (`Follower`).
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,20 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from selfplay.config import SamplingParams
+from selfplay.distributed.collectives import barrier
 from selfplay.distributed.sharding import home, plain_tensors, skeleton, whole_tensors
 from selfplay.records import Completion, Prompt
 
 BUFFER_BYTES = 2**28
 """Of the buffer on the GPU that weights are packed into, unless one tensor alone is larger."""
+
+
+def make_room(ranks: int) -> None:
+    """Give the card back what torch's allocator keeps of an update, before vLLM wakes up on it, on each of `ranks`."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    if ranks > 1:
+        barrier()
 
 
 def write_checkpoint(policy: Any, dtype: torch.dtype, directory: Path) -> None:
@@ -88,6 +98,7 @@ class Follower:
     def receive(self, policy: Any) -> None:
         """Take part in gathering a policy and, on a GPU, in handing its weights to the part of the engine that is there."""
         if home(policy).type == "cuda":
+            make_room(self.ranks)
             send_over_ipc(None, policy, self.dtype)
         else:
             for _ in whole_tensors(policy):

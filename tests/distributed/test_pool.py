@@ -134,6 +134,18 @@ def test_an_error_of_a_call_is_raised_as_it_was_and_the_pool_goes_on(pool: Pool,
     assert dict(pool.map(doubler(tmp_path), calls(2, 4), "double")) == {0: [4, 6], 1: [8, 10]}
 
 
+def test_actors_that_die_while_they_are_idle_cost_no_call_a_restart(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_come_up(pool)
+    dict(pool.map(doubler(tmp_path), calls(0, 2, 4, 6), "double"))
+    assert len(pool._idle) == 2
+    for file in tmp_path.glob("opened-*"):
+        os.kill(int(file.name.removeprefix("opened-")), 9)
+    monkeypatch.setattr(pool, "restarts", 0)
+    assert dict(pool.map(doubler(tmp_path), calls(2), "double")) == {0: [4, 6]}
+
+
 def test_a_call_that_kills_every_worker_ends_in_one_sentence(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "fail-at-2").write_text("always")
     pool.restarts = 1
