@@ -178,7 +178,7 @@ class PPO(AlgorithmSection):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     offload_optimizer: bool = False
     """Keep Adam's moments, 8 bytes for each number that learns, in the machine's memory; they come to the GPU for each optimiser
-    step, half a gigabyte at a time. The same numbers; changes nothing without a GPU."""
+    step, half a gigabyte or a tensor at a time. The same numbers; changes nothing without a GPU."""
     compile: bool = False
     """torch.compile the bodies of policy, reference and critic: pays on GPUs and in long runs."""
     checkpoint_every: Count = 5
