@@ -10,6 +10,7 @@ category.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +40,9 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Quality(BaseModel):
-    """How good probabilities are, over the pairs with a verdict.
+    """How good probabilities are, over the pairs with a verdict: means over prompts, each the mean of its pairs.
 
-    `log_loss` in nats, `brier` the mean squared error, `calibration_error` the mean distance, weighted by pairs, between how
+    `log_loss` in nats, `brier` the mean squared error, `calibration_error` the mean distance, weighted alike, between how
     sure it is and how often it is right in ten bins of sureness from 0.5 to 1; `accuracy` counts a tie as half.
     """
 
@@ -81,7 +82,7 @@ class Calibration(BaseModel):
         advice = (
             "it cannot tell the better response here: no temperature fixes that"
             if self.before.accuracy <= 0.5
-            else f"write `verdict_temperature: {self.temperature:.4g}` into its file"
+            else f"write `verdict_temperature: {self.temperature:.4g}` into its file; {self.calibration_change}"
             if self.better
             else "calibrated already, as far as these pairs can tell: keep the file as it is"
             if self.calibrated
@@ -93,6 +94,13 @@ class Calibration(BaseModel):
             *("".join(f"{cell:<20}" for cell in row).rstrip() for row in rows),
             f"log loss, on pairs that it was not fitted on: {change:+.4f} [{low:+.4f}, {top:+.4f}]; {advice}",
         ]
+
+    @property
+    def calibration_change(self) -> str:
+        """What becomes of the calibration error, in words: it may rise where the log loss falls."""
+        before, after = self.before.calibration_error, self.after.calibration_error
+        moves = "rises" if after > before else "falls" if after < before else "stays"
+        return f"its calibration error {moves}, from {before:.4f} to {after:.4f}"
 
     @property
     def better(self) -> bool:
@@ -164,12 +172,17 @@ def measure(
     for fold in range(FOLDS):
         held_out = folds == fold
         if held_out.all():
+            count = len({prompt_of(row.pair) for row in rows})
+            what = (
+                "all pairs have one prompt" if count == 1 else f"the {count} prompts all fall into one of {FOLDS} folds"
+            )
             raise ConfigError(
-                f"judge {name!r}: all pairs have one prompt, so that there is nothing to fit a temperature on"
+                f"judge {name!r}: {what}, so that there is nothing to fit a temperature on: give pairs of more prompts"
             )
         after[held_out] = expit(odds[held_out] / fitted(odds[~held_out], truth[~held_out])[0])
     temperature, low, high = fitted(odds, truth)
     change = per_prompt(rows, losses(after, truth) - losses(before, truth))
+    weights = prompt_weights(rows)
     middle = float(change.mean())
     reach = float(student.ppf(0.975, len(change) - 1) * change.std(ddof=1) / math.sqrt(len(change)))
     return Calibration(
@@ -180,8 +193,8 @@ def measure(
         temperature=temperature,
         temperature_low=low,
         temperature_high=high,
-        before=quality(before, truth),
-        after=quality(after, truth),
+        before=quality(before, truth, weights),
+        after=quality(after, truth, weights),
         log_loss_change=middle,
         log_loss_change_low=middle - reach,
         log_loss_change_high=middle + reach,
@@ -244,15 +257,21 @@ def per_prompt(rows: Sequence[GoldPair], values: Array) -> Array:
     return np.array([np.mean(group) for group in groups.values()])
 
 
-def quality(probability: Array, truth: Array) -> Quality:
-    """Return the four figures of probabilities for the first response."""
+def prompt_weights(rows: Sequence[GoldPair]) -> Array:
+    """Return the weight of each pair in a mean over prompts; they sum to 1."""
+    count = Counter(prompt_of(row.pair) for row in rows)
+    return np.array([1 / (count[prompt_of(row.pair)] * len(count)) for row in rows])
+
+
+def quality(probability: Array, truth: Array, weights: Array) -> Quality:
+    """Return the four figures of probabilities for the first response, of pairs with `weights` that sum to 1."""
     right = np.where(probability == 0.5, 0.5, (probability > 0.5) == (truth > 0.5)).astype(float)
     sureness = np.maximum(probability, 1 - probability)
     place = np.minimum((2 * (sureness - 0.5) * BINS).astype(int), BINS - 1)
-    distance = [abs(float((right - sureness)[place == one].sum())) for one in range(BINS)]
+    distance = [abs(float((weights * (right - sureness))[place == one].sum())) for one in range(BINS)]
     return Quality(
-        log_loss=float(losses(probability, truth).mean()),
-        brier=float(np.mean((probability - truth) ** 2)),
-        calibration_error=sum(distance) / len(truth),
-        accuracy=float(right.mean()),
+        log_loss=float(weights @ losses(probability, truth)),
+        brier=float(weights @ (probability - truth) ** 2),
+        calibration_error=sum(distance),
+        accuracy=float(weights @ right),
     )

@@ -50,11 +50,12 @@ def gold_file(spec: JudgeSpec) -> Path | None:
     return BUILT_IN if spec.needs_model else None
 
 
-def known_pairs(spec: JudgeSpec, path: Path | None = None) -> list[GoldPair]:
-    """Return the pairs with a known answer of a file, or of the judge's own. Raises ConfigError for a judge without any."""
+def known_pairs(spec: JudgeSpec, path: Path | None = None, option: str = "--gold") -> list[GoldPair]:
+    """Return the pairs with a known answer of a file, or of the judge's own. Raises ConfigError, naming the `option` that
+    takes a file, for a judge without any."""
     file = path or gold_file(spec)
     if file is None:
-        raise ConfigError(f"judge {spec.name!r} has no pairs with a known answer of its own: name a file with --gold")
+        raise ConfigError(f"judge {spec.name!r} has no pairs with a known answer of its own: name a file with {option}")
     return load_gold(file)
 
 
@@ -145,7 +146,9 @@ def _pair(row: dict[str, Any], name: str) -> tuple[Pair, float | None]:
     if "responses" not in row:
         gold = _gold_pair(row, name)
         return gold.pair, gold.answer
-    first, second = row["responses"]
+    if not isinstance(row["responses"], list) or len(row["responses"]) != 2:
+        raise ValueError(f"responses is {row['responses']!r}, and not a list of two texts")
+    first, second = map(_text, row["responses"])
     prompt = _prompt(row, name)
     made = [
         Completion(id=f"{prompt.id}/{number}", prompt_id=prompt.id, text=text, finish_reason="stop", policy="given")

@@ -29,6 +29,8 @@ class Exchange(BaseModel):
 
     messages: list[Message]
     said: list[str] | dict[str, float] | None
+    thoughts: list[str] = []
+    """What was thought before each text, where a server tells it apart; a verdict in JSON may be there alone."""
     error: str = ""
     """Why nothing was said, such as the sentence with which a server refused."""
 
@@ -73,7 +75,9 @@ class Listener:
         inner: Any = self.inner
         for place, answer, error in inner.stream(prompts, sampling, choices):
             said = None if answer is None else list(answer.texts) if answer.logprobs is None else answer.logprobs
-            self.exchanges.append(Exchange(messages=list(prompts[place].messages), said=said, error=error))
+            thoughts = [] if answer is None else [thought for thought in answer.thoughts if thought]
+            messages = list(prompts[place].messages)
+            self.exchanges.append(Exchange(messages=messages, said=said, thoughts=thoughts, error=error))
             yield place, answer, error
 
     def _note(self, prompts: Sequence[Prompt], said: Sequence[Any]) -> None:

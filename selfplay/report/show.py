@@ -216,6 +216,8 @@ def print_trial(found: dict[str, Any]) -> None:
         for message in exchange["messages"]:
             console.print(f"[{message['role']}]")
             console.print(message["content"])
+        for thought in exchange["thoughts"]:
+            console.print(f"[thought] {thought}")
         nothing = f"nothing: {exchange['error'] or 'there is no model'}"
         console.print(f"[said] {nothing if exchange['said'] is None else exchange['said']}")
     for verdict in found["verdicts"]:

@@ -209,7 +209,7 @@ def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, floa
     from judges.audit.gold import known_pairs, load_pairs
 
     if path is None:
-        rows = known_pairs(spec)
+        rows = known_pairs(spec, option="--pairs")
         return [row.pair for row in rows], {row.pair.id: row.answer for row in rows}
     if path.suffix == ".parquet":
         from selfplay.errors import ConfigError

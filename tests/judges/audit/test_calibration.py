@@ -106,7 +106,7 @@ def test_a_calibrated_judge_loses_nothing_on_average_and_less_than_by_the_plain_
 
 
 def test_the_four_figures_by_hand() -> None:
-    found = quality(np.array([0.9, 0.2, 0.5, 0.95]), np.array([1.0, 1.0, 1.0, 1.0]))
+    found = quality(np.array([0.9, 0.2, 0.5, 0.95]), np.array([1.0, 1.0, 1.0, 1.0]), np.full(4, 0.25))
     assert found.log_loss == pytest.approx(
         -(math.log(0.9) + math.log(0.2) + math.log(0.5) + math.log(0.95)) / 4, abs=1e-12
     )
@@ -121,13 +121,18 @@ def test_the_four_figures_by_hand() -> None:
 
 def test_an_overconfident_judge_is_brought_down_to_how_often_it_is_right() -> None:
     found = calibrate(spec(CHANCES), known(200, 140), Scripted(chances=sure))
-    assert found.before.accuracy == found.after.accuracy == 0.7 and found.pairs == 200 and found.unscored == 0
+    assert found.before.accuracy == found.after.accuracy == pytest.approx(0.7) and found.pairs == 200
+    assert found.unscored == 0
     assert found.temperature == pytest.approx(shrunk(140, 200), rel=1e-6)
     assert found.before.calibration_error == pytest.approx(0.2, abs=1e-12) and found.after.calibration_error < 0.1
     assert found.better and found.log_loss_change == pytest.approx(
         found.after.log_loss - found.before.log_loss, abs=1e-12
     )
     assert "write `verdict_temperature: " in found.lines()[-1]
+    assert f"; its calibration error falls, from 0.2000 to {found.after.calibration_error:.4f}" in found.lines()[-1]
+    worse = found.before.model_copy(update={"calibration_error": 0.31})
+    risen = found.model_copy(update={"after": worse}).lines()[-1]
+    assert risen.endswith("; its calibration error rises, from 0.2000 to 0.3100")
 
 
 def test_a_calibrated_judge_is_left_as_it_is() -> None:
@@ -170,6 +175,19 @@ def test_pairs_of_one_prompt_are_one_piece_of_evidence() -> None:
     assert nine.log_loss_change_high - nine.log_loss_change_low == pytest.approx(width, rel=0.1)  # not a third of it
 
 
+def test_the_table_and_the_line_below_weigh_prompts_alike() -> None:
+    """A prompt of 60 pairs weighs as much as each of 40 with one."""
+    rows = known(100, 70)
+    one = [
+        GoldPair(row.pair.model_copy(update={"prompt": rows[0].pair.prompt}), row.answer, "all") for row in rows[:60]
+    ]
+    found = calibrate(spec(CHANCES), one + rows[60:], Scripted(chances=sure))
+    # right: all of the first prompt, then 10 of 40
+    assert found.before.accuracy == pytest.approx(11 / 41, abs=1e-12)
+    assert found.before.calibration_error == pytest.approx(0.9 - 11 / 41, abs=1e-12)
+    assert found.after.log_loss - found.before.log_loss == pytest.approx(found.log_loss_change, abs=1e-12)
+
+
 def test_the_temperature_in_a_file_softens_its_verdicts_and_names_no_other_winner() -> None:
     engine = Scripted(chances=sure)
     hot, pairs = spec(CHANCES + "verdict_temperature: 2"), [row.pair for row in known(10, 5)]
@@ -203,6 +221,10 @@ def test_too_few_or_one_prompt_only_is_a_sentence() -> None:
     one = [GoldPair(pair("good", "bad", id="same"), 1.0, "all")] * 30
     with pytest.raises(ConfigError, match="all pairs have one prompt"):
         calibrate(spec(CHANCES), one, Scripted(chances=sure))
+    alike = [number for number in range(100) if drawn(0, "fold", f"Say {number}.", FOLDS) == 0][:2]
+    two = [GoldPair(pair("good", "bad", f"Say {alike[one % 2]}.", f"p{one}"), 1.0, "all") for one in range(30)]
+    with pytest.raises(ConfigError, match="the 2 prompts all fall into one of 5 folds"):
+        calibrate(spec(CHANCES), two, Scripted(chances=sure))
 
 
 def test_the_command_calibrates_rules_on_a_file(tmp_path: Path) -> None:

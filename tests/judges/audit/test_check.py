@@ -20,6 +20,7 @@ from judges.llm.cache import AnswerCache
 from judges.llm.parse import AnswerOptions, read
 from judges.spec.base import ModelSpec
 from judges.spec.sections import JudgeTest
+from selfplay.engines import Answer
 from selfplay.errors import ConfigError
 from selfplay.report.show import print_trial
 
@@ -481,6 +482,17 @@ def test_trying_shows_the_sentence_with_which_a_server_refuses(capsys: pytest.Ca
     print_trial(trial.model_dump(mode="json"))
     shown = capsys.readouterr().out
     assert "[said] nothing: the server answered 400: no such model" in shown and "there is no model" not in shown
+
+
+def test_trying_shows_the_thoughts_in_which_a_verdict_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    class Thinking(Scripted):
+        def stream(self, prompts: Any, sampling: Any, choices: Any = None) -> Any:
+            for place in range(len(prompts)):
+                yield place, Answer(texts=("",), finish_reasons=("stop",), thoughts=("It is the first.",)), ""
+
+    trial = try_pair(spec(PAIRWISE), Thinking())
+    print_trial(trial.model_dump(mode="json"))
+    assert capsys.readouterr().out.count("[thought] It is the first.\n[said] ['']\n") == 2
 
 
 def test_a_message_that_is_none_is_named_in_one_line(tmp_path):

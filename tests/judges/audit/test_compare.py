@@ -208,6 +208,9 @@ def test_pairs_with_and_without_an_answer(tmp_path: Path) -> None:
         ConfigError, match="line 1: ValueError: .*; a gold pair is a JSON object with prompt and either"
     ):
         load_pairs(path)
+    path.write_text('{"prompt": "x", "responses": "ab"}')
+    with pytest.raises(ConfigError, match="line 1: ValueError: responses is 'ab', and not a list of two texts"):
+        load_pairs(path)
     path.write_text("\n".join([json.dumps({"id": "same", **rows[0]})] * 2))
     with pytest.raises(ConfigError, match="line 2: the id 'same' stands twice"):
         load_pairs(path)
@@ -237,7 +240,7 @@ def test_the_command_compares_rules_on_a_file_and_on_a_runs_pairs(tmp_path: Path
     of_run = json.loads(CliRunner().invoke(app, [*command, str(tmp_path / "pairs.parquet"), "--json"]).output)
     assert of_run["known"] == 0 and of_run["pairs"] == 3 and "nobody can say" in of_run["verdict"]
     refused = CliRunner().invoke(app, command[:4])
-    assert isinstance(refused.exception, ConfigError) and "name a file" in str(refused.exception)
+    assert isinstance(refused.exception, ConfigError) and "name a file with --pairs" in str(refused.exception)
     write_rows(tmp_path / "matches.parquet", [{"prompt_id": "p", "a": "x", "b": "y", "preference": 1.0}])
     other = CliRunner().invoke(app, [*command, str(tmp_path / "matches.parquet")])
     assert "matches.parquet has no column 'meta', so it does not hold a run's pairs" in str(other.exception)
