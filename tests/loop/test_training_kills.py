@@ -70,7 +70,7 @@ def step(number: int) -> Moment:
 
 MODEL_IS_WRITTEN = "transformers.trainer", "Trainer._save_optimizer_and_scheduler"
 ALL_BUT_ITS_STATE_IS_WRITTEN = "transformers.trainer_callback", "TrainerState.save_to_json"
-ALL_IS_WRITTEN = "selfplay.training.checkpoints", "write_sealed"
+ALL_IS_WRITTEN = "selfplay.training.checkpoints", "write_checks"
 READY = "selfplay.storage.durable", "publish"
 OLD_ONE_STAYS = "selfplay.storage.durable", "remove_tree"
 ENDED = Moment("selfplay.training.supervised", "logged", 1)
