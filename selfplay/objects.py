@@ -29,6 +29,8 @@ NAMELESS = ModuleType("selfplay_nameless")
 """Holds what has no name of its own, such as a lambda, so that a reference can lead to it; see `reference_to`."""
 LONGEST_SHOWN = 200
 """Characters of a value or an error that a sentence shows."""
+LARGEST_SCORE = 1e18
+"""Largest reward in size: means and deviations square it, in float32."""
 
 
 def call(name: str, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
@@ -125,14 +127,20 @@ def numbers(name: str, values: Any, rows: Sequence[str], wanted: str, fits: Call
 def scores_of(name: str, scores: Any, prompts: Sequence[Prompt], responses: Sequence[Completion]) -> list[float]:
     """Return the scores of a reward that the user wrote as floats. Raises ConfigError if they are not one per response.
 
-    NaN stands for a response that cannot be scored; an infinite score is refused, for nothing can be learned from it.
+    NaN stands for a response that cannot be scored; an infinite score, or one whose square float32 cannot hold, is refused:
+    nothing can be learned from it.
     """
     rows = [
         f"prompt {prompt.id!r}, response {shown(response.text)}"
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    wanted = "a finite number, or float('nan') for a response that cannot be scored"
-    return numbers(name, scores, rows, wanted, lambda value: not math.isinf(value))
+    wanted = f"a finite number, or float('nan') for a response that cannot be scored, of {LARGEST_SCORE:g} at most"
+    return numbers(name, scores, rows, wanted, lambda value: math.isnan(value) or is_score(value))
+
+
+def is_score(value: float) -> bool:
+    """Return whether something can be learned from a number as a reward: it is finite, and so is its square in float32."""
+    return abs(value) <= LARGEST_SCORE  # which NaN is not
 
 
 def require_text(name: str, row: str, field: str, text: Any) -> None:

@@ -11,7 +11,7 @@ from prompts.files import rows_of
 from prompts.sources import prompt_of
 from selfplay.errors import ConfigError
 from selfplay.models import encode_prompt
-from selfplay.objects import number, shown
+from selfplay.objects import LARGEST_SCORE, is_score, number, shown
 from selfplay.records import Prompt
 from selfplay.training.pairs import prompt_ids_of
 
@@ -42,8 +42,10 @@ def load_scored(source: str) -> list[ScoredText]:
         completion, reward = row.get("completion"), number(row.get("reward"))
         if not isinstance(completion, str) or not completion:
             raise ConfigError(f"{where}: `completion` is {shown(completion)}; it must be a text")
-        if reward is None or not math.isfinite(reward):
-            raise ConfigError(f"{where}: `reward` is {shown(row.get('reward'))}; it must be a finite number")
+        if reward is None or not is_score(reward):
+            raise ConfigError(
+                f"{where}: `reward` is {shown(row.get('reward'))}; it must be a finite number, of {LARGEST_SCORE:g} at most"
+            )
         prompt = prompt_of({"prompt": row.get("prompt")}, "prompt", where)
         found.append(ScoredText(prompt, completion, reward))
     if not found:

@@ -8,7 +8,6 @@ What is given becomes a recipe and files in the run's folder `inputs`, and from 
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from selfplay.config import Recipe, check_json, validate
 from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.notebook.trained import Trained
-from selfplay.objects import load_object, number, reference_to, shown, source_of
+from selfplay.objects import LARGEST_SCORE, is_score, load_object, number, reference_to, shown, source_of
 from selfplay.rundir import INPUTS
 from selfplay.storage import durable
 from selfplay.storage.files import hash_of, json_lines
@@ -162,8 +161,10 @@ def _samples(samples: Any, rewards: Any) -> list[dict[str, Any]]:
         ):
             raise ConfigError(f"{WHERE}: samples[{place}] is {shown(sample)}; give a pair of texts (prompt, response)")
         value = number(reward)
-        if value is None or not math.isfinite(value):
-            raise ConfigError(f"{WHERE}: rewards[{place}] is {shown(reward)}; give a finite number")
+        if value is None or not is_score(value):
+            raise ConfigError(
+                f"{WHERE}: rewards[{place}] is {shown(reward)}; give a finite number, of {LARGEST_SCORE:g} at most"
+            )
         rows.append({"prompt": sample[0], "completion": sample[1], "reward": value})
         _check_row(rows[-1], f"samples[{place}]")
     return rows

@@ -203,6 +203,10 @@ def test_rows(tokenizer: Any, tmp_path: Path) -> None:
             "row 1: `reward` is 'much'; it must be a finite number",
         ),
         ('{"prompt": "3", "completion": "4", "reward": NaN}', "row 1: `reward` is nan"),
+        (
+            '{"prompt": "3", "completion": "4", "reward": 1e200}',
+            "`reward` is 1e.200; it must be a finite number, of 1e.18 at",
+        ),
     ):
         file.write_text(line + "\n")
         with pytest.raises(ConfigError, match=said):

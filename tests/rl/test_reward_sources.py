@@ -57,6 +57,7 @@ def stop() -> list[float]:
         (lambda: [1.0, None], "returned None for prompt 'prompt-1', response 'two\\ud83d'; it must be a finite number"),
         (lambda: [1.0, "0.5"], "returned '0.5' for prompt 'prompt-1'"),
         (lambda: [1.0, math.inf], "returned inf for prompt 'prompt-1'"),
+        (lambda: [1.0, -1e200], "returned -1e+200 for prompt 'prompt-1'"),  # whose square is an OverflowError
         (lambda: [1.0, [2.0]], "returned [2.0] for prompt 'prompt-1'"),
         (lambda: [1.0, 10**400], "returned 1000"),
         (lambda: {}["word"], "raised KeyError: 'word' (test_reward_sources.py, line "),
