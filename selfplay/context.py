@@ -16,7 +16,7 @@ from selfplay.engines import generate_batches
 from selfplay.objects import scores_of
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
-from selfplay.rundir import WORK, RunDirectory, iteration_name
+from selfplay.rundir import BEGUN, WORK, RunDirectory, iteration_name
 from selfplay.storage.checksums import read_sealed
 from selfplay.storage.files import derived_seed, hash_of
 from selfplay.storage.journal import Journal
@@ -90,7 +90,7 @@ class RunContext:
 
     def made_from(self, number: int, name: str) -> str | None:
         """Return the fingerprint that a stage was finished or begun with, None if there is nothing of it. Raises Damaged."""
-        begun = self.files.stage(number, f"{name}.partial") / WORK / "begun.json"
+        begun = self.files.stage(number, f"{name}.partial") / WORK / BEGUN
         found = self.files.manifest(number, name) or (read_sealed(begun) if begun.is_file() else {})
         return found.get("fingerprint")
 
@@ -203,7 +203,7 @@ def sample(
         {} if temperature is None else {"temperature": temperature}
     )
     sampling = run.sampling(**changes)
-    batch = max(1, run.recipe.engine.batch_size // count)
+    batch = run.recipe.engine.prompts_at_once(count)
     starts = {f"{label}/{start}": start for start in range(0, len(prompts), batch)}
     missing = [key for key in starts if key not in journal.batches]
     bar.advance(sum(len(journal.batches[key]) for key in starts if key in journal.batches) * count)

@@ -233,7 +233,7 @@ def check_launch(recipe: Recipe) -> None:
 
 def check_engines(recipe: Recipe) -> None:
     """Raise ConfigError for engines that the workers cannot share, though a dry run may reckon with them."""
-    launch, cards = recipe.launch, recipe.engine.tensor_parallel if recipe.engine.kind == "vllm" else 1
+    launch, cards = recipe.launch, recipe.engine.gpus_each
     if launch is None or cards == 1:
         return
     if launch.workers % cards:

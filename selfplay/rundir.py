@@ -39,6 +39,8 @@ INPUTS = "inputs"
 """Folder of a run that `selfplay.train` was given prompts, samples or a model for: where it wrote them."""
 WORK = "work"
 """Folder in an unfinished stage's for all that it needs to go on; the last thing to be removed."""
+BEGUN = "begun.json"
+"""File in `work` that says what the stage was begun from."""
 ORDER = ("bootstrap", "judge", "generate", "label", "reward", "policy", "evaluate")
 ITERATION = re.compile(r"iteration-(\d{3,})")
 STAGE = re.compile(rf"(?:{'|'.join(ORDER)})(?:-extra-[1-9]\d*)?")
@@ -122,7 +124,7 @@ class RunDirectory:
         final, partial = self.stage(number, name), self.stage(number, f"{name}.partial")
         if final.is_dir() and any(final.iterdir()) and not (final / MANIFEST).is_file():
             raise Damaged(final / MANIFEST, "it is missing")
-        begun = partial / WORK / "begun.json"
+        begun = partial / WORK / BEGUN
         spent, started = self._take_up(partial, fingerprint), time.time()
         try:
             yield partial
@@ -147,7 +149,7 @@ class RunDirectory:
 
     def _take_up(self, partial: Path, fingerprint: str) -> float:
         """Make a stage's partial folder ready to be written into; returns the seconds spent on it before."""
-        begun = partial / WORK / "begun.json"
+        begun = partial / WORK / BEGUN
         upgrade_unfinished(partial, partial / WORK, fingerprint)
         if begun.is_file():
             known = read_sealed(begun)
@@ -180,7 +182,7 @@ class RunDirectory:
             durable.sweep(self.iteration(number))
             for name in self.stages(number):
                 durable.sweep(self.stage(number, name))
-                if (self.stage(number, name) / WORK / "begun.json").is_file():  # else it is not the stage's
+                if (self.stage(number, name) / WORK / BEGUN).is_file():  # else it is not the stage's
                     durable.remove_tree(self.stage(number, name) / WORK)
             for partial in self.iteration(number).glob("*.partial"):
                 for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):

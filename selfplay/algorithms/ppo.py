@@ -29,7 +29,7 @@ class PPOAlgorithm:
         return Needs(pairs=recipe.reward.needs_pairs, reward_model=trained, reward=True, critic=critic)
 
     def settings(self) -> Any:
-        """Return all settings of the section but its name, and where moments are kept, which changes no number."""
+        """Return all settings but the name, and but one that the first runs did not have and that changes no number."""
         return self.config.model_dump(exclude={"kind", "offload_optimizer"})
 
     def train(self, inputs: Inputs) -> None:

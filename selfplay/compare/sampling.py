@@ -106,7 +106,7 @@ def _sample(one: Contestant, prompts: Sequence[Prompt], file: Path, engines: Eng
 
     def generate(**changes: int) -> list[list[Completion]]:
         sampling = settings.sampling.model_copy(update=changes)
-        size = max(1, settings.engine.batch_size // sampling.n)
+        size = settings.engine.prompts_at_once(sampling.n)
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         engine = engines.of(one)
         try:

@@ -178,6 +178,10 @@ class Engine(Section):
     """Seconds by the clock that one call of vLLM (a start, a transfer of weights, a batch of completions) may take before it
     counts as hung and the run stops, with everything saved. That a process of vLLM's is dead is noticed within a second."""
 
+    def prompts_at_once(self, completions: int) -> int:
+        """Return the prompts of a batch whose answers are this many each, whoever samples it."""
+        return max(1, self.batch_size // completions)
+
     @property
     def gpus_each(self) -> int:
         """GPUs that one engine takes, where there are any."""

@@ -316,9 +316,7 @@ def _environment(on_gpu: bool, gpus: int, folder: str) -> Iterator[None]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
-    if (
-        on_gpu and started_by_launcher()
-    ):  # one of several workers, with an engine on its own GPU, and those of the next ones
+    if on_gpu and started_by_launcher():  # a worker's engine is on its own GPU and those of the next workers
         first, shown = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES", "")
         names = shown.split(",") if shown else [str(number) for number in range(first + gpus)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + gpus])

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfplay.errors import ConfigError
 from selfplay.progress import log
-from selfplay.rundir import STAGE, WORK, RunDirectory, place
+from selfplay.rundir import BEGUN, STAGE, WORK, RunDirectory, place
 from selfplay.storage import durable
 from selfplay.storage.checksums import MANIFEST
 
@@ -116,7 +116,7 @@ def foreign_files(folder: Path) -> list[Path]:
         ours = {MANIFEST, CARD, *manifest["outputs"], *manifest.get("checks", {}), *manifest.get("pruned", {})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    if (folder / WORK / "begun.json").is_file():  # a kill left it
+    if (folder / WORK / BEGUN).is_file():  # a kill left it
         ours |= {str(path.relative_to(folder)) for path in (folder / WORK).rglob("*")}
     others = [path for path in sorted(folder.rglob("*")) if path.is_file() and not durable.BESIDE.fullmatch(path.name)]
     return [path for path in others if str(path.relative_to(folder)) not in ours]

@@ -30,7 +30,7 @@ from selfplay.results.verify_lines import (
     verify_ledger,
     verify_logs,
 )
-from selfplay.rundir import STAGE, WORK, RunDirectory
+from selfplay.rundir import BEGUN, STAGE, WORK, RunDirectory
 from selfplay.storage import durable
 from selfplay.storage.checksums import (
     CHECKS,
@@ -169,11 +169,11 @@ def _verify_unfinished(files: RunDirectory, folder: Path, found: Verification) -
     """Verify what a stage that is not finished keeps to go on from."""
     work = folder / WORK
     known: set[Path] = set()
-    if work.is_dir() and not (work / "begun.json").is_file() and any(path.is_file() for path in folder.rglob("*")):
+    if work.is_dir() and not (work / BEGUN).is_file() and any(path.is_file() for path in folder.rglob("*")):
         remedy = "its unfinished stage was removed"
         problem = "begun.json is not there any more"
         found.damage.append(Damage(work, problem, remedy, partial(durable.remove_tree, folder)))
-    for path in (work / "begun.json", folder / MANIFEST):
+    for path in (work / BEGUN, folder / MANIFEST):
         if path.is_file():
             known.add(path)
             found.files, found.bytes = found.files + 1, found.bytes + path.stat().st_size

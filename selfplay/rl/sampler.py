@@ -74,9 +74,7 @@ class Sampler:
     ) -> None:
         self.snapshot: PreTrainedModel | None = None
         self.ranks = engine.ranks if isinstance(engine, Receiver) else 1
-        if world_size() > 1 and not isinstance(
-            engine, Receiver
-        ):  # the policy is spread out, and it needs whole weights
+        if world_size() > 1 and not isinstance(engine, Receiver):  # it needs whole weights of a policy spread out
             inner, given = unwrap_peft(policy), getattr(engine, "model", None)
             own = given if isinstance(engine, TransformersEngine) and given is not inner else None
             dtype = torch.promote_types(inner.dtype, torch.float32)

@@ -33,9 +33,8 @@ def measured_seconds(task: dict[str, Any]) -> dict[str, float]:
             [sys.executable, "-m", "selfplay.sizing.calibrate", json.dumps(task)], capture_output=True, text=True
         )
         if done.returncode:
-            raise ConfigError(
-                f"how fast this processor is could not be measured: {done.stderr.strip().splitlines()[-1]}"
-            )
+            said = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]  # a killed one says nothing
+            raise ConfigError(f"how fast this processor is could not be measured: {said}")
         known[key] = json.loads(done.stdout.splitlines()[-1])
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, known)

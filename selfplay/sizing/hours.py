@@ -75,13 +75,12 @@ class CardRates:
         """Return the seconds, on `tensor_parallel` cards if it is vLLM: weights and cache are read in each step."""
         engine, each = self.sizes.recipe.engine, self.sizes.weight_bytes
         vllm = engine.kind == "vllm"
-        spread = engine.tensor_parallel if vllm else 1
         most = ROWS_OF_VLLM if vllm else engine.batch_size
         waves, together = -(-rows // most), min(rows, most)
         read = shape.total * each + together * (prompt + answer // 2) * shape.cache_per_token(each)
-        step = read / spread / (self.card.bandwidth * BANDWIDTH_SHARE)
+        step = read / engine.gpus_each / (self.card.bandwidth * BANDWIDTH_SHARE)
         step += STEP_SECONDS.get(engine.kind, STEP_SECONDS["vllm"])
-        return waves * answer * step + self.forward(shape, rows * prompt, head=True) / spread
+        return waves * answer * step + self.forward(shape, rows * prompt, head=True) / engine.gpus_each
 
     def forward(self, shape: Shape, tokens: int, head: bool = False) -> float:
         """Return 2 operations per weight and token."""
@@ -148,7 +147,7 @@ class ProcessorRates:
 def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
     """Return stage -> hours per iteration on the machine, all workers busy. Rules, functions and files take no time."""
     recipe, workers = sizes.recipe, sizes.workers
-    engines = max(1, workers // recipe.engine.tensor_parallel) if recipe.engine.kind == "vllm" else workers
+    engines = max(1, workers // recipe.engine.gpus_each)
     needs = algorithm_of(recipe).needs(recipe)
     whole, scorer = work.prompt + work.answer, scorer_of(sizes)
     judging, measuring = (

@@ -26,7 +26,7 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
             parts["critic"] = memory.FLOAT32 * scorer.body // shards
         parts |= _optimizer("critic", sizes, scorer)
     if not (adapted and getattr(recipe.algorithm, "reference", "previous") == "previous"):
-        parts["reference"] = memory.frozen(sizes.policy, sizes.precision(sizes.policy), shards, spread_in_half=True)
+        parts["reference"] = memory.frozen(sizes.policy, sizes.precision, shards, spread_in_half=True)
     if needs.reward_model and needs.reward:
         precision = sizes.products(scorer)
         parts["reward model"] = recipe.reward.ensemble * memory.frozen(scorer, precision, shards, head=False)
@@ -95,7 +95,7 @@ def update(sizes: Sizes, needs: Any) -> dict[str, int]:
 
 def _pass(sizes: Sizes, name: str, shape: Shape, half_already: bool = False) -> dict[str, int]:
     """Return what a forward and backward pass of a micro-batch adds; weights that are bfloat16 already need no copies."""
-    shards, precision = sizes.workers, sizes.precision(shape)
+    shards, precision = sizes.workers, sizes.precision
     checkpointing = getattr(sizes.recipe.algorithm, "gradient_checkpointing", False)
     return {
         f"{name}: gradients": memory.training_state(sizes.learned(shape), shards)["gradients"],

@@ -9,12 +9,10 @@ from selfplay.sizing import memory
 from selfplay.sizing.cards import Machine
 from selfplay.sizing.memory import Precision
 from selfplay.sizing.shapes import Shape, shape_of_bootstrap, shape_of_model
-from selfplay.weights.kept_precision import kept_products
+from selfplay.weights.kept_precision import SMALLEST_FOR_BFLOAT16, kept_products
 
 DEFAULT_TOKENS = {"cuda": 32768, "cpu": 2048}
 """Tokens of a micro-batch unless the recipe sets them (`selfplay.models.default_batch_tokens`)."""
-SMALLEST_FOR_BFLOAT16 = 20_000_000
-"""Parameters from which `precision: auto` considers bfloat16 (`selfplay.weights.precision`)."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,9 @@ class Sizes:
             return Precision(kept_products(kept) == "bfloat16")
         return Precision(self.machine.card is not None or self.machine.bfloat16)
 
-    def precision(self, shape: Shape) -> Precision:
-        """Return the precision in which PPO computes with a model."""
+    @property
+    def precision(self) -> Precision:
+        """Return the precision in which PPO computes with all its models."""
         wanted = getattr(self.recipe.algorithm, "precision", "float32")
         return self.products(self.policy) if wanted == "auto" else Precision(wanted == "bfloat16")
 

@@ -21,11 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from selfplay.storage.checksums import write_sealed
-from selfplay.weights.kept_precision import kept_products
+from selfplay.weights.kept_precision import SMALLEST_FOR_BFLOAT16, kept_products
 
-SMALLEST_FOR_BFLOAT16 = 20_000_000
-"""Parameters below which products stay float32, on a GPU too: converting costs more than it saves, and a reward model of 0.7M
-parameters lost accuracy (.55 against .66)."""
 WORTHWHILE = 1.2
 """Times that products must be faster in bfloat16."""
 FLOAT32_ATTENTION = "sdpa_float32"
@@ -126,8 +123,6 @@ def freeze(model: Any, name: str) -> Any:
             for layer in model.modules()
             if isinstance(layer, nn.Linear) and layer is not head and layer.out_features > 1
         }
-        for (
-            weight
-        ) in model.parameters():  # all of them: one alone that lies in the checkpoint's file would keep all of it
+        for weight in model.parameters():  # all: one alone that lies in the checkpoint's file would keep all of it
             weight.data = weight.data.to(torch.bfloat16) if id(weight) in halved else weight.data.clone()
     return model

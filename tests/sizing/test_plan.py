@@ -137,12 +137,12 @@ def test_precision_by_itself(tmp_path: Path) -> None:
         "new": Machine(0, None, 64 * GB, bfloat16=True),
     }
     chosen = {name: sized(found, machine) for name, machine in machines.items()}
-    assert [sizes.precision(sizes.policy).bf16 for sizes in chosen.values()] == [True, False, True]
+    assert [sizes.precision.bf16 for sizes in chosen.values()] == [True, False, True]
     small = sized(recipe(tmp_path, BOOTSTRAPPED), machines["new"])
-    assert not small.precision(small.policy).bf16
+    assert not small.precision.bf16
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precision.json").write_text('{"products": "float32"}')
-    assert not chosen["new"].precision(chosen["new"].policy).bf16, "the run has chosen"
+    assert not chosen["new"].precision.bf16, "the run has chosen"
 
 
 def test_offloaded_moments_are_on_the_card_in_portions(tmp_path: Path) -> None:
