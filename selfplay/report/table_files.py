@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ def latex(summary: Summary, facts: Mapping[str, Any]) -> str:
         about = r"$\approx$ " if level and level.approximate else ""
         even = "--" if level is None else about + hundredths(level.win_rate, 1)
         mark = r"\textsuperscript{*}" if pair.significant else ""
-        cells = (escaped(display_name(one.a)), escaped(display_name(one.b)), rate + mark, bounds, even, str(one.n))
+        first = re.sub(r"^(?=[\[*])", "{}", escaped(display_name(one.a)))  # which \\ of the row before would take for its own
+        cells = (first, escaped(display_name(one.b)), rate + mark, bounds, even, str(one.n))
         lines.append(" & ".join(cells) + r" \\")
     caption = f"{facts_text(facts)}. Win rates of the row against the second column; * significant (Holm, 5%)."
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escaped(caption)}}}", r"\end{table}", ""]

@@ -88,6 +88,13 @@ def test_latex_escapes_what_is_not_a_letter():
     assert text.count(r"\begin") == text.count(r"\end") == 2
 
 
+@pytest.mark.parametrize("name", ["[new] model", "*new"])
+def test_a_row_of_latex_does_not_begin_with_what_ends_the_row_before(name):
+    """After `\\\\` and any space, LaTeX takes `[...]` for a length and `*` for a variant."""
+    text = latex(summarise(tabulate([Vote(str(x), name, "old", float(x % 2)) for x in range(10)])), {})
+    assert f"\n{{}}{name} & old & 50.0" in text
+
+
 def test_rows_of_a_table_hold_every_number():
     (row,) = table_rows(summarise(tabulate([Vote(str(x), "x", "y", float(x % 3 > 0), x, 5) for x in range(30)])))
     assert row["win_rate"] == pytest.approx(2 / 3) and row["extra_length"] == pytest.approx(9.5)
