@@ -88,7 +88,12 @@ def _votes(
             if judge is None or said == judge:
                 vote = _vote(values, f"{path}:{line}")
                 if by is not None and values[7] not in (None, ""):
-                    values_of.setdefault(vote.prompt, str(values[7]).strip())
+                    value = str(values[7]).strip()
+                    if (known := values_of.setdefault(vote.prompt, value)) != value:
+                        raise ConfigError(
+                            f"{path}:{line}: the prompt {vote.prompt!r} has {value!r} in the column {by!r}, and {known!r} in "
+                            "a row before: give it one, or break down by another column"
+                        )
                 yield vote
 
 
