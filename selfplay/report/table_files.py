@@ -96,7 +96,9 @@ def latex(summary: Summary, facts: Mapping[str, Any]) -> str:
         about = r"$\approx$ " if level and level.approximate else ""
         even = "--" if level is None else about + hundredths(level.win_rate, 1)
         mark = r"\textsuperscript{*}" if pair.significant else ""
-        first = re.sub(r"^(?=[\[*])", "{}", escaped(display_name(one.a)))  # which \\ of the row before would take for its own
+        first = re.sub(
+            r"^(?=[\[*])", "{}", escaped(display_name(one.a))
+        )  # which \\ of the row before would take for its own
         cells = (first, escaped(display_name(one.b)), rate + mark, bounds, even, str(one.n))
         lines.append(" & ".join(cells) + r" \\")
     caption = f"{facts_text(facts)}. Win rates of the row against the second column; * significant (Holm, 5%)."

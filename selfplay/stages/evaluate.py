@@ -154,8 +154,9 @@ def match(
     verdicts = ask(judge, judged, journal, f"judge against {other}")
     preferences = preferences_of(pairs, verdicts, spec)
     rows = match_rows(pairs, verdicts, preferences, iteration, number, spec.name)
-    resamples, seed = run.recipe.evaluate.resamples, run.seed("resample")
-    return [row | {"a": name} for row in rows], win_rate(name, other, preferences, resamples=resamples, seed=seed)
+    return [row | {"a": name} for row in rows], win_rate(
+        name, other, preferences, resamples=run.recipe.evaluate.resamples
+    )
 
 
 def best_of(

@@ -72,11 +72,13 @@ def constant_interval(value: float, n: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Array, resamples: int, seed: int) -> tuple[float, float]:
-    """95% percentile bootstrap interval for the mean of values (n,) in [0, 1], n >= 1, none of them NaN."""
-    if np.ptp(values) == 0:
-        return constant_interval(float(values[0]), len(values))
-    means = bootstrap_sums(values[:, None], resamples, seed)[:, 0] / len(values)
-    low, high = percentile_interval(means)
+    """95% percentile bootstrap interval for the mean of values (n,) in [0, 1]; NaN counts nowhere, and one at least is none."""
+    known = ~np.isnan(values)
+    if np.ptp(values[known]) == 0:
+        return constant_interval(float(values[known][0]), int(known.sum()))
+    sums = bootstrap_sums(np.stack([np.where(known, values, 0), known], axis=1), resamples, seed)
+    with np.errstate(invalid="ignore"):  # a sample that drew none of the known ones
+        low, high = percentile_interval(sums[:, 0] / sums[:, 1])
     return float(low), float(high)
 
 
@@ -123,7 +125,7 @@ def win_rate(
     rate, low, high = None, None, None
     if scored.size:
         rate = float(scored.mean())
-        low, high = mean_interval(scored, resamples, seed)
+        low, high = mean_interval(values, resamples, seed)
     return Comparison(
         a=a,
         b=b,

@@ -63,7 +63,9 @@ def test_categories_add_up_to_the_whole(arena):
     with pytest.raises(ConfigError, match=r"has no column 'subject'; there are: prompt, model_a, .*, topic"):
         summarise_votes(arena, by="subject")
     arena.write_text(arena.read_text() + "p0,m1,base,a,100,120,strict,code\n")
-    with pytest.raises(ConfigError, match=r"arena.csv:242: the prompt 'p0' has 'code' in the column 'topic', and 'prose'"):
+    with pytest.raises(
+        ConfigError, match=r"arena.csv:242: the prompt 'p0' has 'code' in the column 'topic', and 'prose'"
+    ):
         summarise_votes(arena, by="topic")
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from selfplay.stats import intervals as stats
+from selfplay.stats.summary import summarise
+from selfplay.stats.votes import Vote, tabulate
 
 
 def test_win_rate_counts_ties_half_and_unscored_apart():
@@ -23,6 +25,13 @@ def test_graded_preferences_are_averaged_and_only_exact_halves_are_ties():
     result = stats.win_rate("a", "b", [0.25, 0.75, 0.49])
     assert result.win_rate == pytest.approx(1.49 / 3, abs=1e-12)
     assert result.ties == 0
+
+
+def test_a_pair_has_the_interval_of_its_table():
+    """A run says `win_rate` of each iteration, and `compare` tabulates the same matches: one interval, unscored ones too."""
+    preferences = [None if place % 7 == 0 else (place % 5) / 4 for place in range(60)]
+    votes = [Vote(str(place), "new", "old", math.nan if p is None else p) for place, p in enumerate(preferences)]
+    assert stats.win_rate("new", "old", preferences) == summarise(tabulate(votes)).pairs[0].comparison
 
 
 @pytest.mark.parametrize("preferences", [[], [None], [None, None]])
@@ -102,7 +111,10 @@ def test_the_same_seed_gives_the_same_interval_and_chunks_change_nothing(monkeyp
     assert stats.win_rate("a", "b", values, seed=3) == whole
     assert stats.win_rate("a", "b", values, seed=4) != whole
     monkeypatch.setattr(stats, "CHUNK", 50 * 7)
-    assert stats.win_rate("a", "b", values, seed=3) == whole
+    again = stats.win_rate("a", "b", values, seed=3)
+    assert (again.low, again.high) == pytest.approx((whole.low, whole.high), abs=1e-12), (
+        "sums of a chunk may round otherwise"
+    )
 
 
 def test_resampled_prompts_are_drawn_with_replacement():
