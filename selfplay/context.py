@@ -166,6 +166,13 @@ class RunContext:
             self._pool = Pool(self.recipe.launch, self.recipe.engine.gpus_each)
         return self._pool
 
+    def make_room(self) -> None:
+        """End what makes text, until the next call for it, before a stage that trains; a vLLM, which starts slowly, stays."""
+        self.close_pool()
+        if self.recipe.engine.kind == "transformers" and self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
     def close_pool(self) -> None:
         """End the workers that make text, until the next call for them: whatever trains needs their place."""
         if self._pool is not None:

@@ -30,6 +30,7 @@ from selfplay.report.model_card import write_cards
 from selfplay.results.load import read_run
 from selfplay.results.run import START, Iteration, RunData
 from selfplay.rundir import RunDirectory
+from selfplay.sizing.limits import refuse_what_cannot_fit
 from selfplay.stages.launch import decided_by_first, refuse_many, run_on_workers, settle_libraries
 from selfplay.storage.checksums import read_sealed
 from selfplay.tracking import Tracker
@@ -50,6 +51,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
 
     prompts = check(recipe)
     check_engines(recipe)
+    refuse_what_cannot_fit(recipe, [*prompts[0], *prompts[1]])
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)
@@ -167,7 +169,7 @@ def ensure_stage(run: RunContext, iteration: int, name: str, stage: ModuleType, 
         return
     log(f"iteration {iteration}: {name if stage.__name__ != 'selfplay.stages.bootstrap' else 'start'}")
     if name.partition("-")[0] in LEARNING:
-        run.close_pool()
+        run.make_room()
     run_on_workers(run, iteration, name, stage, *extra)
     tell_trackers(run)
 

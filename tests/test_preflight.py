@@ -275,10 +275,6 @@ def test_the_work_of_self_play_by_hand(tmp_path: Path) -> None:
     assert found["judge_calls"] == 0, "rules ask nobody"
     assert found["episodes"] == 3 * 7 * 4
     assert found["sampled_tokens_at_most"] == (60 + 84) * 10
-    # Bootstrap's shape: 4 layers of 4 x 128^2 + 3 x 128 x 352 = 65,536 + 135,168; 512 x 128 embeddings, tied; 4 bytes each.
-    weights = 4 * (4 * (65_536 + 135_168) + 65_536)
-    # Policies 0 to 3 and reward models 1 to 3 are 7 checkpoints; 60 completions x 10 tokens x 8 bytes of text.
-    assert found["disk_bytes_about"] == 7 * weights + 60 * 10 * 8
 
 
 def test_with_an_opponent_the_first_iteration_is_still_self_play(tmp_path: Path) -> None:
@@ -317,17 +313,6 @@ def test_calls_to_a_judge_that_scores_answers(tmp_path: Path) -> None:
     found = counts(bootstrapped(tmp_path, f"judge.file={file}", "generate.completions=3"))
     # Two questions for each of 2 x 4 x 3 = 24 completions and 3 x (1 + 2) = 9 held-out answers.
     assert found["judge_calls"] == 2 * (24 + 9)
-
-
-def test_the_size_of_a_model_on_disk_is_that_of_its_files(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "a.safetensors").write_bytes(b"x" * 1000)
-    (tmp_path / "model" / "b.safetensors").write_bytes(b"x" * 500)
-    given = ("policy.bootstrap=null", "sampling.max_tokens=10", "iterations=1")
-    found = counts(bootstrapped(tmp_path, *given, f"policy.model={tmp_path / 'model'}"))
-    # 3 checkpoints of 1,500 bytes; 4 prompts x 2 + 3 x 2 = 14 completions of 10 tokens of 8 bytes.
-    assert found["disk_bytes_about"] == 3 * 1500 + 14 * 80
-    assert counts(bootstrapped(tmp_path, *given, "policy.model=some/model"))["disk_bytes_about"] is None
 
 
 def test_checking_loads_no_torch(tmp_path: Path) -> None:

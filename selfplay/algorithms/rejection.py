@@ -108,7 +108,7 @@ class RejectionAlgorithm:
         from selfplay.training.supervised import train_supervised
 
         run, config = inputs.run, self.config
-        run.close_pool()
+        run.make_room()
         model: Any = load_policy(run.files.policy(before) if isinstance(before, int) else before)
         if run.recipe.policy.lora:
             model = add_adapter(model, run.recipe.policy.lora, run.seed("adapter", inputs.iteration, number))

@@ -3,6 +3,7 @@
 Rates are the makers' own for dense bfloat16 products, and the bandwidth of the memory.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a recipe is sized for: `count` cards, or no card and the bytes of memory of a machine without any.
+    """What a recipe is sized for: `count` cards on `nodes` alike, or no card and the bytes of memory of a machine without any.
 
     `bfloat16` says whether its processor has units for it.
     """
@@ -35,13 +36,20 @@ class Machine:
     card: Card | None
     memory: int
     bfloat16: bool = False
+    nodes: int = 1
+
+    @property
+    def cards_of_node(self) -> int:
+        """Return the cards of one node."""
+        return self.count // self.nodes
 
     @property
     def title(self) -> str:
         """Return it in words, such as `8 x H100, 80 GB each`."""
         if self.card is None:
             return f"no GPU, {self.memory / GB:.0f} GB of memory"
-        return f"{self.count} x {self.card.name}, {self.card.memory / GB:.0f} GB each"
+        nodes = f"{self.nodes} nodes of " if self.nodes > 1 else ""
+        return f"{nodes}{self.cards_of_node} x {self.card.name}, {self.card.memory / GB:.0f} GB each"
 
 
 KNOWN = {
@@ -60,6 +68,8 @@ KNOWN = {
     )
 }
 """From the makers' data sheets: memory, dense bfloat16 rate (without sparsity), bandwidth."""
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may take, in the second and the first version of cgroups."""
 SPELT = re.compile(r"(?:(?P<nodes>\d+)x)?(?:(?P<count>\d+)x)?(?P<name>[A-Za-z]+\d+[A-Za-z]*)(?:-(?P<memory>\d+)GB)?")
 
 
@@ -76,28 +86,39 @@ def named(text: str, memory: int) -> Machine:
             f"--gpu {text!r} names no known card: write it as 8xH100-80GB (or 8x8xH100 for eight nodes of eight), with one of "
             f"{', '.join(KNOWN)}"
         )
-    count = int(match["nodes"] or 1) * int(match["count"] or 1)
-    return Machine(count, replace(card, memory=int(match["memory"]) * GB) if match["memory"] else card, memory)
+    nodes = int(match["nodes"] or 1) if match["count"] else 1
+    count = nodes * int(match["count"] or match["nodes"] or 1)
+    card = replace(card, memory=int(match["memory"]) * GB) if match["memory"] else card
+    return Machine(count, card, memory, nodes=nodes)
 
 
-def found(memory: int) -> Machine:
-    """Return the GPUs that `nvidia-smi` lists, unknown ones counted as A100s; without any, a machine of `memory` bytes."""
+def found(memory: int, nodes: int = 1) -> Machine:
+    """Return the GPUs that `nvidia-smi` lists, of each of `nodes` alike; without any, a machine of `memory` bytes."""
     rows: list[str] = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
         done = subprocess.run(query, capture_output=True, text=True, timeout=30)
         rows = done.stdout.strip().splitlines() if done.returncode == 0 else []
-    return of_listing(rows, memory)
+    return of_listing(rows, memory, nodes)
 
 
-def of_listing(rows: list[str], memory: int) -> Machine:
-    """Return the machine of `nvidia-smi`'s lines `name, MiB`."""
+def of_listing(rows: list[str], memory: int, nodes: int = 1) -> Machine:
+    """Return the machine of `nvidia-smi`'s lines `name, MiB`: all cards as the largest, and unknown ones as A100s."""
     if not rows:
         return Machine(0, None, memory, processor_has_bfloat16())
-    title, _, mebibytes = rows[0].rpartition(",")
+    title, _, mebibytes = max((row.rpartition(",") for row in rows), key=lambda row: int(row[2]))
     words = re.sub(r"[^a-z0-9]+", " ", title.lower()).replace("rtx ", "rtx").split()
     like = next((card for name, card in KNOWN.items() if name.lower() in words), KNOWN["A100"])
-    return Machine(len(rows), replace(like, memory=int(mebibytes) * 2**20), memory)
+    return Machine(nodes * len(rows), replace(like, memory=int(mebibytes) * 2**20), memory, nodes=nodes)
+
+
+def memory_here() -> int:
+    """Return the bytes of memory that processes of this machine may take together: all of it, or a container's limit."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in CONTAINER_LIMITS:
+        if limit.is_file() and (said := limit.read_text().strip()).isdigit():
+            found = min(found, int(said))
+    return found
 
 
 def processor_has_bfloat16() -> bool:

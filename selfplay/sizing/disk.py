@@ -24,15 +24,22 @@ def disk(sizes: Sizes, work: dict[str, Any]) -> dict[str, int]:
     """
     recipe = sizes.recipe
     needs = algorithm_of(recipe).needs(recipe)
-    policy = stored_bytes(recipe) * sizes.policy.total
-    reward = recipe.reward.ensemble * memory.FLOAT32 * scorer_of(sizes).body if needs.reward_model else 0
-    texts = work["completions"] * recipe.sampling.max_tokens * TEXT_PER_TOKEN
-    kept = policy * (1 + recipe.iterations) + reward * recipe.iterations + texts
+    kept = kept_models(sizes) + work["completions"] * recipe.sampling.max_tokens * TEXT_PER_TOKEN
     learning = sizes.learned(sizes.policy) + (sizes.learned(scorer_of(sizes)) if needs.critic else 0)
     average = memory.FLOAT32 * sizes.trained if getattr(recipe.algorithm, "ema", None) is not None else 0
     checkpoint = LEARNING * learning + average if recipe.algorithm.episodes_per_step else 0
     steps, every = recipe.algorithm.steps_per_iteration, getattr(recipe.algorithm, "checkpoint_every", 1)
     return {"kept": kept, "at most": kept + checkpoint * (2 if steps > every else 1)}
+
+
+def kept_models(sizes: Sizes) -> int:
+    """Return the bytes of a finished run's policies and reward models; one on a file of preferences is trained once."""
+    recipe = sizes.recipe
+    config, policy = recipe.reward, stored_bytes(recipe) * sizes.policy.total
+    trained = 1 if config.data is not None and config.backbone == "previous" else recipe.iterations
+    needed = algorithm_of(recipe).needs(recipe).reward_model
+    rewards = trained * config.ensemble * memory.FLOAT32 * scorer_of(sizes).body if needed else 0
+    return policy * (1 + recipe.iterations) + rewards
 
 
 def stored_bytes(recipe: Recipe) -> int:

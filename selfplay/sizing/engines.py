@@ -6,8 +6,13 @@ from selfplay.sizing.sizes import Sizes
 
 
 def engine_parts(sizes: Sizes, shape: Shape, name: str, rows: int, weights: bool = True) -> dict[str, int]:
-    """Return an engine's weights and its cache for `rows` answers at most, in bytes; without `weights` a trainer's serve."""
+    """Return an engine's weights and its cache for `rows` answers at most, in bytes; without `weights` a trainer's serve.
+
+    Nothing for an engine of the user's own, of which nothing is known.
+    """
     engine, card = sizes.recipe.engine, sizes.machine.card
+    if engine.kind == "python":
+        return {}
     each = sizes.weight_bytes if weights else memory.FLOAT32
     held = each * shape.total
     if engine.kind == "vllm":

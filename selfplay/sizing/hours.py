@@ -175,7 +175,8 @@ def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
 
 def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: int) -> float:
     """Return the seconds of an iteration's steps: sample, score, estimate, update."""
-    algorithm, workers = sizes.recipe.algorithm, sizes.workers
+    algorithm, workers = sizes.recipe.algorithm, sizes.learners
+    engines = min(engines, workers) if algorithm.kind == "ppo" else engines  # each learner samples
     whole, scorer, policy = work.prompt + work.answer, scorer_of(sizes), sizes.policy
     if not work.episodes:
         tokens = 2 * work.pairs * whole // workers

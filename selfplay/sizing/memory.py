@@ -21,7 +21,7 @@ CUDA_CONTEXT = 2 * 10**9
 LIBRARIES = 800 * 10**6
 """Resident memory of a process on a CPU that has imported torch, transformers, TRL and pyarrow."""
 OFFLOADED_AT_ONCE = 2**26 * MOMENTS
-"""Bytes of offloaded moments that are on the GPU during a step (`selfplay.rl.optimise.BUCKET_ELEMENTS`)."""
+"""Bytes of offloaded moments that are on the GPU during a step (`selfplay.rl.optimise.BUCKET_ELEMENTS`), or one tensor's."""
 WEIGHTS_BUFFER = 2**28
 """Bytes into which weights are packed on their way to vLLM, if no tensor is larger (`selfplay.engines.vllm_weights`)."""
 VLLM_OVERHEAD = 2 * 10**9

@@ -1,6 +1,5 @@
 """What `selfplay run --dry-run` says of memory and time: a table per stage, what does not fit, and the settings that fix it."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,15 +8,12 @@ from selfplay.config import Recipe
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory
 from selfplay.sizing import cards
+from selfplay.sizing.advice import advice
 from selfplay.sizing.cards import GB
 from selfplay.sizing.disk import disk
-from selfplay.sizing.engines import least_share
 from selfplay.sizing.hours import CardRates, ProcessorRates, Work, hours
-from selfplay.sizing.sizes import Sizes, sizes_of
-from selfplay.sizing.stages import StageMemory, fixes, stages
-
-BYTES_PER_TOKEN = 4
-"""Of a prompt's text: what English takes with a vocabulary of 100,000 and more."""
+from selfplay.sizing.sizes import longest_prompt, sizes_of, tokens_of
+from selfplay.sizing.stages import StageMemory, stages
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Plan:
         for row in self.stages:
             parts = sorted(((size, name) for name, size in row.parts.items() if size), reverse=True)
             words = ", ".join(f"{name} {size / GB:.2f}" for size, name in parts if size >= row.total / 100)
-            mark = " TOO MUCH" if row.total > self.capacity else ""
+            mark = " TOO MUCH" if row.excess else ""
             found.append(f"  {row.stage:17} {row.total / GB:7.2f}{mark}  ({words})")
         for stage, amount in self.hours.items():
             found.append(f"  {stage:17} {amount:7.2f} hours per iteration")
@@ -66,10 +62,10 @@ def plan(
 
     Raises ConfigError for a card that is not known.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    machine = cards.found(memory) if gpus is None else cards.named(gpus, memory)
+    memory, nodes = cards.memory_here(), 1 if recipe.launch is None else recipe.launch.nodes
+    machine = cards.found(memory, nodes) if gpus is None else cards.named(gpus, memory)
     lengths = [tokens_of(prompt) for prompt in (*train, *heldout)]
-    sizes = sizes_of(recipe, machine, max(lengths))
+    sizes = sizes_of(recipe, machine, longest_prompt([*train, *heldout]))
     if sizes is None:
         said = f"memory and time: there is no config.json of {recipe.policy.model!r} at hand; download the model first"
         return Plan(machine.title, 0, (), {}, {}, (said,))
@@ -77,16 +73,11 @@ def plan(
     amounts, notes = measured_hours(recipe), []
     if amounts:
         notes.append(f"hours: as this run's own iterations took ({recipe.directory})")
-    elif machine.card is not None or all(row.total <= sizes.capacity for row in rows):
+    elif machine.card is not None or not any(row.excess for row in rows):
         todo = work_of(recipe, work, sum(lengths) // len(lengths), len(heldout))
         rates = CardRates(machine.card, sizes) if machine.card is not None else ProcessorRates.measured(sizes, todo)
         amounts = hours(sizes, todo, rates)
     return Plan(machine.title, sizes.capacity, rows, amounts, disk(sizes, work), (*notes, *advice(sizes, rows)))
-
-
-def tokens_of(prompt: Prompt) -> int:
-    """Return about how many tokens a prompt has, its template included."""
-    return sum(len(message.content.encode()) // BYTES_PER_TOKEN + 8 for message in prompt.messages) + 8
 
 
 def work_of(recipe: Recipe, work: dict[str, Any], prompt: int, heldout: int) -> Work:
@@ -115,53 +106,3 @@ def measured_hours(recipe: Recipe) -> dict[str, float]:
             if number and "-extra-" not in name:
                 seconds.setdefault(name, []).append(took)
     return {name: sum(took) / len(took) / 3600 for name, took in seconds.items()}
-
-
-def advice(sizes: Sizes, rows: Sequence[StageMemory]) -> list[str]:
-    """Return sentences on cards that stay idle, cards that are missing, and stages that do not fit."""
-    machine, found = sizes.machine, []
-    if machine.card is not None and machine.count != sizes.workers:
-        found.append(
-            f"the recipe has {sizes.workers} worker(s) and the machine {machine.count} GPU(s): set launch.nodes and "
-            f"launch.workers so that they make {machine.count}"
-        )
-    if (needed := least_share(sizes)) is not None:
-        found.append(
-            f"engine.gpu_memory {sizes.recipe.engine.gpu_memory:g} leaves vLLM no room for its weights and one sequence: set "
-            f"engine.gpu_memory={needed:.2f} or more, or a larger engine.tensor_parallel"
-        )
-    too_much = [row for row in rows if row.total > sizes.capacity]
-    if not too_much:
-        return found
-    names = ", ".join(f"{row.stage} by {(row.total - sizes.capacity) / GB:.1f} GB" for row in too_much)
-    return [*found, f"does not fit: {names}. {way_out(sizes)}"]
-
-
-def way_out(sizes: Sizes) -> str:
-    """Return the first settings, added one after another, with which all stages fit, or what is missing with all of them."""
-    tried: dict[str, str] = {}
-    changed = sizes
-    for words, change in fixes(sizes):
-        attempt = with_settings(changed, change)
-        if excess(attempt) >= excess(changed):
-            continue
-        tried[words.partition("=")[0]], changed = words, attempt
-        if not excess(changed):
-            return f"It fits with {' '.join(tried.values())}"
-    more = f"more launch.workers (now {sizes.workers}) or larger cards" if sizes.machine.card else "a smaller model"
-    missing = max(row.total for row in stages(changed)) - changed.capacity
-    begin = f"With {' '.join(tried.values())} it" if tried else "It"
-    return f"{begin} is {missing / GB:.1f} GB short: it takes {more}"
-
-
-def with_settings(sizes: Sizes, change: dict[str, Any]) -> Sizes:
-    """Return the sizes of the same recipe with other settings, given by section."""
-    updates = {section: getattr(sizes.recipe, section).model_copy(update=values) for section, values in change.items()}
-    made = sizes_of(sizes.recipe.model_copy(update=updates), sizes.machine, sizes.prompt)
-    assert made is not None
-    return made
-
-
-def excess(sizes: Sizes) -> int:
-    """Return the bytes by which the stages are too large, all together."""
-    return sum(max(0, row.total - sizes.capacity) for row in stages(sizes))

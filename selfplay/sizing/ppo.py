@@ -15,10 +15,12 @@ def scorer_of(sizes: Sizes) -> Shape:
 
 def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
     """Return what the trainer of the policy holds between passes."""
-    recipe, shards = sizes.recipe, sizes.workers
+    recipe, shards = sizes.recipe, sizes.learners
     adapted, scorer = recipe.policy.lora is not None, scorer_of(sizes)
     parts = {"libraries": sizes.overhead, "policy": memory.FLOAT32 * sizes.policy.total // shards}
     parts |= _optimizer("policy", sizes, sizes.policy)
+    if getattr(recipe.algorithm, "nlpo", None) is not None:
+        parts["policy of the mask"] = memory.FLOAT32 * sizes.policy.total
     if getattr(recipe.algorithm, "ema", None) is not None:
         parts["policy: average"] = memory.training_state(sizes.trained, shards)["weights"]
     if needs.critic:
@@ -36,7 +38,7 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
 def shares_body(sizes: Sizes, needs: Any) -> bool:
     """Return whether the critic learns by adapters on the very weights of the reward model that scores."""
     recipe = sizes.recipe
-    alike = getattr(recipe.algorithm, "precision", None) == "auto" and sizes.workers == 1
+    alike = getattr(recipe.algorithm, "precision", None) == "auto" and sizes.learners == 1
     return bool(
         alike and recipe.policy.lora is not None and needs.reward_model and needs.reward and recipe.reward.ensemble == 1
     )
@@ -44,10 +46,11 @@ def shares_body(sizes: Sizes, needs: Any) -> bool:
 
 def _optimizer(name: str, sizes: Sizes, shape: Shape) -> dict[str, int]:
     """Return Adam's moments of what a network learns by, and the adapters themselves, which come on top of its weights."""
-    state = memory.training_state(sizes.learned(shape), sizes.workers)
+    state = memory.training_state(sizes.learned(shape), sizes.learners)
     moments = state["optimizer"]
     if getattr(sizes.recipe.algorithm, "offload_optimizer", False) and sizes.machine.card is not None:
-        moments = min(moments, memory.OFFLOADED_AT_ONCE)
+        largest = 0 if sizes.recipe.policy.lora is not None else memory.MOMENTS * shape.largest_matrix
+        moments = min(moments, max(memory.OFFLOADED_AT_ONCE, largest) // sizes.learners)
     return {f"{name}: optimizer": moments + (state["weights"] if sizes.recipe.policy.lora is not None else 0)}
 
 
@@ -57,7 +60,7 @@ def sampling(sizes: Sizes) -> dict[str, int]:
     In one process the transformers engine shares the trainer's weights. On several each has whole ones of its own; vLLM gets
     them through a buffer, and the largest tensor is whole in float32 meanwhile.
     """
-    rows = -(-sizes.recipe.algorithm.episodes_per_step // sizes.workers)
+    rows = -(-sizes.recipe.algorithm.episodes_per_step // sizes.learners)
     parts = engine_parts(sizes, sizes.policy, "engine", rows, weights=not _shares_weights(sizes))
     if sizes.recipe.engine.kind == "vllm":
         largest = sizes.policy.embedding
@@ -70,7 +73,7 @@ def sampling(sizes: Sizes) -> dict[str, int]:
 
 
 def _shares_weights(sizes: Sizes) -> bool:
-    return sizes.recipe.engine.kind == "transformers" and sizes.workers == 1
+    return sizes.recipe.engine.kind == "transformers" and sizes.learners == 1
 
 
 def update(sizes: Sizes, needs: Any) -> dict[str, int]:
@@ -78,7 +81,7 @@ def update(sizes: Sizes, needs: Any) -> dict[str, int]:
 
     The policy's gradients are applied and dropped before the critic's are made.
     """
-    recipe, shards = sizes.recipe, sizes.workers
+    recipe, shards = sizes.recipe, sizes.learners
     parts = _pass(sizes, "policy", sizes.policy)
     parts["logits"] = memory.logits_in_chunks(
         sizes.policy, sizes.device, head_learns=shards == 1 and recipe.policy.lora is None
@@ -95,7 +98,7 @@ def update(sizes: Sizes, needs: Any) -> dict[str, int]:
 
 def _pass(sizes: Sizes, name: str, shape: Shape, half_already: bool = False) -> dict[str, int]:
     """Return what a forward and backward pass of a micro-batch adds; weights that are bfloat16 already need no copies."""
-    shards, precision = sizes.workers, sizes.precision
+    shards, precision = sizes.learners, sizes.precision
     checkpointing = getattr(sizes.recipe.algorithm, "gradient_checkpointing", False)
     return {
         f"{name}: gradients": memory.training_state(sizes.learned(shape), shards)["gradients"],
@@ -110,4 +113,4 @@ def micro_batch(sizes: Sizes) -> int:
     algorithm: Any = sizes.recipe.algorithm
     budget = getattr(algorithm, "micro_batch_tokens", None) or DEFAULT_TOKENS[sizes.device]
     episodes = -(-algorithm.episodes_per_step // getattr(algorithm, "minibatches", 1))
-    return max(min(budget, -(-episodes // sizes.workers) * sizes.sequence), sizes.sequence)
+    return max(min(budget, -(-episodes // sizes.learners) * sizes.sequence), sizes.sequence)

@@ -45,6 +45,11 @@ class Shape:
         return self.vocabulary * self.hidden
 
     @property
+    def largest_matrix(self) -> int:
+        """Return the parameters of the largest matrix: an embedding, or one of the MLP's or of attention's."""
+        return max(self.embedding, self.hidden * max(self.intermediate, self.query))
+
+    @property
     def body(self) -> int:
         """Return the parameters without an output embedding: what a reward model or a critic has beside its small head."""
         return self.layers * self.block + self.embedding + self.hidden

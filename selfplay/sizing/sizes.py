@@ -1,16 +1,22 @@
 """A recipe's models and layout on a machine, as the formulas of memory and time read them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import judges
+from selfplay.algorithms import algorithm_of
 from selfplay.config import Recipe
 from selfplay.preflight import asking
+from selfplay.records import Prompt
 from selfplay.sizing import memory
 from selfplay.sizing.cards import Machine
 from selfplay.sizing.memory import Precision
 from selfplay.sizing.shapes import Shape, shape_of_bootstrap, shape_of_model
 from selfplay.weights.kept_precision import SMALLEST_FOR_BFLOAT16, kept_products
 
+BYTES_PER_TOKEN = 4
+"""Of a prompt's text: what English takes with a vocabulary of 100,000 and more."""
 DEFAULT_TOKENS = {"cuda": 32768, "cpu": 2048}
 """Tokens of a micro-batch unless the recipe sets them (`selfplay.models.default_batch_tokens`)."""
 
@@ -34,17 +40,26 @@ class Sizes:
 
     @property
     def workers(self) -> int:
-        """Return the processes that train."""
+        """Return the processes that sample, and train what all of them train."""
         launch = self.recipe.launch
         return 1 if launch is None else launch.size
 
+    @cached_property
+    def learners(self) -> int:
+        """Return the processes that train the policy: the workers, or one if its algorithm is one process's work."""
+        return self.workers if getattr(algorithm_of(self.recipe), "spreads", False) else 1
+
     @property
     def capacity(self) -> int:
-        """Return the bytes that one process may take."""
+        """Return the bytes that one of the workers may take."""
+        return self.room(self.workers)
+
+    def room(self, processes: int) -> int:
+        """Return the bytes that each of so many processes may take: a card, or its part of a machine's memory."""
         if self.machine.card is not None:
             return self.machine.card.memory
         launch = self.recipe.launch
-        return self.machine.memory // (1 if launch is None else launch.workers)
+        return self.machine.memory // (1 if launch is None or processes == 1 else launch.workers)
 
     @property
     def trained(self) -> int:
@@ -100,6 +115,16 @@ def sizes_of(recipe: Recipe, machine: Machine, prompt: int) -> Sizes | None:
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
     made = policy if recipe.judge.bootstrap else None
     return Sizes(recipe, machine, policy, backbone, _models(labelling, made), _models(measuring, made), prompt)
+
+
+def longest_prompt(prompts: Sequence[Prompt]) -> int:
+    """Return about how many tokens the longest prompt has."""
+    return max(map(tokens_of, prompts), default=0)
+
+
+def tokens_of(prompt: Prompt) -> int:
+    """Return about how many tokens a prompt has, its template included."""
+    return sum(len(message.content.encode()) // BYTES_PER_TOKEN + 8 for message in prompt.messages) + 8
 
 
 def _models(spec: judges.JudgeSpec, made: Shape | None) -> tuple[Shape, ...]:

@@ -1,11 +1,10 @@
 """How much work a recipe is, over all iterations, before anything is loaded. Imports no torch."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import judges
-from judges.audit.costs import BYTES_PER_TOKEN, Asked, judge_dollars, longest_pairs, questions
+from judges.audit.costs import Asked, judge_dollars, longest_pairs, questions
 from judges.spec.load import reward_judge
 from prompts.sources import load_prompts
 from selfplay.algorithms import algorithm_of
@@ -16,11 +15,9 @@ from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import rows_in
 
-BYTES_PER_WEIGHT = 4
-
 
 def work(recipe: Recipe) -> dict[str, Any]:
-    """Return how much there is to do over all iterations: completions, judge calls, episodes; tokens, bytes and dollars at most.
+    """Return how much there is to do over all iterations: completions, judge calls, episodes; tokens and dollars at most.
 
     Extra rounds of the reward model are left out, but for dollars. In the first iteration there is no opponent but the
     policy itself.
@@ -60,7 +57,6 @@ def work(recipe: Recipe) -> dict[str, Any]:
         ),
         "episodes": episodes,
         "sampled_tokens_at_most": (sampled + answers + drawn + episodes) * recipe.sampling.max_tokens,
-        "disk_bytes_about": disk(recipe, sampled + answers),
         **judge_dollars(judged, recipe.reward.extra_rounds, price_of_call),
     }
 
@@ -97,19 +93,3 @@ def decided_about(recipe: Recipe, pairs: int) -> int | None:
 def price_of_call(part: Any, prompt: Prompt, sampling: SamplingParams, choices: Sequence[str] | None) -> float:
     """Dollars that a call of an endpoint's judge can cost at most."""
     return worst_cost(part.endpoint, request_body(part.endpoint, part.model, prompt, sampling, choices))
-
-
-def disk(recipe: Recipe, completions: int) -> int | None:
-    """Checkpoints of policies and reward models, and the texts; None if the policy's size is not known without loading it."""
-    text = completions * recipe.sampling.max_tokens * BYTES_PER_TOKEN
-    if recipe.policy.bootstrap:
-        shape = recipe.policy.bootstrap.architecture
-        per_layer = 4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.intermediate_size
-        embeddings = recipe.policy.bootstrap.vocabulary * shape.hidden_size * (1 if shape.tie_embeddings else 2)
-        weights = (shape.layers * per_layer + embeddings) * BYTES_PER_WEIGHT
-    else:
-        files = list(Path(str(recipe.policy.model)).glob("*.safetensors"))
-        if not files:
-            return None
-        weights = sum(file.stat().st_size for file in files)
-    return weights * ((1 + recipe.reward.ensemble) * recipe.iterations + 1) + text

@@ -3,50 +3,23 @@
 from pathlib import Path
 
 import pytest
+from recipes_to_size import BODY, BOOTSTRAPPED, DPO_OF_SEVEN, OFFLOADED, SEVEN_BILLION, TOTAL, h100, recipe, sized
 
-from selfplay.config import Recipe, load_recipe
+from selfplay.config import load_recipe
 from selfplay.errors import ConfigError
 from selfplay.preflight import check_engines
 from selfplay.records import Prompt
 from selfplay.sizing import cards, memory
+from selfplay.sizing.advice import Setting, with_setting
 from selfplay.sizing.cards import GB, KNOWN, Machine
 from selfplay.sizing.disk import disk
 from selfplay.sizing.hours import CardRates, ProcessorRates, Work, hours
-from selfplay.sizing.plan import Plan, advice, measured_hours, plan, tokens_of, with_settings
-from selfplay.sizing.sizes import Sizes, sizes_of
+from selfplay.sizing.plan import Plan, measured_hours, plan
+from selfplay.sizing.sizes import tokens_of
 from selfplay.sizing.stages import stages
 
-BOOTSTRAPPED = """\
-policy: {bootstrap: {vocabulary: 300, architecture: {layers: 2, hidden_size: 8, heads: 2, intermediate_size: 10}, sft: null}}
-sampling: {max_tokens: 6}
-"""
-SEVEN_BILLION = """\
-policy: {model: Qwen/Qwen2.5-7B-Instruct, dtype: bfloat16}
-engine: {kind: vllm, gpu_memory: 0.45}
-sampling: {max_tokens: 256}
-algorithm: {precision: bfloat16}
-"""
-DPO_OF_SEVEN = "policy: {model: Qwen/Qwen2.5-7B-Instruct}\nsampling: {max_tokens: 256}\nalgorithm: {kind: dpo}\n"
-OFFLOADED = "algorithm.offload_optimizer=true"
 RUNS = Path(__file__).parents[2] / "runs"
 WORK = {"pairs": 2000, "judge_calls": 0, "completions": 1000}
-TOTAL, BODY = 2 * 512 + 2400 + 8, 2 * 512 + 2400 + 8
-"""Parameters of BOOTSTRAPPED, tied, as in test_shapes."""
-
-
-def recipe(folder: Path, text: str, *overrides: str) -> Recipe:
-    (folder / "r.yaml").write_text(text)
-    return load_recipe(folder / "r.yaml", [f"output={folder / 'run'}", *overrides])
-
-
-def sized(found: Recipe, machine: Machine, prompt: int = 100) -> Sizes:
-    sizes = sizes_of(found, machine, prompt)
-    assert sizes is not None
-    return sizes
-
-
-def h100(count: int) -> Machine:
-    return Machine(count, KNOWN["H100"], 500 * GB)
 
 
 def test_the_update_of_a_small_model_by_hand(tmp_path: Path) -> None:
@@ -109,7 +82,7 @@ def test_adapters_need_no_reference_and_little_optimizer(tmp_path: Path) -> None
     adapter = 28 * 16 * (2 * 7168 + 2 * 4096 + 3 * 22528)
     assert "reference" not in parts and parts["policy"] == 4 * 7_615_616_512
     assert (parts["policy: optimizer"], parts["policy: gradients"]) == (12 * adapter, 4 * adapter)
-    started = with_settings(sized(found, h100(1)), {"algorithm": {"reference": "start"}})
+    started = with_setting(sized(found, h100(1)), Setting("algorithm.reference", "start"))
     # 28 blocks of 2 x 3,584 x (3,584 + 512) + 3 x 3,584 x 18,944 numbers in their linear layers, in bfloat16.
     expected = 4 * 7_615_616_512 - 2 * 28 * 233_046_016
     assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == expected
@@ -147,7 +120,15 @@ def test_precision_by_itself(tmp_path: Path) -> None:
 
 def test_offloaded_moments_are_on_the_card_in_portions(tmp_path: Path) -> None:
     parts = {row.stage: row.parts for row in stages(sized(recipe(tmp_path, SEVEN_BILLION, OFFLOADED), h100(1)))}
-    assert parts["policy: update"]["policy: optimizer"] == 8 * 2**26
+    # A tensor is never cut: the embedding's 152,064 x 3,584 numbers are more than a portion of 2^26.
+    assert parts["policy: update"]["policy: optimizer"] == 8 * 152_064 * 3584
+    small = sized(recipe(tmp_path, SEVEN_BILLION, OFFLOADED, "policy.lora.rank=64"), h100(1))
+    # Adapters are 28 x 64 x 90,112 numbers, each a small tensor: 2^26 of them at a time, and 4 bytes each of their own.
+    parts = {row.stage: row.parts for row in stages(small)}
+    assert parts["policy: update"]["policy: optimizer"] == 8 * 2**26 + 4 * 28 * 64 * 90_112
+    shared = sized(recipe(tmp_path, SEVEN_BILLION, OFFLOADED, "launch.workers=8"), h100(8))
+    parts = {row.stage: row.parts for row in stages(shared)}
+    assert parts["policy: update"]["policy: optimizer"] == 152_064 * 3584
     machine = Machine(0, None, 640 * GB)
     parts = {row.stage: row.parts for row in stages(sized(recipe(tmp_path, SEVEN_BILLION, OFFLOADED), machine))}
     assert parts["policy: update"]["policy: optimizer"] == 8 * 7_615_616_512, "they are in the machine's memory"
@@ -163,32 +144,6 @@ def test_sleeping_gives_the_update_the_engines_share(tmp_path: Path) -> None:
     )
     assert awake["policy: update"] - asleep["policy: update"] == pytest.approx(0.45 * 80e9, abs=2)
     assert awake["policy: sampling"] == asleep["policy: sampling"]
-
-
-def test_the_settings_that_make_it_fit(tmp_path: Path) -> None:
-    given = ("launch.workers=8", "reward.backbone=Qwen/Qwen2.5-1.5B-Instruct", "algorithm.episodes=4096")
-    eight = sized(recipe(tmp_path, SEVEN_BILLION, *given), h100(8))
-    said = advice(eight, stages(eight))
-    assert len(said) == 1 and said[0].startswith("does not fit: policy: update by ")
-    settings = said[0].partition("It fits with ")[2].split()
-    assert settings[0] == "engine.sleep=true" and "algorithm.gradient_checkpointing=true" in settings
-    fixed = sized(recipe(tmp_path, SEVEN_BILLION, *given, *settings), h100(8))
-    assert advice(fixed, stages(fixed)) == []
-    alone = sized(recipe(tmp_path, SEVEN_BILLION), h100(1))
-    assert advice(alone, stages(alone))[0].endswith("GB short: it takes more launch.workers (now 1) or larger cards")
-
-
-def test_cards_that_stay_idle_and_shares_that_are_too_small(tmp_path: Path) -> None:
-    idle = sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=4", "engine.gpu_memory=0.1"), h100(8))
-    said = advice(idle, stages(idle))
-    assert said[0] == (
-        "the recipe has 4 worker(s) and the machine 8 GPU(s): set launch.nodes and launch.workers so that they make 8"
-    )
-    # 15.23 GB of weights, 356 tokens of 57,344 bytes, 2 GB beside: 17.25 of 80 GB.
-    assert (
-        said[1].startswith("engine.gpu_memory 0.1 leaves vLLM no room")
-        and "set engine.gpu_memory=0.22 or more" in said[1]
-    )
 
 
 @pytest.mark.parametrize(
@@ -233,8 +188,10 @@ def test_disk_by_hand(tmp_path: Path) -> None:
     # numbers for each that learns, in policy and critic.
     kept = 4 * (3 * TOTAL + 2 * 3 * BODY) + 1000 * 6 * 8
     assert disk(found, WORK) == {"kept": kept, "at most": kept + 2 * 12 * (TOTAL + BODY)}
-    short = with_settings(found, {"algorithm": {"steps": 5}})
+    short = with_setting(found, Setting("algorithm.steps", 5))
     assert disk(short, WORK)["at most"] == kept + 12 * (TOTAL + BODY), "its one checkpoint is the last"
+    given = sized(recipe(tmp_path, BOOTSTRAPPED, "iterations=2", "reward.data=some/pairs"), found.machine)
+    assert disk(given, WORK)["kept"] == 4 * (3 * TOTAL + BODY) + 1000 * 6 * 8, "one reward model, which is kept"
     half = sized(recipe(tmp_path, DPO_OF_SEVEN, "iterations=1"), h100(1))
     assert disk(half, WORK) == dict.fromkeys(("kept", "at most"), 2 * 2 * 7_615_616_512 + 1000 * 256 * 8)
 
@@ -335,7 +292,7 @@ def test_the_large_recipes(name: str, gpus: str, peaks: dict[str, float], too_mu
     planned = plan(found, *([Prompt.plain(one, "x" * 176)] for one in "pq"), WORK, gpus)
     totals = {row.stage: row.total / GB for row in planned.stages}
     assert {stage: totals[stage] for stage in peaks} == pytest.approx(peaks, abs=1.0)
-    assert [row.stage for row in planned.stages if row.total > planned.capacity] == too_much
+    assert [row.stage for row in planned.stages if row.excess] == too_much
     assert planned.hours and all(amount < 24 for amount in planned.hours.values())
 
 
