@@ -2,15 +2,19 @@
 
 A call runs in a thread while its caller looks, twice a second, whether the engine's processes are alive and how much time
 has passed. vLLM 0.31 itself ends the wait for a completion when its engine dies, but no other: `collective_rpc` waits for
-an answer that nobody is left to give.
+an answer that nobody is left to give. Shared memory that the engine's processes leave is removed with them: Python's own tracker
+would do so as this process ends, but Ray kills it with a worker.
 """
 
 import contextlib
 import queue
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -21,6 +25,9 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_END = 10.0
 TRACKER = "resource_tracker"
+SHARED = Path("/dev/shm")
+SEGMENT = re.compile(r" (\d+) +" + f"{SHARED}/")
+"""A line of /proc/PID/maps about a file of shared memory, with its inode: the file may have another name by now."""
 GO_ON = "what is finished is saved: give the same command again to go on"
 
 
@@ -32,6 +39,7 @@ class Watchdog:
         self.failure = ""
         """Why the engine is of no use any more."""
         self._processes: dict[psutil.Process, str] = {}
+        self._segments: set[int] = set()
         self._before = set(psutil.Process().children(recursive=True))
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._busy: _Call | None = None
@@ -41,6 +49,7 @@ class Watchdog:
     def watch(self) -> None:
         """Watch the processes that were started since the watchdog was made, now that all of them are there."""
         self._processes = {child: title_of(child) for child in self._started()}
+        self._segments = segments_of(self._processes)
 
     def call(self, what: str, function: Callable[[], T]) -> T:
         """Return the function's result. `what` says what is waited for, such as "a batch of completions".
@@ -113,10 +122,13 @@ class Watchdog:
         return [child for child in started if title_of(child) != TRACKER]
 
     def _kill(self) -> None:
-        """Kill the engine's processes: those that are watched, or, before that, all that were started."""
-        for process in self._processes or self._started():
+        """Kill the engine's processes, those that are watched or, before that, all that were started; remove what they shared."""
+        processes = list(self._processes) or self._started()
+        self._segments |= segments_of(processes)
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        remove_segments(self._segments)
 
     def _work(self) -> None:
         signal.pthread_sigmask(
@@ -152,3 +164,29 @@ def title_of(process: psutil.Process) -> str:
         return "gone"
     title = " ".join(word for word in words if word)
     return next((name for name in (TRACKER, "spawn_main") if name in title), title[:60])
+
+
+def segments_of(processes: Iterable[psutil.Process]) -> set[int]:
+    """Return the inodes of the shared memory that some processes have mapped and this one has not; none without Linux's /proc."""
+    return set().union(*(_mapped(process.pid) for process in processes)) - _mapped(psutil.Process().pid)
+
+
+def _mapped(number: int) -> set[int]:
+    try:
+        return {int(inode) for inode in SEGMENT.findall(Path(f"/proc/{number}/maps").read_text())}
+    except OSError:  # it is gone
+        return set()
+
+
+def remove_segments(inodes: set[int]) -> None:
+    """Remove the files of shared memory with these inodes, and let Python's tracker know of its own."""
+    for file in SHARED.iterdir() if inodes else ():
+        with contextlib.suppress(OSError):  # its owner has just removed it
+            if file.stat().st_ino not in inodes:
+                continue
+            if file.name.startswith("psm_"):  # Python's name for it
+                segment = SharedMemory(file.name)
+                segment.close()
+                segment.unlink()
+            else:
+                file.unlink()

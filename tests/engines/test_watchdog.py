@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from selfplay.engines.watchdog import Watchdog
+from selfplay.engines.watchdog import SHARED, Watchdog
 from selfplay.errors import EngineFailed
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -29,6 +31,50 @@ def start() -> Iterator[Callable[[], "subprocess.Popen[bytes]"]]:
     for process in begun:
         process.kill()
         process.wait()
+
+
+SHARER = """\
+import sys, time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+own, given = SharedMemory(create=True, size=1000), SharedMemory(sys.argv[1])
+for one in (own, given):  # its tracker dies with it
+    resource_tracker.unregister(one._name, "shared_memory")
+print(own.name, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["found dead", "ended while it comes up", "ended"])
+def test_shared_memory_goes_with_the_processes_and_ours_stays(tmp_path: Path, how: str) -> None:
+    script = tmp_path / "sharer.py"
+    script.write_text(SHARER)
+    ours = SharedMemory(create=True, size=1000)
+    before = {file.name for file in SHARED.iterdir()}
+    dog = Watchdog("the engine", 60)
+
+    def begin() -> tuple[Any, str]:
+        process = subprocess.Popen([sys.executable, script, ours.name], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    process, name = dog.call("its start", begin)
+    try:
+        assert (SHARED / name).exists() and name not in before
+        if how != "ended while it comes up":
+            dog.watch()
+        if how == "found dead":
+            later(0.2, process.kill)
+            with pytest.raises(EngineFailed, match="died during a wait"):
+                dog.call("a wait", lambda: time.sleep(5))
+            assert not (SHARED / name).exists(), "removed at once"
+        dog.end(None if how == "ended while it comes up" else process.terminate)
+        assert process.wait(10) != 0 and not (SHARED / name).exists()
+        assert (SHARED / ours.name).exists(), "it is mapped here too"
+    finally:
+        process.kill()
+        ours.close()
+        ours.unlink()
 
 
 def watching(start: Callable[[], Any], seconds: float = 60.0) -> tuple[Watchdog, Any]:
