@@ -73,6 +73,7 @@ def test_shared_memory_goes_with_the_processes_and_ours_stays(tmp_path: Path, ho
         assert (SHARED / ours.name).exists(), "it is mapped here too"
     finally:
         process.kill()
+        (SHARED / name).unlink(missing_ok=True)
         ours.close()
         ours.unlink()
 
