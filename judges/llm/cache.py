@@ -21,6 +21,8 @@ from selfplay.errors import ConfigError
 from selfplay.storage.checksums import Damaged, fast_hash
 from selfplay.storage.durable import NotWritten
 
+CACHE = "judge_cache.sqlite"
+"""The file's name in a run, and in a folder of a comparison."""
 SCHEMA = """create table if not exists answers (
     key text primary key, answer text not null, model text not null, input_tokens integer not null,
     output_tokens integer not null, cost real not null, created real not null, checksum text)"""

@@ -14,7 +14,7 @@ from typing import Any
 
 import judges
 from judges.audit.cautions import cautions
-from judges.llm.cache import AnswerCache
+from judges.llm.cache import CACHE, AnswerCache
 from judges.spec.base import JudgeSpec
 from prompts.sources import load_prompts
 from selfplay.compare.best_of import bounds_of_best
@@ -122,7 +122,7 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     bounds = bounds_of_best(found, spec)
     keeps = spec.needs_model or bool(bounds)
-    cache = AnswerCache((home or folder) / "judge_cache.sqlite") if keeps else AnswerCache()
+    cache = AnswerCache((home or folder) / CACHE) if keeps else AnswerCache()
     before = cache.spent()["answers"]
     ledger = Ledger((home or folder) / LEDGER) if keeps else Ledger()
     with Engines(settings, cache, ledger, launch) as engines:

@@ -14,7 +14,7 @@ import numpy as np
 
 import judges
 from judges.criteria.ifeval_figures import Figure, counts_of, differences_of, figures_of, has_conditions
-from judges.llm.cache import AnswerCache
+from judges.llm.cache import CACHE, AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.best_of import bounds_of_best
 from selfplay.compare.head_to_head import categories_of
@@ -110,7 +110,7 @@ def _answers_and_scores(
 ) -> tuple[dict[str, list[Completion]], dict[str, list[float | None]]]:
     """Return each checkpoint's answers, and their scores, one per prompt."""
     keeps = spec.needs_model or any(one.best_of for one in found)
-    cache = AnswerCache(home / "judge_cache.sqlite") if keeps else AnswerCache()
+    cache = AnswerCache(home / CACHE) if keeps else AnswerCache()
     ledger = Ledger(home / LEDGER) if keeps else Ledger()
     with Engines(settings, cache, ledger, launch) as engines:
         answers = sample_all(found, prompts, folder, engines)

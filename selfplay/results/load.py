@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from judges.llm.cache import CACHE
 from selfplay.results.notes import read_notes
 from selfplay.results.run import Iteration, Match, RunData, Spent, TrainingPair
 from selfplay.results.seeds import BetweenSeeds, by_iteration, siblings
@@ -35,7 +36,7 @@ def read_run(path: str | Path) -> RunData:
         config=directory.settings() or {},
         provenance=directory.provenance(),
         outcome=read_sealed(outcome) if (outcome := directory.path / "outcome.json").is_file() else {},
-        spent=tuple(_spent(directory.path / "judge_cache.sqlite")),
+        spent=tuple(_spent(directory.path / CACHE)),
         iterations=tuple(_iteration(directory, one) for one in numbers),
         metrics=tuple(directory.metrics()),
         matches=tuple(matches.values()),

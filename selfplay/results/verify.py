@@ -9,6 +9,7 @@ the same recipe makes it anew. Imports no torch but for an unfinished PPO.
 from functools import partial
 from pathlib import Path
 
+from judges.llm.cache import CACHE
 from selfplay.engines.ledger import LEDGER, TOTAL
 from selfplay.errors import ConfigError
 from selfplay.results.damage import (
@@ -22,7 +23,6 @@ from selfplay.results.damage import (
     what_follows,
 )
 from selfplay.results.verify_lines import (
-    CACHE,
     COMPARISONS,
     verify_cache,
     verify_comparisons,

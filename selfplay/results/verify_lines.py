@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from judges.llm.cache import AnswerCache
+from judges.llm.cache import CACHE, AnswerCache
 from selfplay.engines.ledger import mend, problem_with
 from selfplay.errors import ConfigError
 from selfplay.results.damage import Damage, Verification, name_in, problem_of
@@ -12,7 +12,6 @@ from selfplay.storage import durable
 from selfplay.storage.checksums import is_complete
 from selfplay.storage.journal import entries, entry_of, is_journal
 
-CACHE = "judge_cache.sqlite"
 COMPARISONS = ("compare", "score")
 """Folders of a run that the commands of these names write, where no other is named to them."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import judges
 from judges.audit.check import enforce_thresholds, measure_health
+from judges.llm.cache import CACHE
 from selfplay.context import RunContext
 from selfplay.engines import Engine
 from selfplay.engines.open import open_engine
@@ -128,7 +129,7 @@ def open_judge(
     return judges.build(
         spec,
         engine_for if spec.needs_model else None,
-        run.files.path / "judge_cache.sqlite",
+        run.files.path / CACHE,
         seed=run.seed("judge"),
         weights=weights,
     )
