@@ -9,8 +9,13 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from selfplay.config.base import Count, NonNegative, Positive, Section, Texts
 from selfplay.config.models import Architecture, Optimisation
 
-LIKE_A_KEY = re.compile(r"(sk|gsk|hf|xai|pk|rk|or|nvapi|AIza|Bearer )[-_A-Za-z0-9]*[-_ ]?[A-Za-z0-9]{16,}")
-NAMES_A_KEY = re.compile(r"key|secret|token|authorization|password|credential", re.IGNORECASE)
+A_KEY = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:sk|gsk|hf|xai|pk|rk|nvapi)[-_](?=[-_A-Za-z0-9]*\d)[-_A-Za-z0-9]{12,}|AIza[-_A-Za-z0-9]{16,})"
+    r"|Bearer \S+",
+)
+"""What looks like a key: refused where none may stand, and hidden in messages."""
+KEY_NAMES = "key|secret|token|authorization|password|credential"
+NAMES_A_KEY = re.compile(KEY_NAMES, re.IGNORECASE)
 NAMES_A_KEY_IN_EXTRA = re.compile(r"^(x-)?(api[-_]?key|authorization|password|secret|access[-_]?token)$", re.IGNORECASE)
 PLURAL_FIELDS = {"n": "set sampling.n", "best_of": "leave it out", "stream": "leave it out"}
 """Fields of a call that `extra` may take out, but not set, since they change how many texts are paid for or how they come ->
@@ -101,7 +106,7 @@ class Endpoint(Section):
     @field_validator("key_variable")
     @classmethod
     def _check_key_variable(cls, name: str | None) -> str | None:
-        if name is not None and (not re.fullmatch(r"[A-Za-z_]\w{0,63}", name, re.ASCII) or LIKE_A_KEY.match(name)):
+        if name is not None and (not re.fullmatch(r"[A-Za-z_]\w{0,63}", name, re.ASCII) or A_KEY.match(name)):
             raise ValueError("this is the name of an environment variable, such as MY_KEY, and never the key itself")
         return name
 
@@ -115,7 +120,7 @@ class Endpoint(Section):
                 )
             from_environment = info.field_name == "headers" and value.startswith("$")
             secret = NAMES_A_KEY if info.field_name != "extra" else NAMES_A_KEY_IN_EXTRA
-            if not from_environment and (secret.search(name) or (isinstance(value, str) and LIKE_A_KEY.match(value))):
+            if not from_environment and (secret.search(name) or (isinstance(value, str) and A_KEY.match(value))):
                 raise ValueError(
                     f"{name!r} looks like a key, which never stands in a file: set key_variable and key_header, or give "
                     "`$NAME` as the value of a header, to read it from the environment"
