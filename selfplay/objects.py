@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from selfplay.config.load import half_of_pair
 from selfplay.errors import ConfigError, SelfplayError
 from selfplay.records import Completion, Prompt
 from selfplay.storage.files import hash_of
@@ -147,13 +148,8 @@ def require_text(name: str, row: str, field: str, text: Any) -> None:
     """Raise ConfigError for what is not text, and for text with half of a surrogate pair, which no file can hold."""
     if not isinstance(text, str):
         raise ConfigError(f"{name} returned the {field} {shown(text)} for {row}; it must be text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            f"{name} returned a {field} for {row} with half of a surrogate pair ({shown(text)}), which no file can hold: "
-            "read text with errors='replace'"
-        ) from None
+    if half := half_of_pair(text):
+        raise ConfigError(f"{name} returned a {field} for {row} with {half}: read text with errors='replace'")
 
 
 def load_object(reference: str) -> Any:

@@ -13,16 +13,13 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from selfplay.config.judging import A_KEY, KEY_NAMES
 from selfplay.config.recipe import Recipe
 from selfplay.errors import ConfigError
 
 T = TypeVar("T", bound=BaseModel)
-A_KEY = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:sk|gsk|hf|xai|pk|rk|nvapi)[-_](?=[-_A-Za-z0-9]*\d)[-_A-Za-z0-9]{12,}|AIza[-_A-Za-z0-9]{16,})"
-    r"|Bearer \S+",
-)
 NAMED_KEY = re.compile(
-    r"""((?:key|secret|token|authorization|password|credentials?)['"]?\s*[:=]\s*[\[({]*)('[^'\n]*'|"[^"\n]*"|[^\s,}\])]+)""",
+    rf"""((?:{KEY_NAMES}|credentials)['"]?\s*[:=]\s*[\[({{]*)('[^'\n]*'|"[^"\n]*"|[^\s,}}\])]+)""",
     re.IGNORECASE,
 )
 
@@ -103,18 +100,24 @@ def suspicious(text: str) -> bool:
     return text.count("[") + text.count("{") > MOST_NESTED or SUSPICIOUS.search(text) is not None
 
 
+def half_of_pair(text: str) -> str | None:
+    """Return the words for half of a surrogate pair in a text, with what is around it; None for a text that a file can hold."""
+    found = SURROGATE.search(text)
+    return (
+        found
+        and f"half of a surrogate pair ({text[max(0, found.start() - 20) : found.end() + 20]!a}), which no file can hold"
+    )
+
+
 def check_json(value: Any) -> None:
     """Raise Unusable, naming the column, for halves of surrogate pairs, which no file can hold, and for endless nesting."""
     waiting: list[tuple[Any, str, int]] = [(value, "it", 0)]
     while waiting:
         one, name, depth = waiting.pop()
-        if isinstance(one, str) and SURROGATE.search(one):
-            found = SURROGATE.search(one)
-            assert found is not None
-            part = one[max(0, found.start() - 20) : found.end() + 20]
+        if isinstance(one, str) and (half := half_of_pair(one)):
             raise Unusable(
-                f"{name} holds half of a surrogate pair ({part!a}), which no file can hold: write the whole character "
-                "(as JSON escapes it, two halves one behind the other), or take the half out"
+                f"{name} holds {half}: write the whole character (as JSON escapes it, two halves one behind the other), or take "
+                "the half out"
             )
         if depth > MOST_NESTED:
             raise Unusable(f"{name}{NESTED.removeprefix('it')}")
@@ -140,10 +143,8 @@ def parse_yaml(text: str, where: str = "the text") -> Any:
 
 def check_text(what: str, text: str) -> None:
     """Raise ConfigError for text with half of a surrogate pair, which an argument that is not UTF-8 becomes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"{what} {text!r} is not text in UTF-8: give it in that encoding") from None
+    if SURROGATE.search(text):
+        raise ConfigError(f"{what} {text!r} is not text in UTF-8: give it in that encoding")
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
