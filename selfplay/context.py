@@ -5,14 +5,14 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompts.files import digest, names_file
 from selfplay.config import Recipe, SamplingParams
 from selfplay.distributed.cluster import started_by_launcher
-from selfplay.engines import generate_batches
+from selfplay.engines import sample_through
 from selfplay.objects import scores_of
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
@@ -198,8 +198,7 @@ def sample(
 ) -> list[list[Completion]]:
     """Return `count` completions per prompt by the policy of an iteration, or by a checkpoint made on the way to one.
 
-    They go batch by batch through the journal, so that a kill costs the batch in flight. Batches come as they are done, from
-    the workers of `launch` if there are any; the order of the result is that of the prompts.
+    They go batch by batch through the journal (see `sample_through`), from the workers of `launch` if there are any.
 
     `label` says what for: it names the seed and ends the completions' ids. `temperature` is the recipe's unless given.
     """
@@ -209,22 +208,8 @@ def sample(
     changes = {"n": count, "seed": run.seed("generate", label)} | (
         {} if temperature is None else {"temperature": temperature}
     )
-    sampling = run.sampling(**changes)
-    batch = run.recipe.engine.prompts_at_once(count)
-    starts = {f"{label}/{start}": start for start in range(0, len(prompts), batch)}
-    missing = [key for key in starts if key not in journal.batches]
-    bar.advance(sum(len(journal.batches[key]) for key in starts if key in journal.batches) * count)
-    if missing:
-        engine = run.engine(checkpoint, name)
-        batches = [prompts[starts[key] : starts[key] + batch] for key in missing]
-        for place, found in generate_batches(engine, batches, sampling):
-            named = [
-                [one.model_copy(update={"id": f"{one.id}/{label}", "logprobs": None}) for one in group]
-                for group in found
-            ]
-            journal.append(missing[place], [[one.model_dump(mode="json") for one in group] for group in named])
-            bar.advance(len(found) * count)
-    return [[Completion.model_validate(one) for one in group] for key in starts for group in journal.batches[key]]
+    size, open_engine = run.recipe.engine.prompts_at_once(count), partial(run.engine, checkpoint, name)
+    return sample_through(journal, label, prompts, run.sampling(**changes), size, open_engine, bar, f"/{label}")
 
 
 def draw_prompts(prompts: Sequence[Prompt], count: int, start: int, seed: int) -> list[Prompt]:

@@ -108,17 +108,6 @@ def chosen_by(one: Contestant) -> list[Any]:
     return [one.best_of, [part.model_dump(mode="json") for part in recipe.rewards], made_by, known]
 
 
-def sampled_once(generate: Callable[[], list[list[Completion]]], file: Path) -> list[list[Completion]]:
-    """Return the answers to choose from, sampled in the first call alone: the scores that are kept belong to those."""
-    journal = Journal(file.with_suffix(".all"))
-    if "answers" not in journal.batches:
-        rows = [
-            [one.model_copy(update={"logprobs": None}).model_dump(mode="json") for one in group] for group in generate()
-        ]
-        journal.append("answers", rows)
-    return [[Completion.model_validate(one) for one in group] for group in journal.batches["answers"]]
-
-
 def choose(
     one: Contestant,
     prompts: Sequence[Prompt],

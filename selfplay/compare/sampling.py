@@ -5,22 +5,21 @@ with the transformers engine the answers do not depend on the workers.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import judges
 from judges.llm.cache import AnswerCache
-from selfplay.compare.best_of import choose, chosen_by, sampled_once
+from selfplay.compare.best_of import choose, chosen_by
 from selfplay.compare.settings import Settings, settings_of
 from selfplay.compare.targets import Contestant, refuse_pruned
 from selfplay.config import Launch
 from selfplay.distributed.cluster import connected
-from selfplay.engines import Engine, generate_batches
+from selfplay.engines import Engine, sample_through
 from selfplay.engines.ledger import Ledger
-from selfplay.progress import meter
+from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import derived_seed, hash_of, read_rows
@@ -88,42 +87,43 @@ def sample_all(
     answers: dict[str, list[Completion]] = {}
     settings = engines.settings
     asked = [prompt.model_dump(mode="json") for prompt in prompts]
-    with meter("sample", len(found) * len(prompts), "completions") as bar:
+    with meter("sample", len(prompts) * sum(one.best_of or 1 for one in found), "completions") as bar:
         for one in found:
+            size = settings.engine.prompts_at_once(one.best_of or 1)
             way: list[Any] = [one.identity, asked, settings.sampling.model_dump(), settings.engine.kind, settings.dtype]
-            file = folder / "samples" / f"{hash_of(way + chosen_by(one))[:24]}.jsonl"
+            file = folder / "samples" / f"{hash_of([*way, size, *chosen_by(one)])[:24]}.jsonl"
             before = answered_before(one, prompts, settings)
-            if before is None and "answers" not in Journal(file).batches:
-                _sample(one, prompts, file, engines)
-            answers[one.name] = before or [Completion.model_validate(row) for row in Journal(file).batches["answers"]]
-            bar.advance(len(prompts))
+            if before is not None:
+                bar.advance(len(prompts))
+            answers[one.name] = before or _sample(one, prompts, file, engines, size, bar)
     return answers
 
 
-def _sample(one: Contestant, prompts: Sequence[Prompt], file: Path, engines: Engines) -> None:
-    """Sample one answer per prompt into a file, which is there whole or not at all; the best of n where that is asked for."""
+def _sample(
+    one: Contestant, prompts: Sequence[Prompt], file: Path, engines: Engines, size: int, bar: Meter
+) -> list[Completion]:
+    """Return one answer per prompt, sampled into a journal; the best of n where that is asked for, chosen into another."""
     settings = engines.settings
 
-    def generate(**changes: int) -> list[list[Completion]]:
+    def sampled(journal: Path, **changes: int) -> list[list[Completion]]:
         sampling = settings.sampling.model_copy(update=changes)
-        size = settings.engine.prompts_at_once(sampling.n)
-        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        engine = engines.of(one)
-        try:
-            made = dict(generate_batches(engine, batches, sampling))
-        finally:
-            engine.close()
-        return [group for place in range(len(batches)) for group in made[place]]
+        with ExitStack() as stack:
 
-    refuse_pruned(one)
-    file.parent.mkdir(parents=True, exist_ok=True)
+            def open_engine() -> Engine:
+                refuse_pruned(one)
+                journal.parent.mkdir(parents=True, exist_ok=True)
+                return stack.enter_context(closing(engines.of(one)))
+
+            return sample_through(Journal(journal), "answers", prompts, sampling, size, open_engine, bar)
+
     if one.best_of is None:
-        answers = [group[0] for group in generate(n=1)]
-    else:
-        drawn = partial(generate, n=one.best_of, seed=derived_seed(settings.sampling.seed, "best"))
-        answers = choose(one, prompts, sampled_once(drawn, file), file, engines.judge)
-    rows = [answer.model_copy(update={"logprobs": None}).model_dump(mode="json") for answer in answers]
-    Journal(file).append("answers", rows)
+        return [group[0] for group in sampled(file, n=1)]
+    groups = sampled(file.with_suffix(".all"), n=one.best_of, seed=derived_seed(settings.sampling.seed, "best"))
+    chosen = Journal(file)
+    if "answers" not in chosen.batches:
+        answers = choose(one, prompts, groups, file, engines.judge)
+        chosen.append("answers", [answer.model_dump(mode="json") for answer in answers])
+    return [Completion.model_validate(row) for row in chosen.batches["answers"]]
 
 
 def answered_before(one: Contestant, prompts: Sequence[Prompt], settings: Settings) -> list[Completion] | None:

@@ -1,11 +1,13 @@
 """Who produces text. The protocol that every engine keeps; importing it loads neither torch nor vllm."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from selfplay.config import SamplingParams
+from selfplay.progress import Meter
 from selfplay.records import Completion, Prompt
+from selfplay.storage.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,3 +73,34 @@ def generate_batches(
         yield from engine.generate_batches(batches, sampling)
     else:
         yield from ((place, engine.generate(batch, sampling)) for place, batch in enumerate(batches))
+
+
+def sample_through(
+    journal: Journal,
+    label: str,
+    prompts: Sequence[Prompt],
+    sampling: SamplingParams,
+    size: int,
+    engine: Callable[[], Engine],
+    bar: Meter,
+    suffix: str = "",
+) -> list[list[Completion]]:
+    """Return `sampling.n` completions for each prompt, in the order of the prompts, sampled batch by batch into a journal.
+
+    A kill costs the batches in flight. A batch has `size` prompts and is kept under `label` and the place of its first, as it is
+    done, by whichever worker. `engine` is called only if something is missing. Log-probabilities are left out, and `suffix`
+    ends the completions' ids.
+    """
+    starts = {f"{label}/{start}": start for start in range(0, len(prompts), size)}
+    missing = [key for key in starts if key not in journal.batches]
+    bar.advance(sum(len(journal.batches[key]) for key in starts if key not in missing) * sampling.n)
+    if missing:
+        batches = [prompts[starts[key] : starts[key] + size] for key in missing]
+        for place, found in generate_batches(engine(), batches, sampling):
+            named = [
+                [one.model_copy(update={"id": f"{one.id}{suffix}", "logprobs": None}) for one in group]
+                for group in found
+            ]
+            journal.append(missing[place], [[one.model_dump(mode="json") for one in group] for group in named])
+            bar.advance(len(found) * sampling.n)
+    return [[Completion.model_validate(one) for one in group] for key in starts for group in journal.batches[key]]

@@ -12,8 +12,10 @@ from prompts.sources import load_prompts
 from selfplay.cli import app
 from selfplay.compare.score import score
 from selfplay.compare.settings import Given
-from selfplay.config import PromptSource, SamplingParams
+from selfplay.config import Engine, PromptSource, SamplingParams
+from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
+from selfplay.records import Completion, Prompt
 from selfplay.stats.means import difference_of, mean_of
 from selfplay.storage.files import read_rows
 
@@ -76,3 +78,26 @@ def test_on_the_command_line(tiny_run: Path, tmp_path: Path) -> None:
 def test_a_judge_that_only_compares_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="compares two responses and scores none by itself"):
         score([str(tiny_run)], Given(judge="helpfulness"), folder=tmp_path)
+
+
+def test_a_sampling_that_is_cut_off_goes_on_where_it_was(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that are done are not asked for again, and the scores are those of a sampling that was never stopped."""
+    target = [str(tiny_run / "iteration-002" / "policy")]
+    source = PromptSource(source="instructions", split="heldout", limit=12)
+    given = Given(source, sampling=GREEDY, engine=Engine(batch_size=4))
+    whole = score(target, given, folder=tmp_path / "whole")
+    generate, asked = TransformersEngine.generate, []
+
+    def failing(self: TransformersEngine, prompts: list[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
+        asked.extend(prompt.id for prompt in prompts)
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        return generate(self, prompts, sampling)
+
+    monkeypatch.setattr(TransformersEngine, "generate", failing)
+    with pytest.raises(KeyboardInterrupt):
+        score(target, given, folder=tmp_path / "cut")
+    assert score(target, given, folder=tmp_path / "cut").checkpoints == whole.checkpoints
+    assert len(asked) == 16 and asked[4:8] == asked[8:12] and len(set(asked)) == 12
