@@ -128,7 +128,6 @@ def test_what_init_writes_dry_runs(command: Command, tmp_path: Path) -> None:
         "judge dollars at most",
         "episodes",
         "sampled tokens at most",
-        "disk bytes about",
     }
     assert not (tmp_path / "runs").exists(), "a dry run makes nothing"
 
