@@ -116,8 +116,8 @@ def test_what_init_writes_dry_runs(command: Command, tmp_path: Path) -> None:
     assert yaml.safe_load(recipe) == load_recipe(tmp_path / "mine.yaml").model_dump(mode="json")
     # Of the defaults: 2 iterations x 512 prompts x 2 completions, and 256 held-out prompts x 3.
     assert "completions: 2,816" in work.splitlines()
-    amounts, _, memory = work.partition("memory on ")
-    assert ", in GB per process of " in memory and "policy: update" in memory
+    amounts, _, memory = work.partition("memory per process in GB, of ")
+    assert "policy: update" in memory
     assert {line.partition(":")[0] for line in amounts.splitlines()} == {
         "iterations",
         "completions",

@@ -6,9 +6,8 @@ from selfplay.algorithms import algorithm_of
 from selfplay.config import Recipe
 from selfplay.sizing import memory
 from selfplay.sizing.ppo import scorer_of
-from selfplay.sizing.shapes import find_config
+from selfplay.sizing.shapes import config_of_model
 from selfplay.sizing.sizes import Sizes
-from selfplay.storage.files import read_json
 
 LEARNING = memory.FLOAT32 + memory.MOMENTS
 """Bytes of a number that learns in a checkpoint: itself, and Adam's two moments."""
@@ -44,7 +43,6 @@ def kept_models(sizes: Sizes) -> int:
 
 def stored_bytes(recipe: Recipe) -> int:
     """Return the bytes of a weight in a policy's checkpoint, by the `config.json` of the model that it begins as."""
-    file = None if recipe.policy.bootstrap else find_config(str(recipe.policy.model))
-    config = {} if file is None else read_json(file)
+    config = {} if recipe.policy.bootstrap else config_of_model(str(recipe.policy.model))
     half = (config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16")
     return memory.BFLOAT16 if half else memory.FLOAT32

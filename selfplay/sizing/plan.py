@@ -40,7 +40,7 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Return it as text: a line per stage with its largest parts, then hours, then what to change."""
-        found = [f"memory on {self.machine}, in GB per process of {self.capacity / GB:.1f}:"]
+        found = [f"memory per process in GB, of {self.capacity / GB:.1f} ({self.machine}):"] if self.stages else []
         for row in self.stages:
             parts = sorted(((size, name) for name, size in row.parts.items() if size), reverse=True)
             words = ", ".join(f"{name} {size / GB:.2f}" for size, name in parts if size >= row.total / 100)

@@ -11,6 +11,7 @@ from typing import Any
 
 from selfplay.config import Architecture, Bootstrap
 from selfplay.storage.files import read_json
+from selfplay.weights.gguf import config_of_gguf, is_gguf
 
 CONFIGS = Path(__file__).parent / "configs"
 BIASED = ("qwen2",)
@@ -128,10 +129,17 @@ def known_name(model: str) -> str:
     return model.rpartition("/")[2].lower().removeprefix("meta-")
 
 
-def shape_of_model(model: str) -> Shape | None:
-    """Return the sizes of a model by its path or hub id; None if there is no `config.json` at hand that states them."""
+def config_of_model(model: str) -> dict[str, Any]:
+    """Return the config of a model by its path, GGUF file or hub id; empty if there is none at hand."""
+    if is_gguf(model):
+        return config_of_gguf(model)
     file = find_config(model)
+    return {} if file is None else read_json(file)
+
+
+def shape_of_model(model: str) -> Shape | None:
+    """Return the sizes of a model by its path, GGUF file or hub id; None if there is no config at hand that states them."""
     try:
-        return None if file is None else shape_of_config(read_json(file))
+        return shape_of_config(config_of_model(model))
     except KeyError:
         return None

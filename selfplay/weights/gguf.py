@@ -5,6 +5,8 @@ the quantisation lost stays lost. Left out: writing GGUF, and training on quanti
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,29 @@ def check_gguf(key: str, path: str | Path) -> None:
         )
 
 
+@contextmanager
+def _refusing(path: str | Path) -> Iterator[None]:
+    """Name the file in whatever transformers makes of one that is damaged or of an architecture that it does not know."""
+    check_gguf("the model", path)
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"transformers cannot read the GGUF file {str(path)!r}: {reason[0].rstrip('.')}; name a checkpoint written by "
+            "save_pretrained"
+        ) from None
+
+
+def config_of_gguf(path: str | Path) -> dict[str, Any]:
+    """Return what the `config.json` of a GGUF file's model would hold; its weights are not read. ConfigError as `load_gguf`."""
+    from transformers import AutoConfig
+
+    with _refusing(path):
+        config: dict[str, Any] = AutoConfig.from_pretrained(str(Path(path).parent), gguf_file=Path(path).name).to_dict()
+    return config
+
+
 def load_gguf(path: str | Path) -> tuple[Any, Any]:
     """Return the model of a GGUF file, float32, on the CPU, and its tokenizer, with the end token that the file names.
 
@@ -39,19 +64,10 @@ def load_gguf(path: str | Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_gguf("the model", path)
     place = {"pretrained_model_name_or_path": str(Path(path).parent), "gguf_file": Path(path).name}
-    try:
+    with _refusing(path):
         model = AutoModelForCausalLM.from_pretrained(**place, dtype="float32")
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (
-        Exception
-    ) as error:  # whatever transformers makes of a damaged file or of an architecture that it does not know
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(
-            f"transformers cannot read the GGUF file {str(path)!r}: {reason[0].rstrip('.')}; name a checkpoint written by "
-            "save_pretrained"
-        ) from None
     end = model.config.eos_token_id  # transformers reads the tokenizer's from elsewhere, and of a chat model wrongly
     if isinstance(end, int):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)

@@ -17,6 +17,7 @@ from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.records import Prompt
+from selfplay.sizing.shapes import shape_of_model
 from selfplay.stages.bootstrap import CHAT_TEMPLATE, train_tokenizer
 from selfplay.weights.gguf import check_gguf, load_gguf
 
@@ -88,6 +89,7 @@ def test_the_start_holds_the_weights_of_the_file_and_says_that_they_were_dequant
     folder = run(recipe, only_start=True) / "iteration-000/policy"
     assert "dequantised to float32" in capsys.readouterr().err
     model, tokenizer = load_policy(folder), load_tokenizer(folder)
+    assert shape_of_model(str(path)) == shape_of_model(str(folder)) is not None
     for name, tensor in model.state_dict().items():
         # Q8_0 keeps 8 bits of each value, relative to the largest of 32: half a step is 1/254 of that.
         bound = tensor.abs().max() / 254 * 1.02 if "down_proj" in name else 0.0
@@ -118,8 +120,9 @@ def test_without_the_package_a_gguf_file_is_refused(tmp_path: Path, monkeypatch:
 def test_a_damaged_file_ends_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(ConfigError, match="transformers cannot read the GGUF file"):
-        load_gguf(path)
+    for read in (load_gguf, shape_of_model):
+        with pytest.raises(ConfigError, match="transformers cannot read the GGUF file"):
+            read(str(path))
 
 
 def test_the_shared_model_holds_the_dequantised_weights_and_answers(smollm2: Path) -> None:

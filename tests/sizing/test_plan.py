@@ -251,16 +251,16 @@ def test_a_model_without_a_config_at_hand(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = recipe(tmp_path, SEVEN_BILLION, "policy.model=nobody/has-this")
     said = plan(found, [Prompt.plain("p", "x")], [Prompt.plain("q", "y")], WORK, "8xH100")
-    assert said.lines()[-1] == (
+    assert said.lines() == [
         "memory and time: there is no config.json of 'nobody/has-this' at hand; download the model first"
-    )
+    ]
 
 
 def test_the_plan_as_text_and_as_json(tmp_path: Path) -> None:
     prompts = [Prompt.plain("p", "x" * 400), Prompt.plain("q", "x" * 40)]
     assert [tokens_of(prompt) for prompt in prompts] == [116, 26], "four bytes a token, and sixteen of a template"
     found: Plan = plan(recipe(tmp_path, SEVEN_BILLION), prompts[:1], prompts[1:], WORK, "1xH100-80GB")
-    assert found.lines()[0] == "memory on 1 x H100, 80 GB each, in GB per process of 80.0:"
+    assert found.lines()[0] == "memory per process in GB, of 80.0 (1 x H100, 80 GB each):"
     update = next(line for line in found.lines() if "policy: update" in line)
     assert "TOO MUCH" in update and "policy: optimizer 60.92" in update
     assert found.json()["stages"]["policy: update"]["policy: optimizer"] == 8 * 7_615_616_512
