@@ -1,9 +1,11 @@
 """Low-rank adapters (Hu et al. 2021, 2106.09685) on a policy, with the package peft."""
 
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from selfplay.config import Lora
@@ -51,6 +53,50 @@ def adapted_like(body: torch.nn.Module, policy: Any, seed: int) -> torch.nn.Modu
         if parameter.requires_grad and parameter.dtype == torch.bfloat16:  # as the weights that they stand beside
             parameter.data = parameter.data.float()
     return adapted
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a linear layer's weight: scaling x B A (Hu et al. 2021), transposed where the weight is."""
+
+    scaling: float
+    b: Tensor
+    a: Tensor
+    transposed: bool = False
+
+    def delta(self) -> Tensor:
+        """Return it as a matrix."""
+        added = self.scaling * (self.b @ self.a)
+        return added.t() if self.transposed else added
+
+
+def adapters_of(policy: Any) -> dict[str, list[LowRank]]:
+    """Return the active adapters of a PEFT model by the name of the layer that they stand beside, no copies."""
+    layers = unwrap_peft(policy).named_modules()
+    return {name: low_rank(layer) for name, layer in layers if hasattr(layer, "lora_A")}
+
+
+def low_rank(layer: Any) -> list[LowRank]:
+    """Return the active adapters beside a linear layer, no copies."""
+    return [
+        LowRank(
+            layer.scaling[name],
+            layer.lora_B[name].weight.detach(),
+            layer.lora_A[name].weight.detach(),
+            layer.fan_in_fan_out,
+        )
+        for name in layer.active_adapters
+    ]
+
+
+@torch.no_grad()
+def fold(model: PreTrainedModel, adapters: dict[str, list[LowRank]]) -> PreTrainedModel:
+    """Return a plain model with adapters added to its weights, in place, one layer after another."""
+    for name, parts in adapters.items():
+        weight: Any = model.get_submodule(name).weight
+        for one in parts:
+            weight += one.delta()
+    return model
 
 
 def merged(policy: Any) -> PreTrainedModel:

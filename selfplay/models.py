@@ -320,6 +320,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stop: S
     return text[: min(cuts)] if cuts else text
 
 
+def logit_scale(config: Any) -> float:
+    """Return the factor that some architectures put on their logits (Cohere multiplies, Granite divides)."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
 def right_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) -> tuple[Tensor, Tensor]:
     """Sequences of token ids as (B, T) ids and a (B, T) mask that is 1 on tokens and 0 on the padding behind them."""
     width = max(len(sequence) for sequence in sequences)

@@ -3,6 +3,7 @@
 Writes the new policy as a plain `save_pretrained` directory, `metrics.jsonl` (a row per step) and `samples.jsonl`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from prompts.sources import load_documents
@@ -35,18 +36,40 @@ class PPOAlgorithm:
     def train(self, inputs: Inputs) -> None:
         """Train on rollouts. A critic begins as a copy of the reward model; without one, as the policy with a new head."""
         from selfplay.distributed.collectives import world_size
-        from selfplay.distributed.sharding import load_on_first, save_whole
+        from selfplay.distributed.sharding import save_whole
+        from selfplay.lora import adapters_of, fold
+        from selfplay.models import load_policy, load_tokenizer, save
+        from selfplay.weights.release import release_memory
+
+        before = inputs.run.files.policy(inputs.iteration - 1)
+        tokenizer = load_tokenizer(before)
+        trained, mask = self._trained(inputs, before, tokenizer)
+        if inputs.run.recipe.policy.lora and world_size() == 1:  # frozen weights, which may have been rounded, are read again
+            adapters = adapters_of(trained)
+            del trained
+            release_memory()
+            save(fold(load_policy(before), adapters), tokenizer, inputs.folder)
+        else:
+            save_whole(trained, tokenizer, inputs.folder)
+        if mask is not None:
+            mask.save(inputs.folder, tokenizer)
+        for name in ("metrics.jsonl", "samples.jsonl") if is_first() else ():
+            durable.write(inputs.folder / name, (inputs.work / name).read_bytes())
+
+    def _trained(self, inputs: Inputs, before: Path, tokenizer: Any) -> tuple[Any, Any]:
+        """Return the policy that was trained from a checkpoint, and its mask; all else of the trainer makes room."""
+        from selfplay.distributed.collectives import world_size
+        from selfplay.distributed.sharding import load_on_first
         from selfplay.engines.hf import TransformersEngine
         from selfplay.lora import add_adapter
-        from selfplay.models import load_policy, load_tokenizer
+        from selfplay.models import load_policy
         from selfplay.rl.trainer import PPOTrainer
 
         run, iteration, policy = inputs.run, inputs.iteration, inputs.run.recipe.policy
         config = goes_on(self.config, run, iteration)
         assert inputs.reward is not None
-        before = run.files.policy(iteration - 1)
         reference = run.files.policy(0) if config.reference == "start" else before
-        model, tokenizer = load_on_first(load_policy, before), load_tokenizer(before)
+        model = load_on_first(load_policy, before)
         if run.recipe.engine.kind == "transformers" and world_size() == 1:  # with the very weights that learn
             engine: Any = TransformersEngine(model, tokenizer, batch_size=run.recipe.engine.batch_size)
         else:
@@ -78,15 +101,15 @@ class PPOAlgorithm:
                 directory=inputs.work,
                 seed=run.seed("ppo", iteration),
                 on_step=show,
+                half_base=policy.lora is not None and halves_base(config, world_size()),
             )
             trainer.train()
-        trained, mask = trainer.policy, trainer.learner.mask
-        del trainer  # critic, reference and moments make room for what saving needs
-        save_whole(trained, tokenizer, inputs.folder)
-        if mask is not None:
-            mask.save(inputs.folder, tokenizer)
-        for name in ("metrics.jsonl", "samples.jsonl") if is_first() else ():
-            durable.write(inputs.folder / name, (inputs.work / name).read_bytes())
+        return trainer.policy, trainer.learner.mask
+
+
+def halves_base(config: PPO, processes: int) -> bool:
+    """Return whether weights that adapters keep frozen may lie in bfloat16: those of one process, and not of a copy that samples."""
+    return processes == 1 and not config.async_rollouts
 
 
 def goes_on(config: PPO, run: RunContext, iteration: int) -> PPO:

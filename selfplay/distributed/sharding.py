@@ -9,6 +9,7 @@ parallelism.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay.distributed.collectives import broadcast, rank, world_size
-from selfplay.lora import merged, unwrap_peft
+from selfplay.lora import low_rank, merged, unwrap_peft
 from selfplay.models import device, save
 
 M = TypeVar("M", bound=nn.Module)
@@ -168,13 +169,10 @@ def _plain(name: str) -> str:
 
 
 def _delta(layer: Any) -> Tensor:
-    """Return what the adapters of a linear layer add to its weight: scaling x B A (Hu et al. 2021)."""
-    parts = [
-        layer.scaling[name] * (whole(layer.lora_B[name].weight) @ whole(layer.lora_A[name].weight))
-        for name in layer.active_adapters
-    ]
+    """Return what the adapters of a linear layer add to its weight."""
+    parts = [replace(one, b=whole(one.b), a=whole(one.a)).delta() for one in low_rank(layer)]
     added: Tensor = sum(parts[1:], parts[0])
-    return added.t() if layer.fan_in_fan_out else added
+    return added
 
 
 def skeleton(policy: Any, dtype: torch.dtype, where: str | torch.device) -> PreTrainedModel:

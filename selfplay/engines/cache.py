@@ -13,6 +13,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from selfplay.models import logit_scale
+from selfplay.weights.precision import products_in
+
 LEAST_SHARED = 16
 """Tokens that all prompts must begin with before a pass of their own over these saves more than it costs."""
 
@@ -31,9 +34,9 @@ class GrowingLayer(DynamicLayer):
         """Append (B, H, T, D) keys and values; gives all of them so far."""
         if not self.is_initialized:
             rows, heads, _, size = key_states.shape
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.key_buffer = key_states.new_empty(rows, heads, self.capacity, size)
-            self.value_buffer = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
+            self.dtype, self.device = torch.promote_types(key_states.dtype, value_states.dtype), key_states.device
+            self.key_buffer = key_states.new_empty(rows, heads, self.capacity, size, dtype=self.dtype)
+            self.value_buffer = self.key_buffer.new_empty(rows, heads, self.capacity, value_states.shape[-1])
             self.is_initialized = True
         start, self.length = self.length, self.length + key_states.shape[2]
         self.key_buffer[:, :, start : self.length] = key_states
@@ -108,7 +111,23 @@ def can_share_prefix(model: PreTrainedModel, longest: int) -> bool:
     return window is None or longest <= window
 
 
-def read_prompts(model: PreTrainedModel, prompts: SharedPrompts, pad: int, room: int) -> tuple[Tensor, Cache, Tensor]:
+def next_logits(model: PreTrainedModel, products: str, **inputs: Any) -> Tensor:
+    """Return the (B, V) logits of the token behind (B, T) inputs, with the blocks' products in a precision.
+
+    Other than in float32, the output embedding is applied by itself in the precision of its weights, as PPO does to learn.
+    """
+    if products == "float32":
+        logits: Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
+        return logits
+    head: Any = model.get_output_embeddings()
+    with products_in(products, model.device):
+        states = model.base_model(**inputs).last_hidden_state[:, -1]
+    return head(states.to(head.weight.dtype)) * logit_scale(model.config)
+
+
+def read_prompts(
+    model: PreTrainedModel, prompts: SharedPrompts, pad: int, room: int, products: str = "float32"
+) -> tuple[Tensor, Cache, Tensor]:
     """Compute prompts. Return the (B, V) logits of the next token, the cache with room for more, and its (B, width) mask.
 
     `room` is the number of tokens that will follow; 0 gives the cache of the distinct prompts, which nothing can follow.
@@ -116,14 +135,15 @@ def read_prompts(model: PreTrainedModel, prompts: SharedPrompts, pad: int, room:
     where, shared = model.device, len(prompts.prefix)
     cache = Cache(layers=[GrowingLayer(prompts.width + room) for _ in range(depth_of(model))])
     ids, mask, positions = left_pad(prompts.rests, pad, where)
-    options: dict[str, Any] = {"logits_to_keep": 1, "use_cache": bool(shared or room)}
+    options: dict[str, Any] = {"use_cache": bool(shared or room)}
     if options["use_cache"]:
         options["past_key_values"] = cache
     if shared:
-        model(input_ids=torch.tensor([prompts.prefix], device=where), **options)
+        next_logits(model, products, input_ids=torch.tensor([prompts.prefix], device=where), **options)
         keep_rows(cache, torch.zeros(len(ids), dtype=torch.long, device=where))
     mask = torch.cat([mask.new_ones(len(ids), shared), mask], dim=1)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions + shared, **options).logits[:, -1]
+    positions = positions + shared
+    logits = next_logits(model, products, input_ids=ids, attention_mask=mask, position_ids=positions, **options)
     places = torch.tensor(prompts.places, device=where)
     if room and len(places) > len(ids):
         keep_rows(cache, places)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prompts.special_tokens import special_texts
 from selfplay.config import SamplingParams
-from selfplay.engines.cache import SharedPrompts, can_share_prefix, keep_rows, read_prompts
+from selfplay.engines.cache import SharedPrompts, can_share_prefix, keep_rows, next_logits, read_prompts
 from selfplay.engines.masking import TargetMask, unlikely
 from selfplay.errors import ConfigError
 from selfplay.models import (
@@ -88,6 +88,8 @@ class TransformersEngine:
         self.model, self.tokenizer, self.name, self.batch_size, self.mask = model, tokenizer, name, batch_size, mask
         self.stop_ids = frozenset(stop_token_ids(model.generation_config, tokenizer))
         self.special_tokens = special_texts(tokenizer)
+        self.products = "float32"
+        """Precision of the blocks' products; "bfloat16" of a policy whose frozen weights PPO has rounded to it."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""
@@ -139,7 +141,7 @@ class TransformersEngine:
         models = [self.model, *([self.mask.model] if self.mask is not None else [])]
         prompts = self._shared([row.prompt_ids for row in rows], sampling.max_tokens)
         lengths = torch.tensor(prompts.lengths, device=where)
-        begun = [read_prompts(model, prompts, pad, sampling.max_tokens) for model in models]
+        begun = [read_prompts(model, prompts, pad, sampling.max_tokens, self.products) for model in models]
         outputs, caches, mask = [one[0] for one in begun], [one[1] for one in begun], begun[0][2]
         active = list(rows)
         for step in range(sampling.max_tokens):
@@ -160,13 +162,15 @@ class TransformersEngine:
                 tokens, lengths, mask, random = tokens[kept], lengths[kept], mask[kept], random[kept]
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
             outputs = [
-                model(
+                next_logits(
+                    model,
+                    self.products,
                     input_ids=tokens.unsqueeze(-1),
                     attention_mask=mask,
                     position_ids=(lengths + step).unsqueeze(-1),
                     past_key_values=cache,
                     use_cache=True,
-                ).logits[:, -1]
+                )
                 for model, cache in zip(models, caches, strict=True)
             ]
 
@@ -217,7 +221,7 @@ class TransformersEngine:
         most = default_batch_tokens(self.model.device)
         for places in split_by_tokens(range(len(encoded)), [len(ids) for ids in encoded], most):
             shared = self._shared([encoded[place] for place in places], 0)
-            logits, _, _ = read_prompts(self.model, shared, self.tokenizer.pad_token_id, 0)
+            logits, _, _ = read_prompts(self.model, shared, self.tokenizer.pad_token_id, 0, self.products)
             logprobs = torch.log_softmax(logits.float(), dim=-1)[:, token_ids]
             for place, row in zip(places, logprobs.tolist(), strict=True):
                 results[place] = row

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfplay.models import PerturbedHead
+from selfplay.models import PerturbedHead, logit_scale
 from selfplay.rl.logprobs import token_logprobs
-from selfplay.rl.networks import logit_scale
 
 
 class Head(nn.Module):

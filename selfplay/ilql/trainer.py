@@ -18,12 +18,12 @@ from selfplay.config import ILQL, SAFE_TO_CHANGE
 from selfplay.ilql.heads import ILQLHeads
 from selfplay.ilql.losses import awac_weights, expectile_loss, q_loss, q_targets
 from selfplay.ilql.rows import Row
-from selfplay.models import default_batch_tokens, right_pad, split_by_tokens, weights_digest
+from selfplay.models import default_batch_tokens, logit_scale, right_pad, split_by_tokens, weights_digest
 from selfplay.rl.batching import MicroBatch, collate, prompt_order
 from selfplay.rl.checkpoint import resume, save_checkpoint
 from selfplay.rl.logprobs import token_logprobs
 from selfplay.rl.metrics import append_rows
-from selfplay.rl.networks import check_head, hidden_states, logit_scale, packs, precision, prepare
+from selfplay.rl.networks import check_head, hidden_states, packs, precision, prepare
 from selfplay.rl.optimise import Optimizer, learning_rate_factor
 from selfplay.storage.files import derived_seed, hash_of
 

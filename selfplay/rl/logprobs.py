@@ -108,7 +108,11 @@ class _TokenLogprobs(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[part] = (operand @ weight.to(operand.dtype)).to(hidden.dtype)
                 if grad_weight is not None:
-                    grad_weight += operand.t() @ hidden[part].to(operand.dtype)
+                    states = hidden[part].to(operand.dtype)
+                    if operand.dtype == grad_weight.dtype:  # added up in place: a product of its own is as large as the embedding
+                        grad_weight.addmm_(operand.t(), states)
+                    else:
+                        grad_weight += operand.t() @ states
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
         return (

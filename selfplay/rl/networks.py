@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from selfplay.engines.masking import TargetMask
 from selfplay.errors import ConfigError
 from selfplay.lora import adapted_like, merged, unwrap_peft
-from selfplay.models import PerturbedHead
+from selfplay.models import PerturbedHead, logit_scale
 from selfplay.rewards.reward_model import score_shift_and_scale
 from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
 from selfplay.rl.logprobs import token_logprobs
@@ -32,11 +32,6 @@ def hidden_states(body: Callable[..., Any], batch: MicroBatch) -> Tensor:
 def packs(model: Any) -> bool:
     """Return whether the model's attention keeps packed sequences apart without a quadratic mask."""
     return unwrap_peft(model).config._attn_implementation in PACKING_ATTENTION
-
-
-def logit_scale(config: Any) -> float:
-    """Return the factor that some architectures put on their logits (Cohere multiplies, Granite divides)."""
-    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 class PolicyNetwork(nn.Module):

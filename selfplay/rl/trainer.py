@@ -38,7 +38,7 @@ from selfplay.rl.pretraining import PretrainingMix
 from selfplay.rl.rollouts import build_episodes, estimate
 from selfplay.rl.sampler import Sampler, collect
 from selfplay.storage.files import derived_seed, hash_of
-from selfplay.weights.precision import preferred
+from selfplay.weights.precision import halve_frozen, preferred
 
 
 class PPOTrainer:
@@ -49,8 +49,9 @@ class PPOTrainer:
     adapters like the policy's; none is made where `config.advantage` needs none.
     `reference` is what the KL is measured against, by default a frozen copy of the policy as it comes (or, for a PEFT
     model, its adapters switched off). `corpus` is the text of `config.pretraining`. `directory` gets checkpoint-N,
-    metrics.jsonl and samples.jsonl. `on_step` is called with the metrics of each step. Raises ConfigError for what
-    cannot be trained.
+    metrics.jsonl and samples.jsonl. `on_step` is called with the metrics of each step. `half_base` lets what a PEFT policy and
+    its critic keep frozen lie in bfloat16 where products run in it: half the memory and the same products, but the caller must
+    then add the trained adapters to weights of its own. Raises ConfigError for what cannot be trained.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PPOTrainer:
         directory: Path | None = None,
         seed: int = 0,
         on_step: Callable[[dict[str, Any]], None] | None = None,
+        half_base: bool = False,
     ) -> None:
         _check(tokenizer, prompts, sampling, config, corpus, critic)
         init_process_group()
@@ -97,6 +99,12 @@ class PPOTrainer:
             seed,
             _mask(policy, tokenizer, config, self.sampler),
         )
+        if half_base and unwrap_peft(policy) is not policy:
+            halve_frozen(unwrap_peft(policy), config.precision)
+            if self.learner.critic is not None:
+                halve_frozen(self.learner.critic, config.precision)
+            if isinstance(self.sampler.engine, TransformersEngine):
+                self.sampler.engine.products = config.precision
         self.moments = RunningMoments()
         self.steps_done, self.episodes_done = 0, 0
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from selfplay.algorithms.ppo import halves_base
+from selfplay.config import PPO
 from selfplay.sizing import memory
 from selfplay.sizing.engines import engine_parts
 from selfplay.sizing.shapes import Shape
@@ -17,7 +19,10 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
     """Return what the trainer of the policy holds between passes."""
     recipe, shards = sizes.recipe, sizes.learners
     adapted, scorer = recipe.policy.lora is not None, scorer_of(sizes)
-    parts = {"libraries": sizes.overhead, "policy": memory.FLOAT32 * sizes.policy.total // shards}
+    policy = memory.FLOAT32 * sizes.policy.total // shards
+    if halves_frozen(sizes):
+        policy = memory.frozen(sizes.policy, sizes.precision)
+    parts = {"libraries": sizes.overhead, "policy": policy}
     parts |= _optimizer("policy", sizes, sizes.policy)
     if getattr(recipe.algorithm, "nlpo", None) is not None:
         parts["policy of the mask"] = memory.FLOAT32 * sizes.policy.total
@@ -25,7 +30,10 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
         parts["policy: average"] = memory.training_state(sizes.trained, shards)["weights"]
     if needs.critic:
         if not shares_body(sizes, needs):
-            parts["critic"] = memory.FLOAT32 * scorer.body // shards
+            halved = halves_frozen(sizes)
+            parts["critic"] = (
+                memory.frozen(scorer, sizes.precision, head=False) if halved else memory.FLOAT32 * scorer.body // shards
+            )
         parts |= _optimizer("critic", sizes, scorer)
     if not (adapted and getattr(recipe.algorithm, "reference", "previous") == "previous"):
         parts["reference"] = memory.frozen(sizes.policy, sizes.precision, shards, spread_in_half=True)
@@ -33,6 +41,20 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
         precision = sizes.products(scorer)
         parts["reward model"] = recipe.reward.ensemble * memory.frozen(scorer, precision, shards, head=False)
     return parts
+
+
+def halves_frozen(sizes: Sizes) -> bool:
+    """Return whether weights that adapters keep frozen lie in bfloat16, where products run in it."""
+    config = sizes.recipe.algorithm
+    adapted = isinstance(config, PPO) and sizes.recipe.policy.lora is not None and halves_base(config, sizes.learners)
+    return adapted and sizes.precision.bf16
+
+
+def loading(sizes: Sizes, state: dict[str, int]) -> dict[str, int]:
+    """Return the policy as it is read, in float32, beside what stands already; on a CPU its file is held until all is rounded."""
+    read = {"policy": memory.FLOAT32 * sizes.policy.total}
+    rounded = {} if sizes.machine.card is not None else {"policy: rounded": state["policy"]}
+    return {name: state[name] for name in ("libraries", "reward model") if name in state} | read | rounded
 
 
 def shares_body(sizes: Sizes, needs: Any) -> bool:
@@ -82,12 +104,13 @@ def update(sizes: Sizes, needs: Any) -> dict[str, int]:
     The policy's gradients are applied and dropped before the critic's are made.
     """
     recipe, shards = sizes.recipe, sizes.learners
-    parts = _pass(sizes, "policy", sizes.policy)
+    halved = halves_frozen(sizes)
+    parts = _pass(sizes, "policy", sizes.policy, half_already=halved)
     parts["logits"] = memory.logits_in_chunks(
         sizes.policy, sizes.device, head_learns=shards == 1 and recipe.policy.lora is None
     )
     if needs.critic:
-        other = _pass(sizes, "critic", scorer_of(sizes), half_already=shares_body(sizes, needs))
+        other = _pass(sizes, "critic", scorer_of(sizes), half_already=halved or shares_body(sizes, needs))
         parts = max(parts, other, key=lambda found: sum(found.values()))
     if recipe.engine.kind == "transformers" and shards > 1:
         parts["engine: weights"] = sizes.weight_bytes * sizes.policy.total

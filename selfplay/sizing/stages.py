@@ -84,7 +84,9 @@ def _reward(sizes: Sizes, shape: Shape) -> dict[str, int]:
 
 def _ppo(sizes: Sizes, needs: Any) -> dict[str, dict[str, int]]:
     state = ppo.policy_state(sizes, needs)
+    loading = {"policy: loading": ppo.loading(sizes, state)} if ppo.halves_frozen(sizes) else {}
     return {
+        **loading,
         "policy: sampling": {**state, **ppo.sampling(sizes)},
         "policy: update": {**state, **ppo.update(sizes, needs)},
     }

@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from selfplay.storage.checksums import write_sealed
 from selfplay.weights.kept_precision import SMALLEST_FOR_BFLOAT16, kept_products
+from selfplay.weights.release import release_memory
 
 WORTHWHILE = 1.2
 """Times that products must be faster in bfloat16."""
@@ -110,12 +111,17 @@ def keep_attention_precise(model: Any) -> Any:
 
 
 def freeze(model: Any, name: str) -> Any:
-    """Return a model that learns no more; its linear layers' weights in bfloat16 if its products run in it: half the memory.
+    """Return a model that learns no more; its linear layers' weights in bfloat16 if its products run in it: half the memory."""
+    model.requires_grad_(False)
+    return halve_frozen(model, name)
+
+
+def halve_frozen(model: Any, name: str) -> Any:
+    """Return a model with the weights of its linear layers that learn no more in bfloat16, if its products run in it.
 
     The products are the same to the last bit, since autocast rounds the weights likewise. The output embedding stays as it is:
     log-probs are made from it in float32.
     """
-    model.requires_grad_(False)
     if name == "bfloat16":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         halved = {
@@ -124,5 +130,7 @@ def freeze(model: Any, name: str) -> Any:
             if isinstance(layer, nn.Linear) and layer is not head and layer.out_features > 1
         }
         for weight in model.parameters():  # all: one alone that lies in the checkpoint's file would keep all of it
-            weight.data = weight.data.to(torch.bfloat16) if id(weight) in halved else weight.data.clone()
+            if not weight.requires_grad:
+                weight.data = weight.data.to(torch.bfloat16) if id(weight) in halved else weight.data.clone()
+        release_memory()
     return model

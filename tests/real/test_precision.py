@@ -1,6 +1,8 @@
 """The precision of products: decided by times, kept in a run, not for small models; attention stays float32; frozen halves."""
 
+import ctypes
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from selfplay.models import load_policy
 from selfplay.storage.checksums import Damaged, read_sealed
 from selfplay.weights import precision
 from selfplay.weights.precision import decide, freeze, kept_in, preferred, products_in
+from selfplay.weights.release import release_memory
 
 LARGE = nn.Linear(5000, 4001, bias=False, device="meta")  # 20,005,000 parameters, and no memory
 CPU = torch.device("cpu")
@@ -115,3 +118,18 @@ def test_what_is_frozen_takes_half_and_gives_the_same_bits(saved: Path) -> None:
     assert dtypes["lm_head.weight"] == dtypes["model.embed_tokens.weight"] == torch.float32
     assert {parameter.dtype for parameter in freeze(whole, "float32").parameters()} == {torch.float32}
     assert isinstance(halved, LlamaForCausalLM)
+
+
+def test_freed_weights_between_kept_ones_go_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    torch.ones(5_000_000).sum()  # freed at once: from now on glibc takes what is smaller from its heap
+    blocks = [torch.ones(250_000) for _ in range(200)]
+    kept = blocks[::50]
+    del blocks
+    before = resident()
+    release_memory()
+    freed = before - resident()
+    assert float(sum(one.sum() for one in kept)) == 4 * 250_000
+    assert freed > 100e6 or getattr(ctypes.CDLL(None), "malloc_trim", None) is None

@@ -38,7 +38,7 @@ def make_trainer(make_policy: PolicyMaker, tokenizer: PreTrainedTokenizerFast, p
     def make(**changes: Any) -> PPOTrainer:
         arguments = {
             name: changes.pop(name)
-            for name in ("critic", "reference", "directory", "on_step", "engine", "corpus", "seed")
+            for name in ("critic", "reference", "directory", "on_step", "engine", "corpus", "seed", "half_base")
             if name in changes
         }
         policy = changes.pop("policy", None) or make_policy()

@@ -55,6 +55,7 @@ def all_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
         },
         {"async_rollouts": True, "precision": "bfloat16"},
         {"lora": True},
+        {"lora": True, "half_base": True, "precision": "bfloat16"},
     ],
 )
 def test_killed_and_resumed_is_bitwise_the_same(
@@ -66,7 +67,7 @@ def test_killed_and_resumed_is_bitwise_the_same(
     knobs: dict[str, Any],
 ) -> None:
     knobs = dict(knobs)
-    lora = knobs.pop("lora", False)
+    lora, half_base = (knobs.pop(name, False) for name in ("lora", "half_base"))
     config = PPO(steps=5, episodes=8, minibatches=2, checkpoint_every=2, learning_rate=1e-2, **knobs)
 
     def trainer(directory: Path) -> PPOTrainer:
@@ -81,6 +82,7 @@ def test_killed_and_resumed_is_bitwise_the_same(
             directory=directory,
             seed=3,
             corpus=["1 2 3", "4 5 6 7"],
+            half_base=half_base,
         )
 
     whole = trainer(tmp_path / "whole")

@@ -331,6 +331,32 @@ def test_lora_trains_the_adapter_alone(make_trainer: Maker, make_policy: PolicyM
     assert abs(rows[1]["objective/kl"]) > 1e-6 and rows[1]["engine/logprob_gap"] < 1e-5
 
 
+def test_frozen_weights_in_bfloat16_give_the_same_gradients_and_what_is_sampled_is_on_policy(
+    make_trainer: Maker, make_policy: PolicyMaker
+) -> None:
+    trainers = []
+    for half_base in (False, True):
+        policy = add_adapter(make_policy(dtype=torch.float32), Lora(rank=2, alpha=4.0))
+        trainer = make_trainer(policy=policy, precision="bfloat16", half_base=half_base)
+        with torch.no_grad():  # an adapter that is new adds nothing
+            for network in (policy, trainer.learner.critic):
+                for name, parameter in network.named_parameters():
+                    if "lora_B" in name:
+                        parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+        trainers.append(trainer)
+    plain, halved = trainers
+    of_blocks = {p.dtype for name, p in halved.policy.named_parameters() if "proj.base_layer" in name}
+    assert of_blocks == {torch.bfloat16}
+    assert {p.dtype for name, p in halved.policy.named_parameters() if "base_layer" not in name} == {torch.float32}
+    episodes, estimates, experience = rollout(halved)
+    for trainer in trainers:
+        trainer.learner.gradients(episodes, experience, list(range(12)))
+    expected, found = gradients(plain), gradients(halved)
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+    gaps = (estimates.logprobs - episodes.engine_logprobs)[experience.mask].abs()
+    assert 0 < float(gaps.max()) < 0.1  # another batch, rounded to eight bits
+
+
 @pytest.mark.parametrize("network", ["learning_rate", "critic_learning_rate"])
 def test_a_last_step_that_throws_the_weights_away_leaves_no_checkpoint(
     network: str, make_trainer: Maker, tmp_path: Path, training_seed: int

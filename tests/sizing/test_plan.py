@@ -80,12 +80,16 @@ def test_adapters_need_no_reference_and_little_optimizer(tmp_path: Path) -> None
     rows = {row.stage: row for row in stages(sized(found, h100(1)))}
     parts = rows["policy: update"].parts
     adapter = 28 * 16 * (2 * 7168 + 2 * 4096 + 3 * 22528)
-    assert "reference" not in parts and parts["policy"] == 4 * 7_615_616_512
+    # 28 blocks of 2 x 3,584 x (3,584 + 512) + 3 x 3,584 x 18,944 numbers in their linear layers, in bfloat16.
+    halved = 4 * 7_615_616_512 - 2 * 28 * 233_046_016
+    assert "reference" not in parts and parts["policy"] == halved and "bf16 copies" not in parts
+    assert rows["policy: loading"].parts["policy"] == 4 * 7_615_616_512
     assert (parts["policy: optimizer"], parts["policy: gradients"]) == (12 * adapter, 4 * adapter)
     started = with_setting(sized(found, h100(1)), Setting("algorithm.reference", "start"))
-    # 28 blocks of 2 x 3,584 x (3,584 + 512) + 3 x 3,584 x 18,944 numbers in their linear layers, in bfloat16.
-    expected = 4 * 7_615_616_512 - 2 * 28 * 233_046_016
-    assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == expected
+    assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == halved
+    for whole in ("algorithm.async_rollouts=true", "algorithm.precision=float32"):
+        as_loaded = sized(recipe(tmp_path, SEVEN_BILLION, "policy.lora.rank=16", whole), h100(1))
+        assert {row.stage: row for row in stages(as_loaded)}["policy: update"].parts["policy"] == 4 * 7_615_616_512
 
 
 def test_a_critic_of_adapters_shares_the_weights_that_score(tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_a_critic_of_adapters_shares_the_weights_that_score(tmp_path: Path) -> N
         for more in ((), ("reward.ensemble=2",))
     )
     body = 7_615_616_512 - 152_064 * 3584
-    assert "critic" not in shared and apart["critic"] == 4 * body
+    assert "critic" not in shared and apart["critic"] == 4 * body - 2 * 28 * 233_046_016
     assert shared["critic: optimizer"] == apart["critic: optimizer"] == shared["policy: optimizer"]
     assert shared["reward model"] == 4 * body - 2 * 28 * 233_046_016 == apart["reward model"] // 2
 

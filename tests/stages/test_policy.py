@@ -25,7 +25,7 @@ def train(directory: Path, folder: Path, **changes: Any) -> dict[str, torch.Tens
     (folder / "length.py").write_text(FUNCTION)
     run = open_run(
         directory,
-        algorithm={"steps": 1, "episodes": 16},
+        algorithm={"steps": 1, "episodes": 16, **changes.pop("algorithm", {})},
         reward={"kind": "function", "function": f"{folder / 'length.py'}:length"},
         **changes,
     )
@@ -44,6 +44,21 @@ def test_adapters_are_merged_into_a_checkpoint_that_follows_from_the_seed(copied
     assert all(torch.equal(made[0][name], made[1][name]) for name in before)
     changed = {name.split(".")[-2] for name in before if not torch.equal(made[0][name], before[name])}
     assert changed == {"q_proj", "down_proj"}
+
+
+def test_adapters_are_added_to_the_weights_of_the_checkpoint_and_not_to_rounded_ones(
+    copied: Path, tmp_path: Path
+) -> None:
+    before = load_policy(RunDirectory(copied).policy(1)).state_dict()
+    lora = Lora(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
+    after = train(copied, tmp_path, policy={"lora": lora}, algorithm={"precision": "bfloat16", "learning_rate": 1e-2})
+    changes = {name: (after[name] - before[name]).double() for name in before}
+    for name, change in changes.items():
+        if name.split(".")[-2] in lora.targets:
+            sizes = torch.linalg.svdvals(change)
+            assert sizes[1] > 100 * sizes[2:].max()  # of rank 2, which what rounding leaves is not
+        else:
+            assert not change.any()
 
 
 def test_rollouts_keep_to_the_engines_batch(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
