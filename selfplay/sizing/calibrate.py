@@ -8,7 +8,6 @@ kept in ~/.cache/selfplay/rates.json (or $XDG_CACHE_HOME): delete it where the m
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 from selfplay.errors import ConfigError
 from selfplay.storage.files import hash_of, read_json, write_json
 
-ROUNDS, TOKENS = 3, 512
+ROUNDS, TOKENS = 5, 512
 FEW_ROWS = 8
 
 
@@ -124,13 +123,13 @@ def _decoding(one: Any, two: Any, layers: int, rows: int, context: int) -> dict[
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Return the median of some rounds, after one that does not count."""
+    """Return the least of some rounds, after one that does not count: what other work on the machine takes only adds to it."""
     times = []
     for _ in range(ROUNDS + 1):
         begun = perf_counter()
         work()
         times.append(perf_counter() - begun)
-    return statistics.median(times[1:])
+    return min(times[1:])
 
 
 def _model(of: dict[str, Any], layers: int) -> Any:
