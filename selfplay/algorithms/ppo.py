@@ -44,7 +44,9 @@ class PPOAlgorithm:
         before = inputs.run.files.policy(inputs.iteration - 1)
         tokenizer = load_tokenizer(before)
         trained, mask = self._trained(inputs, before, tokenizer)
-        if inputs.run.recipe.policy.lora and world_size() == 1:  # frozen weights, which may have been rounded, are read again
+        if (
+            inputs.run.recipe.policy.lora and world_size() == 1
+        ):  # frozen weights, which may have been rounded, are read again
             adapters = adapters_of(trained)
             del trained
             release_memory()
@@ -108,7 +110,7 @@ class PPOAlgorithm:
 
 
 def halves_base(config: PPO, processes: int) -> bool:
-    """Return whether weights that adapters keep frozen may lie in bfloat16: those of one process, and not of a copy that samples."""
+    """Return whether weights that adapters keep frozen may lie in bfloat16: in one process, and where no copy samples."""
     return processes == 1 and not config.async_rollouts
 
 
