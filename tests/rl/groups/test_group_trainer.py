@@ -185,7 +185,8 @@ def test_training_raises_the_reward(make_trainer: Maker, advantage: str) -> None
         missing_eos_penalty=0.0,
         **knobs,
     ).train()
-    # Of seven fives, seeds wrote .3 to .8 at first and 4 to 7 at last; one of them settled on a single five, 1.25 against .25.
+    # Of seven fives five seeds wrote .2 to .9 at first, and 5.7 to 6.8 at last; eight with plain REINFORCE, which settles on
+    # what it finds first, 1.2 to 6.1: a gain of 1.0 at least.
     assert rows[-1]["objective/scores"] > rows[0]["objective/scores"] + 0.5
 
 
