@@ -134,7 +134,8 @@ def test_a_killed_training_ends_with_the_same_weights(tiny_run: Path, lora: bool
     assert in_process(train, start, lora, tmp_path / "again", tmp_path / "result") == 0
     assert checksums(tmp_path / "result") == checksums(tmp_path / "whole")
     rows = read_json_lines(tmp_path / "whole" / "rows.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 51)) and rows[-1]["rewards/margin"] > 0.1
+    # From 0; seed 0 came to 2.0, and with adapters, which begin at nothing, to .13.
+    assert [row["step"] for row in rows] == list(range(1, 51)) and rows[-1]["rewards/margin"] > 0.01
     before, after = (load_policy(folder).state_dict() for folder in (start, tmp_path / "whole"))
     moved = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert not lora or moved == {"q_proj", "down_proj"}

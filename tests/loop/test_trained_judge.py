@@ -176,12 +176,15 @@ def test_what_the_stage_measured_is_there(home: Path) -> None:
 def test_through_vllm_it_agrees_with_the_rules_as_often(
     name: str, home: Path, engine: VllmEngine, asked: list[Pair], heldout: list[Pair]
 ) -> None:
-    """The run asked the same of transformers. Two in a hundred answers may hang on the last digits of a logit."""
+    """The run asked the same of transformers. Two in a hundred answers may hang on the last digits of a logit.
+
+    An answer is half of its pair's agreement, and changes all of its pair's consistency.
+    """
     found = agreement(judges.load_spec(home / "rules.yaml"), judge(home, name, engine), heldout)
     measured = read_json(home / "run/iteration-000/judge/judge.json")["files"][name]
     assert found["pairs"] == measured["pairs"] == len(asked)
-    for key in ("agreement", "swap_consistency"):
-        assert found[key] == pytest.approx(measured[key], abs=0.02), key
+    for key, most in (("agreement", 0.02), ("swap_consistency", 0.04)):
+        assert found[key] == pytest.approx(measured[key], abs=most), key
 
 
 def test_one_letter_is_the_same_verdict_as_text_and_as_a_probability(
