@@ -13,13 +13,17 @@ minute of one core.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "loop"))
+
 from measuring import publish
+from taught_judge import write_files
 
 import judges
 from judges.audit.calibration import Calibration, calibrate
@@ -34,50 +38,12 @@ from selfplay.records import Pair
 from selfplay.rundir import RunDirectory
 from selfplay.stages.judge_model import pairs
 
-FILES = {
-    "rules.yaml": "mode: rules\ncriteria: [{name: ending, python: './ending.py:ends'}]\n",
-    "ending.py": "def ends(prompt, response):\n    return float(response.rstrip().endswith('The end.'))\n",
-    "chances.yaml": """\
-mode: pairwise
-sampling: {max_tokens: 1}
-untrusted: {fence: none}
-messages:
-  - role: user
-    content: |
-      {{ prompt }}
-      A: {{ responses[0] }}
-      Score ending.
-      B: {{ responses[1] }}
-      Score ending.
-      One letter.
-output: {kind: logprob, labels: {A: 1, B: 0}}
-""",
-    "recipe.yaml": """\
-iterations: 1
-threads: 1
-policy:
-  bootstrap:
-    documents: 400
-    vocabulary: 400
-    architecture: {layers: 1, hidden_size: 32, heads: 1, intermediate_size: 64, context: 192}
-    pretrain: {steps: 20, batch_size: 8}
-    sft: {count: 200, training: {steps: 20, batch_size: 8}}
-prompts:
-  train: {source: stories, limit: 64}
-  heldout: {source: stories, split: heldout, limit: 16}
-sampling: {max_tokens: 32}
-generate: {prompts: 32, completions: 2}
-judge:
-  file: FOLDER/chances.yaml
-  precheck: false
-  bootstrap:
-    rules: FOLDER/rules.yaml
-    vocabulary: 768
-    architecture: {layers: 2, hidden_size: 128, heads: 4, intermediate_size: 256, context: 512}
-    training: {steps: 60, batch_size: 8, learning_rate: 5e-3}
-    heldout: 32
-""",
-}
+SMALL = (
+    "judge.precheck=false",
+    "judge.bootstrap.also=[]",
+    "judge.bootstrap.training.steps=60",
+    "judge.bootstrap.heldout=32",
+)
 
 
 def main() -> None:
@@ -134,9 +100,8 @@ def measure(recipe: Recipe, engine: Any, sources: dict[str, list[Pair]]) -> Iter
 def small_run(folder: Path, seed: int) -> Path:
     """Make the start of a run whose judge had few lessons; gives its directory."""
     folder.mkdir(parents=True)
-    for name, text in FILES.items():
-        folder.joinpath(name).write_text(text.replace("FOLDER", str(folder.resolve())))
-    return run(load_recipe(folder / "recipe.yaml", [f"output={folder / 'run'}", f"seed={seed}"]), only_start=True)
+    recipe = write_files(folder.resolve())
+    return run(load_recipe(recipe, [f"output={folder / 'run'}", f"seed={seed}", *SMALL]), only_start=True)
 
 
 def calibrated(recipe: Recipe, engine: Any, asked: list[Pair]) -> Calibration:
