@@ -3,10 +3,10 @@
     recipe = write_recipe(folder)                  # tiny.yaml, and its judge in two files beside it
     directory = make_run(folder)                   # the recipe, run to its end
 
-It is the recipe of `selfplay demo` with a judge of its own, a rule that a reward model learns from 130 pairs. On 36 to 68 held-out
-ones three seeds gave accuracies of .69 to .78 whose lower bound was .57 to .62, so that another processor's rounding could bring
-one below one half, and more pairs with it: the run counts any reward model as better than chance, and has the same stages everywhere.
-The fixture `tiny_run` (conftest.py) makes one such run for the whole suite.
+It is the recipe of `selfplay demo` with a judge of its own, a rule that a reward model learns from 130 pairs. On 36 to 68
+held-out ones three seeds gave accuracies of .69 to .78 whose lower bound was .57 to .62, so that another processor's rounding
+could bring one below one half, and more pairs with it: the run counts any reward model as better than chance, and has the same
+stages everywhere. The fixture `tiny_run` (conftest.py) makes one such run for the whole suite.
 """
 
 from pathlib import Path

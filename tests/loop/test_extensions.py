@@ -155,7 +155,7 @@ def test_a_reward_from_outside(folder: Path, tiny_run: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["Hinge, options: {gap: 90.0}", "squared"])
 def test_a_reward_models_loss_from_outside(folder: Path, tiny_run: Path, loss: str) -> None:
-    """Untrained scores lie close together, so the first loss is about the gap asked for, less their mean margin, or its square."""
+    """Untrained scores lie close together, so the first loss is the gap asked for less their mean margin, or its square."""
     name, _, options = loss.partition(",")
     made = f"loss: python, python: '{folder}/own.py:{name}',{options or ' options: {}'}"
     more = f"reward={{{made}, heldout_share: 0.3, batch_size: 64}}"
