@@ -35,7 +35,7 @@ def refuse_what_cannot_fit(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
     if clustered or files.finished(last, "evaluate" if recipe.prompts.heldout is not None else "policy"):
         return
     sizes = sizes_of(recipe, machine_here(), longest_prompt(prompts))
-    if sizes is None:
+    if sizes is None or sizes.backbone is None:
         return
     _check_disk(sizes)
     swap = 0 if sizes.machine.card is not None else psutil.swap_memory().total

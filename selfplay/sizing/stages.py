@@ -93,13 +93,10 @@ def _ppo(sizes: Sizes, needs: Any) -> dict[str, dict[str, int]]:
 
 
 def _dpo(sizes: Sizes, needs: Any) -> dict[str, dict[str, int]]:
-    """Return training on pairs by TRL, with a float32 reference (adapters: the policy without them) and whole logits."""
+    """Return training on pairs by TRL, with whole logits; the reference has given its log-probabilities before, and is gone."""
     algorithm: Any = sizes.recipe.algorithm
     each = algorithm.micro_batch or algorithm.batch_size
-    parts = _fine_tuning(sizes, 2 * -(-each // sizes.learners) * sizes.sequence)
-    if sizes.recipe.policy.lora is None:
-        parts["reference"] = memory.FLOAT32 * sizes.policy.total
-    return {"policy": parts}
+    return {"policy": _fine_tuning(sizes, 2 * -(-each // sizes.learners) * sizes.sequence)}
 
 
 def _rejection(sizes: Sizes, needs: Any) -> dict[str, dict[str, int]]:

@@ -167,6 +167,9 @@ def test_offline_learning_and_the_best_of_n_by_hand(tmp_path: Path) -> None:
     assert sum(parts[name] for name in ("weights", "gradients", "optimizer")) == 16 * (total + 4800)
     assert parts["copies of the heads"] == 4 * 4800 and "reference" not in parts
     assert parts["activations"] == tokens * (2 * 4 * 120 + 4 * 4 * 8)
+    pairs = sized(recipe(tmp_path, BOOTSTRAPPED, "algorithm={kind: dpo, batch_size: 16}"), machine, prompt=4)
+    parts = {row.stage: row.parts for row in stages(pairs)}["policy"]
+    assert "reference" not in parts and parts["logits"] == 3 * 4 * 2 * 160 * 300, "sixteen pairs"
     best = sized(recipe(tmp_path, BOOTSTRAPPED, "algorithm={kind: rejection, batch_size: 16}"), machine, prompt=4)
     rows = {row.stage: row.parts for row in stages(best)}
     assert rows["policy: sampling"]["reward model"] == rows["policy: sampling"]["policy: weights"] == 4 * total

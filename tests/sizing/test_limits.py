@@ -76,6 +76,14 @@ def test_a_card_that_cannot_hold_it(tmp_path: Path, here: pytest.MonkeyPatch) ->
     refuse_what_cannot_fit(small, [])
 
 
+def test_models_of_unknown_size_are_not_refused(tmp_path: Path, here: pytest.MonkeyPatch) -> None:
+    """A small reward model that is not at hand is not taken for one of the policy's size."""
+    on(here, Machine(0, None, 1000))
+    here.setenv("HF_HUB_OFFLINE", "1")
+    refuse_what_cannot_fit(recipe(tmp_path, SEVEN_BILLION, "reward.backbone=nobody/has-this"), [])
+    refuse_what_cannot_fit(recipe(tmp_path, SEVEN_BILLION, "policy.model=nobody/has-this"), [])
+
+
 def test_what_is_done_needs_no_room(tmp_path: Path, here: pytest.MonkeyPatch) -> None:
     on(here, Machine(0, None, 1000))
     found = recipe(tmp_path, BOOTSTRAPPED)
