@@ -16,9 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from selfplay.config import Launch
 from selfplay.errors import ConfigError, EngineFailed, WorkersFailed, first_line
+from selfplay.progress import log
 from selfplay.stopping import GO_ON
+
+STARTS = 3
+"""Attempts to start Ray on this machine."""
 
 
 def started_by_launcher() -> bool:
@@ -83,14 +89,7 @@ def _connect(launch: Launch) -> Path | None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # SLURM's warning would end Ray's own processes
     try:
         _knock(launch.address or "auto")
-        begun: Any = ray.init(
-            address="local" if local else launch.address,
-            num_cpus=max(os.cpu_count() or 1, launch.size + 1) if local else None,
-            include_dashboard=False if local else None,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        begun: Any = _start(launch) if local else _init(address=launch.address)
     except ray.exceptions.AuthenticationError:
         raise ConfigError(
             f"the Ray cluster at launch.address {launch.address!r} wants its token: copy ~/.ray/auth_token from its head to this "
@@ -107,6 +106,39 @@ def _connect(launch: Launch) -> Path | None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # which Ray took: a run stops where all is saved
     return Path(begun.address_info["session_dir"]) if local else None
+
+
+def _start(launch: Launch) -> Any:
+    """Start Ray on this machine, again where it takes longer than the 30 seconds that Ray has for it: a busy machine may."""
+    import ray
+
+    before, left = set(psutil.Process().children(recursive=True)), STARTS
+    while True:
+        try:
+            cores = max(os.cpu_count() or 1, launch.size + 1)
+            return _init(address="local", num_cpus=cores, include_dashboard=False)
+        except Exception:  # Ray's are plain
+            ray.shutdown()
+            left -= 1
+            if not left:
+                raise
+        log("  Ray did not start in time, and is started once more")
+        for process in set(psutil.Process().children(recursive=True)) - before:  # what Ray leaves of it
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "/ray/" in " ".join(process.cmdline()):
+                    process.kill()
+
+
+def _init(**options: Any) -> Any:
+    """Connect to Ray, whose workers import what this process can import."""
+    import ray
+
+    return ray.init(
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **options,
+    )
 
 
 def _knock(address: str) -> None:

@@ -8,6 +8,7 @@ of which the models would be loaded again.
 
 import contextlib
 import os
+import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 from selfplay import stopping
 from selfplay.config import Launch
-from selfplay.errors import ConfigError, EngineFailed, first_line
+from selfplay.errors import ConfigError, EngineFailed, as_told, first_line
 from selfplay.stopping import GO_ON
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -51,7 +52,7 @@ class Holder:
     def call(self, opening: Opening, method: str, arguments: Sequence[Any]) -> Any:
         """Return what a method of the opened thing returns, or an attribute; None for one that it does not have.
 
-        An engine that failed takes its actor along.
+        Raises what that raises. An engine that failed is closed, and its actor is given up by the pool.
         """
         try:
             found = getattr(self._open(opening), method, None)
@@ -59,7 +60,9 @@ class Holder:
         except EngineFailed:
             with contextlib.suppress(Exception):
                 self.close_all()
-            os._exit(1)  # whoever asks again must not meet the same dead engine
+            raise
+        except Exception as error:
+            raise as_it_travels(error) from error
 
     def close(self, slot: str) -> None:
         """Close what a slot holds."""
@@ -77,6 +80,17 @@ class Holder:
         if slot_is_other or opening.slot not in self.held:
             self.held[opening.slot] = (opening, opening.opener(*opening.arguments))
         return self.held[opening.slot][1]
+
+
+def as_it_travels(error: Exception) -> Exception:
+    """Return an error as another process can read it: itself, or one with its message if its class cannot be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        code = getattr(error, "exit_code", None)
+        name = type(error).__name__
+        return RuntimeError(f"{name}: {error}") if code is None else as_told(name, str(error), code)
 
 
 class Pool:
@@ -141,10 +155,10 @@ class Pool:
                     actor, place, arguments = running.pop(reference)
                     try:
                         result = ray.get(reference)
-                    except ray.exceptions.RayTaskError as error:
-                        self._idle.append(actor)
-                        raise error.cause from None
                     except ray.exceptions.RayError as error:
+                        if self._goes_on(error):
+                            self._idle.append(actor)
+                            raise error.cause from None
                         self._lost(actor, losses, place, method, error)
                         todo.append((place, arguments))
                         continue
@@ -195,17 +209,26 @@ class Pool:
         self._starting.discard(reference)
         try:
             self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError:
-            pass  # an error of a call whose result nobody waits for
         except self.ray.exceptions.RayError as error:
-            self._failed_starts += starting
-            if self._failed_starts > self.size * (1 + self.restarts):
-                raise EngineFailed(f"the workers of Ray do not come up: {first_line(error)}; {GO_ON}") from None
-            self._begin()
-            return
+            if not self._goes_on(error):  # else it is an error of a call whose result nobody waits for
+                self._failed_starts += starting
+                if self._failed_starts > self.size * (1 + self.restarts):
+                    raise EngineFailed(f"the workers of Ray do not come up: {first_line(error)}; {GO_ON}") from None
+                self._replace(actor)
+                return
         self._idle.append(actor)
 
-    def _lost(self, actor: Any, losses: Counter[int], place: int, method: str, error: Exception) -> None:
+    def _goes_on(self, error: Any) -> bool:
+        """Return whether an actor goes on behind an error: it is a call's own, not the death of the actor or of its engine."""
+        return isinstance(error, self.ray.exceptions.RayTaskError) and not isinstance(error.cause, EngineFailed)
+
+    def _replace(self, actor: Any) -> None:
+        """Start another actor in the place of one that is gone or to go."""
+        with contextlib.suppress(Exception):
+            self.ray.kill(actor)
+        self._begin()
+
+    def _lost(self, actor: Any, losses: Counter[int], place: int, method: str, error: Any) -> None:
         """Count a lost call, and start another actor in the place of the one that is gone.
 
         Raises Stopped if a signal has asked to stop: it may have reached the actors too.
@@ -213,11 +236,10 @@ class Pool:
         stopping.check()
         losses[place] += 1
         if losses[place] > self.restarts:
+            reason = first_line(getattr(error, "cause", error)).removesuffix(f"; {GO_ON}")
             raise EngineFailed(
                 f"a worker of Ray died {losses[place]} times in the same call of {method} (launch.restarts {self.restarts}): "
-                f"{first_line(error)}; {GO_ON}"
+                f"{reason}; {GO_ON}"
             ) from None
-        with contextlib.suppress(Exception):
-            self.ray.kill(actor)
-        self._begin()
+        self._replace(actor)
         self._look_at_idle()  # they may have been lost with it

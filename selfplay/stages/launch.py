@@ -156,7 +156,7 @@ def _wait_for(fit: Callable[[], object], logs: Path, size: int) -> str | None:
         while thread.is_alive() and not (stopping.requested() and len(_failures(logs)) == size):
             thread.join(SECONDS_BETWEEN_LOOKS)
     except KeyboardInterrupt:  # Ray ends this process with code 1 if it is left while the thread still asks it
-        (logs / STOP).write_text("SIGINT")
+        _ask_to_stop(logs, "SIGINT")
         thread.join(SECONDS_TO_LEAVE)
         raise
     finally:
@@ -220,14 +220,18 @@ def _followed(logs: Path) -> Iterator[None]:
     def look() -> None:
         nonlocal shown
         file = logs / "rank-0.txt"
-        text = file.read_bytes()[shown:] if file.is_file() else b""
+        text = b""
+        if file.is_file():
+            with open(file, "rb") as opened:
+                opened.seek(shown)
+                text = opened.read()
         whole = text[: text.rfind(b"\n") + 1]
         shown += len(whole)
         for line in whole.decode(errors="replace").splitlines():
             if OURS.match(line):
                 log(line)
         if stopping.requested() and not (logs / STOP).exists():
-            (logs / STOP).write_text("SIGTERM")
+            _ask_to_stop(logs, "SIGTERM")
 
     def follow() -> None:
         while not done.wait(SECONDS_BETWEEN_LOOKS):
@@ -241,6 +245,12 @@ def _followed(logs: Path) -> Iterator[None]:
         done.set()
         thread.join()
         look()
+
+
+def _ask_to_stop(logs: Path, signal: str) -> None:
+    """Ask the workers to stop, as a signal would; on a full disk the file is empty, and says as much."""
+    with contextlib.suppress(OSError):
+        (logs / STOP).write_text(signal)
 
 
 def _failures(logs: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """What is told of workers that fail: without a word, while another waits for them, or behind a signal."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from processes import in_processes
 from selfplay import stopping
 from selfplay.config import Launch
 from selfplay.context import RunContext
+from selfplay.distributed import cluster
 from selfplay.distributed.collectives import all_gather, first_process_first, from_first, init_process_group, rank
-from selfplay.errors import ConfigError, SelfplayError, as_told, first_line
+from selfplay.errors import ConfigError, SelfplayError, WorkersFailed, as_told, first_line
 from selfplay.rundir import RunDirectory
 from selfplay.stages import launch
 
@@ -52,6 +55,20 @@ def test_workers_that_all_failed_behind_a_signal_are_not_waited_for(
     for_ever = threading.Event()
     assert launch._wait_for(for_ever.wait, tmp_path, 1) == "the workers did not finish"
     for_ever.set()
+
+
+def test_ctrl_c_is_heard_also_where_the_workers_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk."""
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopping, "requested", interrupt)
+    leaving = threading.Event()
+    threading.Timer(0.5, leaving.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch._wait_for(leaving.wait, tmp_path / "gone", 1)
+    assert leaving.is_set(), "the workers had time to leave"
 
 
 def test_an_error_is_told_by_its_first_line_and_as_what_it_was() -> None:
@@ -120,3 +137,37 @@ def test_an_open_engine_is_closed_before_another_worker_holds_it(
     run = RunContext(RunDirectory(tiny_run).recipe(), RunDirectory(tiny_run), [], [])
     run._engine = Open()  # type: ignore[assignment]
     assert run.engine(tiny_run, "policy", to_train=True) is shared and closed == ["closed"]
+
+
+SLOW = [sys.executable, "-c", "import time; time.sleep(600)  # of /ray/"]
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_ray_that_starts_too_slowly_is_started_again(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """And what a start that failed has left is ended, but for what was there before and what is not Ray's."""
+    begun = [subprocess.Popen(SLOW)]
+    others = [begun[0], subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])]
+    starts: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> str:
+        starts.append(options)
+        if len(starts) <= failures:
+            begun.append(subprocess.Popen(SLOW))
+            raise Exception("The current node timed out during startup.")
+        return "connected"
+
+    monkeypatch.setattr(cluster, "_init", init)
+    try:
+        if failures < cluster.STARTS:
+            assert cluster._start(Launch(workers=3)) == "connected"
+        else:
+            with pytest.raises(
+                WorkersFailed, match="Ray did not start on this machine: The current node timed out during"
+            ):
+                cluster._connect(Launch(workers=3))
+        assert len(starts) == min(failures + 1, cluster.STARTS) and starts[0]["num_cpus"] >= 4
+        assert all(one.wait(10) == -9 for one in begun[1:3]) and all(one.poll() is None for one in others)
+    finally:
+        for one in (*begun, *others):
+            one.kill()
+            one.wait()

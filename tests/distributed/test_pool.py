@@ -11,9 +11,17 @@ from ray.cluster_utils import Cluster
 
 from selfplay.config import Launch
 from selfplay.distributed.pool import Opening, Pool
-from selfplay.errors import ConfigError, EngineFailed
+from selfplay.errors import ConfigError, EngineFailed, SelfplayError
+from selfplay.storage.checksums import Damaged
 
 TWO = Launch(workers=2)
+
+
+class Mine(Exception):
+    """An error that takes two arguments, and keeps one."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(f"{number} {what}")
 
 
 class Doubler:
@@ -35,6 +43,10 @@ class Doubler:
                 if what == "kill":
                     os.kill(os.getpid(), 9)
                 raise EngineFailed("its processes are dead")
+        if numbers[0] == -2:
+            raise Damaged(self.folder, "it is cut", "put it back")
+        if numbers[0] == -3:
+            raise Mine(numbers[0], "of the user's own")
         if numbers[0] < 0:
             raise ConfigError(f"{numbers[0]} is below 0: give numbers from 0 on")
         return [2 * number for number in numbers]
@@ -134,6 +146,16 @@ def test_an_error_of_a_call_is_raised_as_it_was_and_the_pool_goes_on(pool: Pool,
     assert dict(pool.map(doubler(tmp_path), calls(2, 4), "double")) == {0: [4, 6], 1: [8, 10]}
 
 
+def test_an_error_that_cannot_be_sent_is_told_all_the_same(pool: Pool, tmp_path: Path) -> None:
+    """Its class takes other arguments than its message, so that pickle cannot make it again."""
+    with pytest.raises(SelfplayError, match=r"is damaged: it is cut; put it back$") as found:
+        dict(pool.map(doubler(tmp_path), calls(-2), "double"))
+    assert found.value.exit_code == ConfigError.exit_code
+    with pytest.raises(RuntimeError, match=r"^Mine: -3 of the user's own$"):
+        dict(pool.map(doubler(tmp_path), calls(-3), "double"))
+    assert (attempts(tmp_path, -2), attempts(tmp_path, -3)) == (1, 1), "no worker was lost"
+
+
 def test_actors_that_die_while_they_are_idle_cost_no_call_a_restart(
     pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +172,8 @@ def test_a_call_that_kills_every_worker_ends_in_one_sentence(pool: Pool, tmp_pat
     (tmp_path / "fail-at-2").write_text("always")
     pool.restarts = 1
     with pytest.raises(
-        EngineFailed, match=r"died 2 times in the same call of double \(launch.restarts 1\): .*give the same command"
+        EngineFailed,
+        match=r"died 2 times in the same call of double \(launch.restarts 1\): its processes are dead; what is finished",
     ):
         dict(pool.map(doubler(tmp_path), calls(0, 2), "double"))
     assert attempts(tmp_path, 2) == 2
