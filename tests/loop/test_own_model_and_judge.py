@@ -52,13 +52,15 @@ def write_files(folder: Path) -> Path:
         sampling: {{max_tokens: 64}}
         generate: {{prompts: 192, completions: 3}}
         judge: {{file: {folder / "judge.yaml"}}}
-        reward: {{learning_rate: 1e-3, epochs: 1, batch_size: 16}}
+        reward: {{learning_rate: 1e-3, epochs: 1, batch_size: 16, extra_rounds: 6}}
         algorithm: {{steps: 6, critic_warmup: 1, episodes: 96, learning_rate: 5e-4}}
         """)
     )
     return recipe
 
 
+# The judge ties most pairs, and of the rest few are held back, 20 at first: seed 0 needed two rounds more, then one, before the
+# reward model's lower bound passed one half. Its scores were .09, .30 and .56, its win rates .78 [.72, .84] and .95 [.92, .97].
 @needs_shared
 def test_two_iterations_raise_the_score_of_a_judge_of_ones_own(tmp_path: Path, training_seed: int) -> None:
     overrides = [f"output={tmp_path / 'run'}", f"seed={training_seed}"]
