@@ -51,7 +51,7 @@ def run(recipe: Recipe, only_start: bool = False) -> Path:
 
     prompts = check(recipe)
     check_engines(recipe)
-    refuse_what_cannot_fit(recipe, [*prompts[0], *prompts[1]])
+    refuse_what_cannot_fit(recipe, [*prompts[0], *prompts[1]], only_start)
     files = RunDirectory(recipe.directory)
     with files.locked():
         files.begin(recipe)

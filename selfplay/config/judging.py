@@ -10,10 +10,10 @@ from selfplay.config.base import Count, NonNegative, Positive, Section, Texts
 from selfplay.config.models import Architecture, Optimisation
 
 A_KEY = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:sk|gsk|hf|xai|pk|rk|nvapi)[-_](?=[-_A-Za-z0-9]*\d)[-_A-Za-z0-9]{12,}|AIza[-_A-Za-z0-9]{16,})"
+    r"(?<![A-Za-z0-9])(?:(?:sk|gsk|hf|xai|pk|rk|nvapi)[-_](?=[-_A-Za-z0-9]*\d|[A-Za-z0-9]{30})[-_A-Za-z0-9]{12,}|AIza[-_A-Za-z0-9]{16,})"
     r"|Bearer \S+",
 )
-"""What looks like a key: refused where none may stand, and hidden in messages."""
+"""What looks like a key: refused where none may stand, and hidden in messages. Without a digit it has 30 letters (the hub's)."""
 KEY_NAMES = "key|secret|token|authorization|password|credential"
 NAMES_A_KEY = re.compile(KEY_NAMES, re.IGNORECASE)
 NAMES_A_KEY_IN_EXTRA = re.compile(r"^(x-)?(api[-_]?key|authorization|password|secret|access[-_]?token)$", re.IGNORECASE)

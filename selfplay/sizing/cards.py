@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,13 +98,17 @@ def found(memory: int, nodes: int = 1) -> Machine:
     rows: list[str] = []
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-        rows = done.stdout.strip().splitlines() if done.returncode == 0 else []
+        with suppress(OSError, subprocess.SubprocessError):
+            rows = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     return of_listing(rows, memory, nodes)
 
 
 def of_listing(rows: list[str], memory: int, nodes: int = 1) -> Machine:
-    """Return the machine of `nvidia-smi`'s lines `name, MiB`: all cards as the largest, and unknown ones as A100s."""
+    """Return the machine of `nvidia-smi`'s lines `name, MiB`: all cards as the largest, and unknown ones as A100s.
+
+    A card that shares the processor's memory has no number of its own (`[N/A]`), and is not counted.
+    """
+    rows = [row for row in rows if row.rpartition(",")[2].strip().isdigit()]
     if not rows:
         return Machine(0, None, memory, processor_has_bfloat16())
     title, _, mebibytes = max((row.rpartition(",") for row in rows), key=lambda row: int(row[2]))

@@ -6,6 +6,7 @@ fifth less than predicted, by which predictions may be wrong. Left out: clusters
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -25,32 +26,39 @@ CERTAIN = 0.8
 """Share of a prediction that is certainly taken."""
 
 
-def refuse_what_cannot_fit(recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+def refuse_what_cannot_fit(recipe: Recipe, prompts: Sequence[Prompt], only_start: bool = False) -> None:
     """Raise ConfigError if a stage that is still to be done, or what the run keeps, is larger than this machine.
 
-    Nothing is refused where the models' sizes are not known, or the workers are on a cluster.
+    Nothing is refused where the sizes of models or GPUs are not known, or the workers are on a cluster. `only_start` looks at
+    the start alone.
     """
     files, last = RunDirectory(recipe.directory), recipe.iterations
     clustered = recipe.launch is not None and recipe.launch.address is not None
     if clustered or files.finished(last, "evaluate" if recipe.prompts.heldout is not None else "policy"):
         return
-    sizes = sizes_of(recipe, machine_here(), longest_prompt(prompts))
+    machine = machine_here()
+    sizes = None if machine is None else sizes_of(recipe, machine, longest_prompt(prompts))
     if sizes is None or sizes.backbone is None:
         return
-    _check_disk(sizes)
+    if not only_start:
+        _check_disk(sizes)
     swap = 0 if sizes.machine.card is not None else psutil.swap_memory().total
-    begun = files.finished(0, "policy")
     for row in stages(sizes):
-        if CERTAIN * row.least > row.room + swap and not (begun and row.stage == "start"):
+        stage = row.stage.partition(":")[0]
+        done = files.finished(0, "policy") if stage == "start" else only_start or files.finished(last, stage)
+        if CERTAIN * row.least > row.room + swap and not done:
             raise ConfigError(_sentence(sizes, row))
 
 
-def machine_here() -> Machine:
-    """Return the cards of this machine, if torch can use them, or its memory."""
+def machine_here() -> Machine | None:
+    """Return the cards of this machine, if torch can use them, or its memory; None for cards whose memory is not told."""
     import torch
 
     memory = cards.memory_here()
-    return cards.found(memory) if torch.cuda.is_available() else cards.of_listing([], memory)
+    if not torch.cuda.is_available():
+        return cards.of_listing([], memory)
+    machine = cards.found(memory)
+    return None if machine.card is None else machine
 
 
 def _sentence(sizes: Sizes, row: StageMemory) -> str:
@@ -71,11 +79,15 @@ def _check_disk(sizes: Sizes) -> None:
     usage = shutil.disk_usage(next(one for one in (directory, *directory.parents) if one.exists()))
     needed = CERTAIN * kept_models(sizes)
     said = f"the run's {sizes.recipe.iterations} iterations keep {kept_models(sizes) / GB:.1f} GB of models"
+    if not usage.total:
+        return  # a file system that does not say
     if needed > usage.total:
         raise ConfigError(
             f"{said}, and the disk of {str(directory)!r} has {usage.total / GB:.1f} GB in all: give an `output` on a larger one, "
             "or fewer `iterations`"
         )
-    there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) if directory.is_dir() else 0
+    there = 0
+    with suppress(OSError):  # another process may be at work on the run, which is found out later
+        there = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     if needed > usage.free + there:
         log(f"  caution: {said}, and the disk of {str(directory)!r} has {usage.free / GB:.1f} GB free")

@@ -5,7 +5,7 @@ the hub, so that a dry run needs no network. Left out: mixtures of experts and e
 Llama with the same widths.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def config_of_model(model: str) -> dict[str, Any]:
 def shape_of_model(model: str) -> Shape | None:
     """Return the sizes of a model by its path, GGUF file or hub id; None if there is no config at hand that states them."""
     try:
-        return shape_of_config(config_of_model(model))
-    except KeyError:
+        shape = shape_of_config(config_of_model(model))
+    except (KeyError, TypeError):
         return None
+    return shape if all(isinstance(width, int) for width in astuple(shape)) else None

@@ -102,6 +102,7 @@ def test_nothing_that_holds_a_key_shows_it(monkeypatch: pytest.MonkeyPatch) -> N
         {"url": KEY},
         {"key_variable": KEY},
         {"key_variable": "gsk_4f9a7c21d0e8b6534f9a7c21d0e8b653"},
+        {"key_variable": "hf_" + "AbCdEfGhIjKlMnOpQ" * 2},
         {"headers": {"Authorization": f"Bearer {KEY}"}},
         {"headers": {"X-Title": KEY}},
         {"headers": {"x-api-key": "abc"}},
@@ -131,9 +132,11 @@ def test_a_key_in_a_file_is_refused_and_not_shown(settings: dict[str, Any]) -> N
 
 
 SHORT = "sk-planted-SECRET-123456"
+HUB = "hf_" + "AbCdEfGhIjKlMnOpQ" * 2
+"""The hub's have 34 letters and no digit."""
 
 
-@pytest.mark.parametrize("key", [KEY, SHORT, "hf_abcDEF123456789", "Bearer abc"])
+@pytest.mark.parametrize("key", [KEY, SHORT, HUB, "hf_abcDEF123456789", "Bearer abc"])
 @pytest.mark.parametrize(
     "line",
     [

@@ -75,7 +75,7 @@ def top(real_run: Path, sequences: list[list[int]]) -> list[Any]:
 def test_the_run_trained_adapters_on_real_answers(real_run: Path, smollm2: Path) -> None:
     rows = read_json_lines(real_run / "iteration-001/policy/metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3] and rows[0]["objective/kl"] == pytest.approx(0, abs=1e-3)
-    assert rows[-1]["objective/kl"] > 0 and all(row["policy/grad_norm_avg"] > 0 for row in rows)
+    assert abs(rows[-1]["objective/kl"]) > 1e-6 and all(row["policy/grad_norm_avg"] > 0 for row in rows)
     before, after = (
         AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (smollm2, real_run / "iteration-001/policy")
     )
@@ -93,7 +93,7 @@ def test_transformers_4_and_5_agree_on_the_likeliest_tokens(
         clear = gaps > APART
         assert torch.equal(torch.tensor([place[2] for place in places])[clear], likeliest[clear])
         compared += int(clear.sum())
-    assert compared > 500
+    assert compared > sum(map(len, sequences)) / 2
 
 
 def test_vllm_agrees_on_the_likeliest_tokens(real_run: Path, sequences: list[list[int]], top: list[Any]) -> None:
@@ -112,4 +112,4 @@ def test_vllm_agrees_on_the_likeliest_tokens(real_run: Path, sequences: list[lis
             if gaps[place] > APART:
                 assert next(token for token, one in found.items() if one.rank == 1) == int(likeliest[place])
                 compared += 1
-    assert compared > 500
+    assert compared > sum(map(len, sequences)) / 2

@@ -90,7 +90,33 @@ def test_what_is_done_needs_no_room(tmp_path: Path, here: pytest.MonkeyPatch) ->
     assert "the stage 'start' takes" in refusal(found)
     here.setattr(RunDirectory, "finished", lambda files, number, stage: number == 0)
     assert "the stage 'generate' takes" in refusal(found)
+    here.setattr(RunDirectory, "finished", lambda files, number, stage: stage not in ("policy", "evaluate"))
+    assert "the stage 'start' takes" in refusal(found), "whose folder is that of iteration 0's policy"
+    here.setattr(RunDirectory, "finished", lambda files, number, stage: number == 0 or stage != "evaluate")
+    assert "the stage 'evaluate' takes" in refusal(found)
     here.setattr(RunDirectory, "finished", lambda files, number, stage: True)
+    refuse_what_cannot_fit(found, [])
+
+
+def test_the_start_alone_needs_no_room_for_the_rest(tmp_path: Path, here: pytest.MonkeyPatch) -> None:
+    found = recipe(tmp_path, SEVEN_BILLION)
+    on(here, h100(1))
+    assert "the stage 'policy" in refusal(found) or "the stage 'reward" in refusal(found)
+    here.setattr("shutil.disk_usage", lambda path: Usage(1, 0, 1))
+    refuse_what_cannot_fit(found, [], only_start=True)
+
+
+def test_what_a_machine_does_not_tell_refuses_nothing(tmp_path: Path, here: pytest.MonkeyPatch) -> None:
+    """A GPU without a count of its memory, and a file system without one of its space."""
+    found = recipe(tmp_path, SEVEN_BILLION)
+    here.setattr("torch.cuda.is_available", lambda: True)
+    for listing in ("echo 'NVIDIA GB10, [N/A]'", "exit 9"):
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{listing}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        here.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        refuse_what_cannot_fit(found, [])
+    on(here, Machine(0, None, 10_000 * GB))
+    here.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 0))
     refuse_what_cannot_fit(found, [])
 
 

@@ -1,5 +1,6 @@
 """Sizes of models from `config.json`: against the counts that their makers publish, and against transformers itself."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,7 @@ def test_models_that_are_not_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert find_config("nobody/has-this") is None and find_config("./none") is None and shape_of_model("a/b/c") is None
     (tmp_path / "config.json").write_text('{"model_type": "bert", "vocab_size": 3}')
     assert shape_of_model(str(tmp_path)) is None, "no widths of a decoder"
+    widths = json.loads((CONFIGS / "Qwen2.5-7B-Instruct.json").read_text())
+    for odd in (None, [8192, 16384]):
+        (tmp_path / "config.json").write_text(json.dumps({**widths, "intermediate_size": odd}))
+        assert shape_of_model(str(tmp_path)) is None, "a width for each block"
