@@ -29,13 +29,20 @@ def adapter_config(lora: Lora) -> Any:
 
 
 def add_adapter(policy: PreTrainedModel, lora: Lora, seed: int = 0) -> Any:
-    """Return a PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`. ConfigError without `peft`."""
+    """Return a PEFT model: `policy` frozen, with trainable low-rank adapters drawn from `seed`.
+
+    Raises ConfigError without `peft`, and for a target that is an embedding.
+    """
     config = adapter_config(lora)
     from peft import get_peft_model
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(policy, config)
+        made = get_peft_model(policy, config)
+    for name, layer in unwrap_peft(made).named_modules():
+        if getattr(layer, "lora_embedding_A", None):
+            raise ConfigError(f"policy.lora.targets: {name} is an embedding, no linear layer: leave it out")
+    return made
 
 
 def adapted_like(body: torch.nn.Module, policy: Any, seed: int) -> torch.nn.Module:

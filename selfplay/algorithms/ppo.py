@@ -41,6 +41,7 @@ class PPOAlgorithm:
         from selfplay.models import load_policy, load_tokenizer, save
         from selfplay.weights.release import release_memory
 
+        inputs.run.make_room()  # the answers that a comparing judge is shown were sampled as the reward was built
         before = inputs.run.files.policy(inputs.iteration - 1)
         tokenizer = load_tokenizer(before)
         trained, mask = self._trained(inputs, before, tokenizer)
@@ -95,7 +96,7 @@ class PPOAlgorithm:
                 config,
                 run.sampling(),
                 engine=engine,
-                critic=critic_of(inputs, config.precision) if config.has_critic else None,
+                critic=critic_of(inputs, adapted, config.precision) if config.has_critic else None,
                 reference=None
                 if policy.lora and config.reference == "previous"
                 else load_on_first(load_policy, reference),
@@ -103,15 +104,16 @@ class PPOAlgorithm:
                 directory=inputs.work,
                 seed=run.seed("ppo", iteration),
                 on_step=show,
-                half_base=policy.lora is not None and halves_base(config, world_size()),
+                half_base=halves_base(config, run.recipe, world_size()),
             )
             trainer.train()
         return trainer.policy, trainer.learner.mask
 
 
-def halves_base(config: PPO, processes: int) -> bool:
-    """Return whether weights that adapters keep frozen may lie in bfloat16: in one process, and where no copy samples."""
-    return processes == 1 and not config.async_rollouts
+def halves_base(config: PPO, recipe: Recipe, processes: int) -> bool:
+    """Return whether weights that adapters keep frozen may lie in bfloat16: in one process, and where no merged copy samples."""
+    copied = config.async_rollouts or recipe.engine.kind == "python"
+    return recipe.policy.lora is not None and processes == 1 and not copied
 
 
 def goes_on(config: PPO, run: RunContext, iteration: int) -> PPO:
@@ -126,19 +128,22 @@ def goes_on(config: PPO, run: RunContext, iteration: int) -> PPO:
     return config.model_copy(update={"kl_coefficient": beta})
 
 
-def critic_of(inputs: Inputs, precision: str) -> Any:
+def critic_of(inputs: Inputs, policy: Any, precision: str) -> Any:
     """Return the model that the critic begins as: the reward model, or None.
 
-    With adapters the critic's body stays as it is, so that it can be the one that scores.
+    With adapters the critic's body stays as it is, so that it can be the one that scores, if the critic, which computes in
+    the precision of `policy`, does so as the reward does.
     """
     from selfplay.distributed.collectives import world_size
     from selfplay.distributed.sharding import load_on_first
     from selfplay.models import load_scalar_model
     from selfplay.rewards.reward_model import RewardModel
+    from selfplay.weights.precision import preferred
 
     if inputs.reward_model is None:
         return None
-    alike = precision == "auto" and world_size() == 1  # computed as it is when it scores, and whole
-    if alike and inputs.run.recipe.policy.lora is not None and isinstance(inputs.reward, RewardModel):
-        return inputs.reward.model
+    adapted, reward = inputs.run.recipe.policy.lora is not None, inputs.reward
+    whole = precision == "auto" and world_size() == 1
+    if whole and adapted and isinstance(reward, RewardModel) and reward.precision == preferred(policy):
+        return reward.model
     return load_on_first(load_scalar_model, inputs.reward_model)

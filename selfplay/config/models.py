@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from selfplay.config.base import Count, NonNegative, Positive, Schedule, Section, Texts, Unit
 
+EMBEDDINGS = {"embed_tokens", "embed_positions", "embed_in", "wte", "wpe", "word_embeddings", "tok_embeddings"}
+"""Names of models' input embeddings, which get no adapters."""
+
 
 class Architecture(Section):
     """A Llama small enough to pretrain where you sit."""
@@ -116,16 +119,21 @@ class Lora(Section):
     alpha: Positive = 32.0
     """Adapters are scaled by alpha / rank."""
     targets: Texts = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Modules that get an adapter; the output embedding cannot."""
+    """Modules that get an adapter: linear layers, but not the output embedding."""
 
     @field_validator("targets")
     @classmethod
-    def _no_head(cls, targets: Texts) -> Texts:
-        heads = {"lm_head", "embed_out"} & set(targets)
+    def _no_embedding(cls, targets: Texts) -> Texts:
+        names = {target.rpartition(".")[2] for target in targets}
+        heads, embeddings = names & {"lm_head", "embed_out"}, names & EMBEDDINGS
         if heads:
             raise ValueError(
                 f"{min(heads)} cannot have an adapter: PPO multiplies by its weight in chunks, past the "
                 "adapter; leave it out"
+            )
+        if embeddings:
+            raise ValueError(
+                f"{min(embeddings)} cannot have an adapter: it is an embedding, no linear layer; leave it out"
             )
         return targets
 

@@ -46,8 +46,7 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
 def halves_frozen(sizes: Sizes) -> bool:
     """Return whether weights that adapters keep frozen lie in bfloat16, where products run in it."""
     config = sizes.recipe.algorithm
-    adapted = isinstance(config, PPO) and sizes.recipe.policy.lora is not None and halves_base(config, sizes.learners)
-    return adapted and sizes.precision.bf16
+    return isinstance(config, PPO) and halves_base(config, sizes.recipe, sizes.learners) and sizes.precision.bf16
 
 
 def loading(sizes: Sizes, state: dict[str, int]) -> dict[str, int]:
@@ -60,7 +59,8 @@ def loading(sizes: Sizes, state: dict[str, int]) -> dict[str, int]:
 def shares_body(sizes: Sizes, needs: Any) -> bool:
     """Return whether the critic learns by adapters on the very weights of the reward model that scores."""
     recipe = sizes.recipe
-    alike = getattr(recipe.algorithm, "precision", None) == "auto" and sizes.learners == 1
+    auto = getattr(recipe.algorithm, "precision", None) == "auto" and sizes.learners == 1
+    alike = auto and sizes.products(scorer_of(sizes)) == sizes.precision
     return bool(
         alike and recipe.policy.lora is not None and needs.reward_model and needs.reward and recipe.reward.ensemble == 1
     )

@@ -261,6 +261,16 @@ def test_an_adapter_on_the_output_embedding_is_refused(make_policy: PolicyMaker)
         check_head(adapted)
 
 
+def test_an_adapter_on_an_embedding_is_refused(make_policy: PolicyMaker) -> None:
+    for named in ("embed_tokens", "model.embed_tokens", "wte"):
+        with pytest.raises(ValueError, match=f"{named.rpartition('.')[2]} cannot have an adapter: it is an embedding"):
+            Lora(targets=("q_proj", named))
+    policy = make_policy()
+    policy.model.layers[0].register_module("places", torch.nn.Embedding(3, 4))
+    with pytest.raises(ConfigError, match=r"policy.lora.targets: model.layers.0.places is an embedding"):
+        add_adapter(policy, Lora(targets=("q_proj", "places")))
+
+
 @pytest.mark.parametrize(
     "model",
     [

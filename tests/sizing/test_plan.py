@@ -1,5 +1,6 @@
 """What a dry run says of memory and time: stages by hand, settings that fix, cards by name, hours of an earlier run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,8 @@ def test_adapters_need_no_reference_and_little_optimizer(tmp_path: Path) -> None
     assert (parts["policy: optimizer"], parts["policy: gradients"]) == (12 * adapter, 4 * adapter)
     started = with_setting(sized(found, h100(1)), Setting("algorithm.reference", "start"))
     assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == halved
-    for whole in ("algorithm.async_rollouts=true", "algorithm.precision=float32"):
+    own = "engine={kind: python, python: 'own:Engine'}"
+    for whole in ("algorithm.async_rollouts=true", "algorithm.precision=float32", own):
         as_loaded = sized(recipe(tmp_path, SEVEN_BILLION, "policy.lora.rank=16", whole), h100(1))
         assert {row.stage: row for row in stages(as_loaded)}["policy: update"].parts["policy"] == 4 * 7_615_616_512
 
@@ -104,6 +106,9 @@ def test_a_critic_of_adapters_shares_the_weights_that_score(tmp_path: Path) -> N
     assert "critic" not in shared and apart["critic"] == 4 * body - 2 * 28 * 233_046_016
     assert shared["critic: optimizer"] == apart["critic: optimizer"] == shared["policy: optimizer"]
     assert shared["reward model"] == 4 * body - 2 * 28 * 233_046_016 == apart["reward model"] // 2
+    one = sized(recipe(tmp_path, SEVEN_BILLION, *adapted), h100(1))
+    smaller = replace(one, backbone=replace(one.policy, layers=1, hidden=8, query=8, key=8))  # which scores in float32
+    assert "critic" in {row.stage: row.parts for row in stages(smaller)}["policy: update"]
 
 
 def test_precision_by_itself(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import torch
 from staging import open_run
 
 from selfplay.algorithms import algorithm_of
+from selfplay.algorithms.ppo import PPOAlgorithm
 from selfplay.config import Lora
+from selfplay.context import RunContext
 from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy
@@ -26,7 +28,7 @@ def train(directory: Path, folder: Path, **changes: Any) -> dict[str, torch.Tens
     run = open_run(
         directory,
         algorithm={"steps": 1, "episodes": 16, **changes.pop("algorithm", {})},
-        reward={"kind": "function", "function": f"{folder / 'length.py'}:length"},
+        reward=changes.pop("reward", {"kind": "function", "function": f"{folder / 'length.py'}:length"}),
         **changes,
     )
     shutil.rmtree(run.files.policy(2))
@@ -59,6 +61,97 @@ def test_adapters_are_added_to_the_weights_of_the_checkpoint_and_not_to_rounded_
             assert sizes[1] > 100 * sizes[2:].max()  # of rank 2, which what rounding leaves is not
         else:
             assert not change.any()
+
+
+OWN_ENGINE = """\
+import torch
+
+from selfplay.engines.hf import TransformersEngine
+from selfplay.models import load_policy, load_tokenizer
+
+
+class Own:
+    def __init__(self, checkpoint, name, dtype):
+        self.inner = TransformersEngine(load_policy(checkpoint), load_tokenizer(checkpoint), name)
+
+    def generate(self, prompts, sampling):
+        return self.inner.generate(prompts, sampling)
+
+    def choice_logprobs(self, prompts, choices):
+        return self.inner.choice_logprobs(prompts, choices)
+
+    def update_weights(self, model):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        self.inner.update_weights(model)
+
+    def close(self):
+        pass
+"""
+
+
+def test_an_engine_of_ones_own_gets_adapters_merged_into_weights_as_precise_as_the_checkpoints(
+    copied: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN_ENGINE)
+    before = load_policy(RunDirectory(copied).policy(1)).state_dict()
+    after = train(
+        copied,
+        tmp_path,
+        engine={"kind": "python", "python": f"{tmp_path / 'own.py'}:Own"},
+        policy={"lora": Lora(rank=2)},
+        algorithm={"precision": "bfloat16"},
+    )
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("halved", ["policy", "reward"])
+def test_a_critic_has_weights_of_its_own_where_the_reward_computes_in_another_precision(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halved: str
+) -> None:
+    def preferred(model: Any) -> str:
+        return "bfloat16" if hasattr(model, "score") == (halved == "reward") else "float32"
+
+    for module in ("rewards.reward_model", "rl.trainer", "weights.precision"):
+        monkeypatch.setattr(f"selfplay.{module}.preferred", preferred)
+    before = load_policy(RunDirectory(copied).policy(1)).state_dict()
+    changes = {"policy": {"lora": Lora(rank=2)}, "algorithm": {"precision": "auto"}}
+    after = train(copied, tmp_path, reward={"kind": "model"}, **changes)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+COMPARING = """\
+from selfplay.records import Verdict
+
+
+class Shorter:
+    def judge(self, pairs):
+        return [Verdict(pair_id=pair.id, judge="shorter", order="none",
+                        preference=float(len(pair.first.text) < len(pair.second.text))) for pair in pairs]
+"""
+
+
+def test_the_engine_that_answered_for_a_comparing_judge_makes_room_for_ppo(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shorter.py").write_text(COMPARING)
+    (tmp_path / "shorter.yaml").write_text("name: shorter\nmode: python\npython: ./shorter.py:Shorter\n")
+    run = open_run(copied, reward={"kind": "judge"}, judge={"file": str(tmp_path / "shorter.yaml")})
+    shutil.rmtree(run.files.policy(2))
+    opened, open_engine = [], RunContext.engine
+
+    def spy(self: RunContext, *arguments: Any, **more: Any) -> Any:
+        opened.append(open_engine(self, *arguments, **more))
+        return opened[-1]
+
+    def trained(self: Any, *arguments: Any) -> Any:
+        assert opened, "the policy before answered"
+        assert run._engine is None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunContext, "engine", spy)
+    monkeypatch.setattr(PPOAlgorithm, "_trained", trained)
+    with pytest.raises(KeyboardInterrupt):
+        policy.run(run, 2)
 
 
 def test_rollouts_keep_to_the_engines_batch(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
