@@ -7,6 +7,7 @@ what runs on the cluster (`selfplay.stages.launch`).
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,10 @@ from selfplay.stopping import GO_ON
 
 STARTS = 3
 """Attempts to start Ray on this machine."""
+TOOK_TOO_LONG = re.compile("timed out", re.IGNORECASE)
+"""What Ray says where it took too long to start."""
+RAYS = re.compile(r"raylet|gcs_server|/ray/(core|_private|dashboard)/")
+"""What the command of a process of Ray's own has in it."""
 
 
 def started_by_launcher() -> bool:
@@ -109,24 +114,46 @@ def _connect(launch: Launch) -> Path | None:
 
 
 def _start(launch: Launch) -> Any:
-    """Start Ray on this machine, again where it takes longer than the 30 seconds that Ray has for it: a busy machine may."""
+    """Start Ray on this machine, again where it takes longer than the 30 seconds that Ray has for it: a busy machine may.
+
+    What a start that failed has left is ended; its logs are kept where Ray's error, which may point to them, is raised.
+    """
     import ray
 
-    before, left = set(psutil.Process().children(recursive=True)), STARTS
+    before, folders, left = _own_processes(), _sessions(), STARTS
     while True:
         try:
             cores = max(os.cpu_count() or 1, launch.size + 1)
             return _init(address="local", num_cpus=cores, include_dashboard=False)
-        except Exception:  # Ray's are plain
+        except BaseException as error:  # Ray's are plain; nor does an interrupted start leave anything
             ray.shutdown()
+            _kill(_own_processes() - before)
             left -= 1
-            if not left:
+            again = left > 0 and TOOK_TOO_LONG.search(str(error))
+            for folder in _sessions() - folders if again or not isinstance(error, Exception) else ():
+                shutil.rmtree(folder, ignore_errors=True)
+            if not again:
                 raise
         log("  Ray did not start in time, and is started once more")
-        for process in set(psutil.Process().children(recursive=True)) - before:  # what Ray leaves of it
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "/ray/" in " ".join(process.cmdline()):
-                    process.kill()
+
+
+def _own_processes() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _kill(processes: set[psutil.Process]) -> None:
+    """Kill those of some processes that are Ray's own."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # it is gone, or not ours to look at
+            if RAYS.search(" ".join(process.cmdline())):
+                process.kill()
+
+
+def _sessions() -> set[Path]:
+    """Return the folders of sockets and logs that Ray made for this process, which end in its number."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return set(Path(get_default_ray_temp_dir()).glob(f"session_*_{os.getpid()}"))
 
 
 def _init(**options: Any) -> Any:

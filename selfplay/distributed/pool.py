@@ -62,7 +62,10 @@ class Holder:
                 self.close_all()
             raise
         except Exception as error:
-            raise as_it_travels(error) from error
+            told = as_it_travels(error)
+            if told is error:
+                raise
+            raise told from error
 
     def close(self, slot: str) -> None:
         """Close what a slot holds."""

@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,8 @@ TRACKER = "resource_tracker"
 SHARED = Path("/dev/shm")
 SEGMENT = re.compile(r" (\d+) +" + f"{SHARED}/")
 """A line of /proc/PID/maps about a file of shared memory, with its inode: the file may have another name by now."""
+OF_AN_ENGINE = re.compile(r"psm_|sem\.mp-|torch_|nccl-|vllm_|.*-cpushm")
+"""The names that Python's `multiprocessing` (two), torch, NCCL and vLLM 0.31 (two) give to shared memory."""
 GO_ON = "what is finished is saved: give the same command again to go on"
 
 
@@ -40,6 +42,8 @@ class Watchdog:
         """Why the engine is of no use any more."""
         self._processes: dict[psutil.Process, str] = {}
         self._segments: set[int] = set()
+        self._others_segments = {inode for _, inode in shared_files()}
+        """What was there before is somebody else's, even where the engine maps it."""
         self._before = set(psutil.Process().children(recursive=True))
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._busy: _Call | None = None
@@ -128,7 +132,7 @@ class Watchdog:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        remove_segments(self._segments)
+        remove_segments(self._segments - self._others_segments)
 
     def _work(self) -> None:
         signal.pthread_sigmask(
@@ -173,17 +177,26 @@ def segments_of(processes: Iterable[psutil.Process]) -> set[int]:
 
 def _mapped(number: int) -> set[int]:
     try:
-        return {int(inode) for inode in SEGMENT.findall(Path(f"/proc/{number}/maps").read_text())}
+        maps = Path(f"/proc/{number}/maps").read_text(errors="replace")  # paths may be any bytes
+        return {int(inode) for inode in SEGMENT.findall(maps)}
     except OSError:  # it is gone
         return set()
 
 
+def shared_files() -> Iterator[tuple[Path, int]]:
+    """Yield the files of shared memory with their inodes; none where there is no such folder."""
+    with contextlib.suppress(OSError):
+        for file in SHARED.iterdir():
+            with contextlib.suppress(OSError):  # its owner has just removed it
+                yield file, file.stat().st_ino
+
+
 def remove_segments(inodes: set[int]) -> None:
-    """Remove the files of shared memory with these inodes, and let Python's tracker know of its own."""
-    for file in SHARED.iterdir() if inodes else ():
+    """Remove the files of shared memory with these inodes that are named as an engine's; let Python's tracker know of its own."""
+    for file, inode in shared_files() if inodes else ():
+        if inode not in inodes or not OF_AN_ENGINE.match(file.name):
+            continue
         with contextlib.suppress(OSError):  # its owner has just removed it
-            if file.stat().st_ino not in inodes:
-                continue
             if file.name.startswith("psm_"):  # Python's name for it
                 segment = SharedMemory(file.name)
                 segment.close()

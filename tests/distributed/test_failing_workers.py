@@ -1,6 +1,7 @@
 """What is told of workers that fail: without a word, while another waits for them, or behind a signal."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -139,34 +140,46 @@ def test_an_open_engine_is_closed_before_another_worker_holds_it(
     assert run.engine(tiny_run, "policy", to_train=True) is shared and closed == ["closed"]
 
 
-SLOW = [sys.executable, "-c", "import time; time.sleep(600)  # of /ray/"]
+SLOW = [sys.executable, "-c", "import time; time.sleep(600)  # as /ray/core/raylet"]
+OTHER = [sys.executable, "-c", "import time; time.sleep(600)  # of /home/ray/anaconda3/bin/python"]
 
 
-@pytest.mark.parametrize("failures", [0, 2, 3])
-def test_ray_that_starts_too_slowly_is_started_again(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+@pytest.mark.parametrize(
+    ("failures", "reason", "starts"),
+    [
+        (0, "", 1),
+        (2, "The current node timed out during startup.", 3),
+        (3, "The current node timed out during startup.", 3),
+        (1, "No space left on device", 1),
+    ],
+)
+def test_ray_that_starts_too_slowly_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, reason: str, starts: int
+) -> None:
     """And what a start that failed has left is ended, but for what was there before and what is not Ray's."""
-    begun = [subprocess.Popen(SLOW)]
-    others = [begun[0], subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])]
-    starts: list[dict[str, Any]] = []
+    begun, others = [], [subprocess.Popen(SLOW)]
+    told: list[dict[str, Any]] = []
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
 
     def init(**options: Any) -> str:
-        starts.append(options)
-        if len(starts) <= failures:
+        told.append(options)
+        (tmp_path / "ray" / f"session_{len(told)}_{os.getpid()}" / "logs").mkdir(parents=True)
+        if len(told) <= failures:
             begun.append(subprocess.Popen(SLOW))
-            raise Exception("The current node timed out during startup.")
+            others.append(subprocess.Popen(OTHER))
+            raise Exception(reason)
         return "connected"
 
     monkeypatch.setattr(cluster, "_init", init)
     try:
-        if failures < cluster.STARTS:
+        if failures < starts:
             assert cluster._start(Launch(workers=3)) == "connected"
         else:
-            with pytest.raises(
-                WorkersFailed, match="Ray did not start on this machine: The current node timed out during"
-            ):
+            with pytest.raises(WorkersFailed, match=f"Ray did not start on this machine: {reason.rstrip('.')}"):
                 cluster._connect(Launch(workers=3))
-        assert len(starts) == min(failures + 1, cluster.STARTS) and starts[0]["num_cpus"] >= 4
-        assert all(one.wait(10) == -9 for one in begun[1:3]) and all(one.poll() is None for one in others)
+        assert len(told) == starts and told[0]["num_cpus"] >= 4 and len(begun) == failures
+        assert all(one.wait(10) == -9 for one in begun) and all(one.poll() is None for one in others)
+        assert [folder.name for folder in (tmp_path / "ray").iterdir()] == [f"session_{starts}_{os.getpid()}"]
     finally:
         for one in (*begun, *others):
             one.kill()

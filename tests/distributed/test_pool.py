@@ -10,7 +10,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from selfplay.config import Launch
-from selfplay.distributed.pool import Opening, Pool
+from selfplay.distributed.pool import Holder, Opening, Pool
 from selfplay.errors import ConfigError, EngineFailed, SelfplayError
 from selfplay.storage.checksums import Damaged
 
@@ -154,6 +154,13 @@ def test_an_error_that_cannot_be_sent_is_told_all_the_same(pool: Pool, tmp_path:
     with pytest.raises(RuntimeError, match=r"^Mine: -3 of the user's own$"):
         dict(pool.map(doubler(tmp_path), calls(-3), "double"))
     assert (attempts(tmp_path, -2), attempts(tmp_path, -3)) == (1, 1), "no worker was lost"
+
+
+@pytest.mark.parametrize(("number", "itself"), [(-1, True), (-3, False)])
+def test_an_error_has_no_cause_but_one_that_could_not_be_sent(tmp_path: Path, number: int, itself: bool) -> None:
+    with pytest.raises(Exception, match=str(number)) as found:
+        Holder(os.getcwd()).call(doubler(tmp_path), "double", ([number],))
+    assert (found.value.__cause__ is None) is itself and found.value.__cause__ is not found.value
 
 
 def test_actors_that_die_while_they_are_idle_cost_no_call_a_restart(

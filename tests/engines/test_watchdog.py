@@ -1,5 +1,6 @@
 """The watchdog over ordinary processes: what dies or hangs is named, soon, and nothing else is touched."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -76,6 +77,54 @@ def test_shared_memory_goes_with_the_processes_and_ours_stays(tmp_path: Path, ho
         (SHARED / name).unlink(missing_ok=True)
         ours.close()
         ours.unlink()
+
+
+MAPPER = """\
+import mmap, sys, time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+own = SharedMemory(create=True, size=1000)
+resource_tracker.unregister(own._name, "shared_memory")
+files = [open(path, "r+b") for path in sys.argv[1:]]
+held = [mmap.mmap(file.fileno(), 0) for file in files]
+print(own.name, flush=True)
+time.sleep(600)
+"""
+
+
+def test_files_of_others_that_the_processes_map_stay(tmp_path: Path) -> None:
+    """One that was there before, even under Python's own name, and one with a name of no engine's; a path need not be UTF-8."""
+    earlier, later_one = (
+        SHARED / f"psm_test{tmp_path.stat().st_ino}",
+        SHARED / f"model{tmp_path.stat().st_ino}.safetensors",
+    )
+    odd = bytes(tmp_path) + b"/\xff"
+    script = tmp_path / "mapper.py"
+    script.write_text(MAPPER)
+    earlier.write_bytes(b"weights")
+    dog = Watchdog("the engine", 60)
+    Path(os.fsdecode(odd)).write_bytes(b"weights")
+    later_one.write_bytes(b"weights")
+
+    def begin() -> tuple[Any, str]:
+        command: list[str | bytes] = [sys.executable, str(script), str(earlier), str(later_one), odd]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    process, name = dog.call("its start", begin)
+    try:
+        assert (SHARED / name).exists()
+        dog.watch()
+        dog.end(process.terminate)
+        assert process.wait(10) != 0 and not (SHARED / name).exists()
+        assert earlier.exists() and later_one.exists()
+    finally:
+        process.kill()
+        for file in (earlier, later_one):
+            file.unlink(missing_ok=True)
+        if name:
+            (SHARED / name).unlink(missing_ok=True)
 
 
 def watching(start: Callable[[], Any], seconds: float = 60.0) -> tuple[Watchdog, Any]:

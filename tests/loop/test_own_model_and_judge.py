@@ -62,6 +62,7 @@ def write_files(folder: Path) -> Path:
 # The judge ties most pairs, and of the rest few are held back, 20 at first: seed 0 needed two rounds more, then one, before the
 # reward model's lower bound passed one half. Its scores were .09, .30 and .56, its win rates .78 [.72, .84] and .95 [.92, .97].
 @needs_shared
+@pytest.mark.timeout(1800)  # up to seven rounds of pairs in each iteration
 def test_two_iterations_raise_the_score_of_a_judge_of_ones_own(tmp_path: Path, training_seed: int) -> None:
     overrides = [f"output={tmp_path / 'run'}", f"seed={training_seed}"]
     assert run_in_process(write_files(tmp_path), overrides) == 0
