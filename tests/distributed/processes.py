@@ -3,12 +3,13 @@
 They are forked off a server that has imported torch once, so that starting some takes a moment and not ten seconds.
 """
 
+import math
 import multiprocessing
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,19 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["selfplay.rl", "selfplay.loop", "selfplay.stages.reward_model", "selfplay.stages.policy"]
 )
+
+
+def apart(one: Mapping[str, Any], other: Mapping[str, Any], start: Mapping[str, Any]) -> float:
+    """Return how far the weights of two models are from each other, in parts of the way that the other took from their start.
+
+    Over all tensors together: Adam moves a weight whose gradient is nothing but rounding as far as any other.
+    """
+    assert one.keys() == other.keys() == start.keys()
+    between, way = (
+        math.fsum(float((left[name] - right[name]).double().square().sum()) for name in start)
+        for left, right in ((one, other), (other, start))
+    )
+    return math.sqrt(between / way)
 
 
 def in_processes(

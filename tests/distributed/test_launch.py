@@ -1,6 +1,5 @@
 """A run goes on on workers of Ray, one of which is killed, and ends with the weights of a single process."""
 
-import math
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import apart
 from safetensors.torch import load_file
 
 from selfplay.config import Launch, load_recipe
@@ -52,18 +52,10 @@ def kill_one_behind_the_first_step(work: Path, killed: list[int]) -> None:
     victim.kill()
 
 
-def apart(one: Path, other: Path) -> float:
-    """Return how far the policies of two runs are from each other, in parts of the way that PPO took from their start.
-
-    Rounding may change which token is sampled, and with it one answer of 32.
-    """
-    places = (other / "iteration-000", one / "iteration-001", other / "iteration-001")
-    start, mine, theirs = (load_file(place / "policy" / "model.safetensors") for place in places)
-    between, way = (
-        math.fsum(float((left[name] - right[name]).square().sum()) for name in start)
-        for left, right in ((mine, theirs), (theirs, start))
-    )
-    return math.sqrt(between / way)
+def policies_apart(one: Path, other: Path) -> float:
+    """Compare the policies of two runs. Rounding may change which token is sampled, and with it one answer of 32."""
+    places = (one / "iteration-001", other / "iteration-001", other / "iteration-000")
+    return apart(*(load_file(place / "policy" / "model.safetensors") for place in places))
 
 
 def test_a_run_goes_on_on_workers_of_which_one_is_killed(
@@ -97,7 +89,7 @@ def test_a_run_goes_on_on_workers_of_which_one_is_killed(
     for name in STAGES[1:]:
         shutil.rmtree(alone / "iteration-001" / name)
     run(load_recipe(tiny_run.parent / "tiny.yaml", [f"output={alone}", f"seed={training_seed}", "iterations=1"]))
-    assert apart(begun, alone) < 0.5
+    assert policies_apart(begun, alone) < 0.5
 
 
 def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(begun: Path, tiny_run: Path, training_seed: int) -> None:
@@ -138,7 +130,7 @@ def test_torchrun_around_the_verb_does_the_same_and_refuses_what_is_one_processs
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("ppo: 96 episodes in") == 1, "the first process alone speaks"
     assert not (begun / "iteration-001" / "policy" / "work").exists()
-    assert apart(begun, tiny_run) < 0.5
+    assert policies_apart(begun, tiny_run) < 0.5
     refused = torchrun("evaluate")
     assert refused.returncode != 0
     assert (
