@@ -1,5 +1,6 @@
 """The settings of rejection sampling: sample, score, keep the best, fine-tune on it."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -43,6 +44,12 @@ class Rejection(Passes, AlgorithmSection):
     def episodes_per_step(self) -> int:
         """Return the answers of a round."""
         return self.prompts * self.completions
+
+    @property
+    def most_kept(self) -> int:
+        """Return how many answers of a round are learned at most; above a threshold, that may be all."""
+        share = {"best": 1 / self.completions, "top": self.share, "above": 1.0}[self.keep]
+        return math.ceil(share * self.episodes_per_step)
 
     @property
     def summary(self) -> str:

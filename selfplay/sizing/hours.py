@@ -183,12 +183,16 @@ def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: 
         return 2 * rates.training(policy, tokens, recompute=True, head=True)
     tokens = work.episodes * whole // workers
     rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer)
+    learned, minibatches = work.episodes, getattr(algorithm, "minibatches", 1)
     estimate = 2 * rates.forward(policy, tokens, head=True)
+    if algorithm.kind == "rejection":  # a round learns what it keeps, and asks nobody how likely that was
+        learned, estimate = algorithm.most_kept, 0.0
+        minibatches = -(-learned // algorithm.batch_size)
     estimate += sizes.recipe.reward.ensemble * rates.forward(scorer, tokens) if needs.reward_model else 0.0
     estimate += rates.forward(scorer, tokens) if needs.critic else 0.0
     recompute = bool(getattr(algorithm, "gradient_checkpointing", False))
-    update = rates.training(policy, tokens * work.epochs, recompute, head=True)
-    updates = work.epochs * getattr(algorithm, "minibatches", 1)
+    update = rates.training(policy, learned * whole * work.epochs // workers, recompute, head=True)
+    updates = work.epochs * minibatches
     update += updates * rates.update(sizes.learned(policy) // workers)
     if needs.critic:
         update += rates.training(scorer, tokens * work.epochs, recompute)

@@ -245,6 +245,12 @@ def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
     assert found["policy"] == pytest.approx(rollout + estimate + update)
     assert found["evaluate"] == pytest.approx(6 * (7 + 8) + 2 * 128 + 320 * (2 * 2.5 + 2))
     assert found["label"] == 0
+    rounds = "algorithm={kind: rejection, rounds: 2, prompts: 64, completions: 4, batch_size: 16}"
+    sizes = sized(recipe(tmp_path, BOOTSTRAPPED, rounds), Machine(0, None, 8 * GB))
+    # All 256 answers are sampled and scored; one of each prompt at most is learned, 16 in a step, in two epochs.
+    learning = 2 * 640 * 7.5 + 2 * 4 * TOTAL * 1e-3
+    took = hours(sizes, work, ProcessorRates(sizes, seconds))["policy"] * 3600
+    assert took == pytest.approx(2 * (rollout + 2560 * 2 + learning))
 
 
 def test_hours_of_the_iterations_that_a_run_has_finished(tiny_run: Path) -> None:
