@@ -45,9 +45,8 @@ class PPOAlgorithm:
         before = inputs.run.files.policy(inputs.iteration - 1)
         tokenizer = load_tokenizer(before)
         trained, mask = self._trained(inputs, before, tokenizer)
-        if (
-            inputs.run.recipe.policy.lora and world_size() == 1
-        ):  # frozen weights, which may have been rounded, are read again
+        if inputs.run.recipe.policy.lora and world_size() == 1:
+            # Frozen weights, which may have been rounded, are read again.
             adapters = adapters_of(trained)
             del trained
             release_memory()

@@ -93,9 +93,11 @@ def sample_all(
             way: list[Any] = [one.identity, asked, settings.sampling.model_dump(), settings.engine.kind, settings.dtype]
             file = folder / "samples" / f"{hash_of([*way, size, *chosen_by(one)])[:24]}.jsonl"
             before = answered_before(one, prompts, settings)
-            if before is not None:
+            if before is None:
+                answers[one.name] = _sample(one, prompts, file, engines, size, bar)
+            else:
+                answers[one.name] = before
                 bar.advance(len(prompts))
-            answers[one.name] = before or _sample(one, prompts, file, engines, size, bar)
     return answers
 
 

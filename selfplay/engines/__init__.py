@@ -93,7 +93,7 @@ def sample_through(
     """
     starts = {f"{label}/{start}": start for start in range(0, len(prompts), size)}
     missing = [key for key in starts if key not in journal.batches]
-    bar.advance(sum(len(journal.batches[key]) for key in starts if key not in missing) * sampling.n)
+    bar.advance(sum(len(journal.batches[key]) for key in starts if key in journal.batches) * sampling.n)
     if missing:
         batches = [prompts[starts[key] : starts[key] + size] for key in missing]
         for place, found in generate_batches(engine(), batches, sampling):

@@ -109,9 +109,8 @@ class _TokenLogprobs(torch.autograd.Function):
                     grad_hidden[part] = (operand @ weight.to(operand.dtype)).to(hidden.dtype)
                 if grad_weight is not None:
                     states = hidden[part].to(operand.dtype)
-                    if (
-                        operand.dtype == grad_weight.dtype
-                    ):  # added up in place: a product of its own is as large as the embedding
+                    if operand.dtype == grad_weight.dtype:
+                        # Added up in place: a product of its own is as large as the embedding.
                         grad_weight.addmm_(operand.t(), states)
                     else:
                         grad_weight += operand.t() @ states

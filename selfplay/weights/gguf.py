@@ -7,6 +7,7 @@ the quantisation lost stays lost. Left out: writing GGUF, and training on quanti
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,12 @@ def _refusing(path: str | Path) -> Iterator[None]:
         ) from None
 
 
+@cache
 def config_of_gguf(path: str | Path) -> dict[str, Any]:
-    """Return what the `config.json` of a GGUF file's model would hold; its weights are not read. ConfigError as `load_gguf`."""
+    """Return what the `config.json` of a GGUF file's model would hold; its weights are not read. ConfigError as `load_gguf`.
+
+    A header takes seconds to read, its vocabulary most of them, and a dry run asks for each setting that it tries.
+    """
     from transformers import AutoConfig
 
     with _refusing(path):
