@@ -285,6 +285,12 @@ def test_the_plan_as_text_and_as_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "gpus", "peaks", "too_much"),
     [
+        (
+            "smollm2-135m-1gpu",
+            "1xRTX4090-24GB",
+            {"policy: sampling": 11.3, "policy: update": 19.5, "evaluate": 11.3},
+            [],
+        ),
         ("qwen2.5-7b-1gpu-lora", "1xH100-80GB", {"generate": 38.0, "policy": 59.7, "evaluate": 44.1}, []),
         (
             "qwen2.5-7b-8gpu",
