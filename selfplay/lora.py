@@ -2,14 +2,18 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selfplay.config import Lora
 from selfplay.errors import ConfigError
+from selfplay.models import load_policy, save
+from selfplay.weights.adding import copy_adding, places_of
+from selfplay.weights.saving import save_configs
 
 
 def unwrap_peft(model: Any) -> PreTrainedModel:
@@ -104,6 +108,21 @@ def fold(model: PreTrainedModel, adapters: dict[str, list[LowRank]]) -> PreTrain
         for one in parts:
             weight += one.delta()
     return model
+
+
+def save_folded(
+    before: Path, adapters: dict[str, list[LowRank]], tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Write the checkpoint `before` with adapters added to its weights, as `save` would the folded model. Raises NotWritten.
+
+    One tensor at a time is in memory, unless `before` has its weights in other files than safetensors.
+    """
+    weights = {f"{name}.weight": parts for name, parts in adapters.items()}
+    if weights.keys() <= places_of(before).keys():
+        copy_adding(before, ((name, one.delta()) for name, parts in weights.items() for one in parts), directory)
+        save_configs(before, tokenizer, directory)
+    else:
+        save(fold(load_policy(before), adapters), tokenizer, directory)
 
 
 def merged(policy: Any) -> PreTrainedModel:

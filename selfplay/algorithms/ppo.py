@@ -37,8 +37,8 @@ class PPOAlgorithm:
         """Train on rollouts. A critic begins as a copy of the reward model; without one, as the policy with a new head."""
         from selfplay.distributed.collectives import world_size
         from selfplay.distributed.sharding import save_whole
-        from selfplay.lora import adapters_of, fold
-        from selfplay.models import load_policy, load_tokenizer, save
+        from selfplay.lora import adapters_of, save_folded
+        from selfplay.models import load_tokenizer
         from selfplay.weights.release import release_memory
 
         inputs.run.make_room()  # the answers that a comparing judge is shown were sampled as the reward was built
@@ -46,11 +46,11 @@ class PPOAlgorithm:
         tokenizer = load_tokenizer(before)
         trained, mask = self._trained(inputs, before, tokenizer)
         if inputs.run.recipe.policy.lora and world_size() == 1:
-            # Frozen weights, which may have been rounded, are read again.
+            # Frozen weights, which may have been rounded, are those of the checkpoint before.
             adapters = adapters_of(trained)
             del trained
             release_memory()
-            save(fold(load_policy(before), adapters), tokenizer, inputs.folder)
+            save_folded(before, adapters, tokenizer, inputs.folder)
         else:
             save_whole(trained, tokenizer, inputs.folder)
         if mask is not None:

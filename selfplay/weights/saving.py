@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from selfplay.storage import durable
 from selfplay.storage.files import read_json, write_json
 
 ROUNDING_SEED = 20_040_229
@@ -51,6 +52,24 @@ def rounded(tensor: Tensor, dtype: torch.dtype, generator: torch.Generator) -> T
     noise = torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32)
     finite = torch.isfinite(tensor).cpu()
     return torch.where(finite, (bits + noise) & -65536, bits).view(torch.float32).to(dtype)
+
+
+def save_configs(before: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write all that `selfplay.models.save` writes beside weights, for a model with the configs of the checkpoint `before`.
+
+    Raises NotWritten.
+    """
+    config = AutoConfig.from_pretrained(before)
+    try:
+        generation = GenerationConfig.from_pretrained(before)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    with durable.naming(directory):
+        for one in (config, generation):
+            one.pad_token_id = tokenizer.pad_token_id
+            one.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        write_for_older(directory)
 
 
 def write_for_older(directory: Path) -> None:
