@@ -119,8 +119,7 @@ def iterate(run: RunContext) -> None:
             ensure_stage(run, iteration, "evaluate", evaluate)
         found = read_run(run.files.path)
         write_cards(found)
-        if selection.assess_run(found).stop:
-            stopped = f"iteration {iteration} raised a severe alarm, and guard.action is stop"
+        if stopped := selection.assess_run(found).stop:
             break
     conclude(run, stopped)
 

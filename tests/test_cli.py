@@ -198,7 +198,9 @@ RULES = {
     "the brake": ("selfplay.loop.learn_reward", lambda run, iteration: False, "is not better than chance"),
     "the guard": (
         "selfplay.guard.selection.assess_run",
-        lambda run: Assessment(best_iteration=0, reason="", alarms=(), audited=False, stop=True),
+        lambda run: Assessment(
+            best_iteration=0, reason="", alarms=(), audited=False, stop="iteration 1 raised a severe alarm"
+        ),
         "raised a severe alarm",
     ),
 }

@@ -61,6 +61,9 @@ class Guard(Section):
     action: Literal["warn", "stop", "keep-best"] = "keep-best"
     """`warn` only reports and takes the last iteration as the best; `keep-best` takes the one with the highest win rate
     against the start by `evaluate.judge`; `stop` does so too, and ends the run at the first severe alarm."""
+    patience: Count | None = None
+    """End the run once so many iterations in a row did not beat the one before by `evaluate.judge` (lower bound of the 95%
+    interval at most 0.5); null never does. `prompts.heldout` decides how small a gain that can see."""
     length_growth: Positive = 1.5
     """Mean length, as a multiple of the start's, above which answers have grown suspiciously."""
     longer_share: Unit = 0.75
@@ -170,6 +173,11 @@ class Recipe(Section):
                 "is nothing to compare; use a temperature above 0"
             )
         heldout, sources = self.prompts.heldout, self.prompts.train_sources
+        if heldout is None and self.guard.patience is not None:
+            raise ValueError(
+                f"guard.patience is {self.guard.patience}, and prompts.heldout is null: nothing is measured that could end the "
+                "run; name held-out prompts, or leave patience out"
+            )
         other = next((one.source for one in sources if one.source != "stories"), None)
         if other is not None and "heldout" not in self.prompts.model_fields_set:
             raise ValueError(

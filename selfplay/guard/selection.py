@@ -22,14 +22,15 @@ from selfplay.storage.durable import NotWritten
 class Assessment(Record):
     """What became of a run: the iteration to keep, why, and every alarm, oldest first.
 
-    `stop` if the run should end now: `guard.action` is `stop`, and the newest iteration raised a severe alarm.
+    `stop` says why the run should end now, empty if it should not: `guard.action` is `stop` and the newest iteration raised a
+    severe alarm, or `guard.patience` iterations in a row did not beat the one before.
     """
 
     best_iteration: int
     reason: str
     alarms: tuple[Alarm, ...]
     audited: bool
-    stop: bool
+    stop: str
 
 
 def assess(run_directory: str | Path) -> Assessment:
@@ -42,9 +43,30 @@ def assess_run(run: RunData) -> Assessment:
     settings = validate(Guard, run.config.get("guard") or {}, "guard")
     alarms = tuple(alarm for iteration in run.iterations for alarm in alarms_of(run, iteration, settings))
     best, reason = _best(run, alarms, settings)
+    return Assessment(
+        best_iteration=best,
+        reason=reason,
+        alarms=alarms,
+        audited=run.audited,
+        stop=_reason_to_stop(run, alarms, settings),
+    )
+
+
+def _reason_to_stop(run: RunData, alarms: tuple[Alarm, ...], settings: Guard) -> str:
+    """Return why the run should end now, empty if it should go on."""
     newest = run.evaluated[-1].number if run.evaluated else 0
-    stop = settings.action == "stop" and any(alarm.severe and alarm.iteration == newest for alarm in alarms)
-    return Assessment(best_iteration=best, reason=reason, alarms=alarms, audited=run.audited, stop=stop)
+    if settings.action == "stop" and any(alarm.severe and alarm.iteration == newest for alarm in alarms):
+        return f"iteration {newest} raised a severe alarm, and guard.action is stop"
+    if settings.patience is None or len(run.evaluated) < settings.patience:
+        return ""
+    last = run.evaluated[-settings.patience :]
+    gains = [run.win_rate(one, "win_rate_vs_previous") for one in last]
+    if any(one and (one.low or 0.0) > 0.5 for one in gains):
+        return ""
+    which = f"iteration {newest}" if len(last) == 1 else f"none of iterations {last[0].number} to {newest}"
+    beat = "does not clearly beat" if len(last) == 1 else "clearly beats"
+    rates = ", ".join(rate_text(one) for one in gains if one is not None)
+    return f"{which} {beat} the one before ({rates}), and guard.patience is {settings.patience}"
 
 
 def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:

@@ -22,7 +22,8 @@ Exit codes:
   1    it failed: a judge was given up, training diverged, an engine died
   2    a mistake in the recipe, a file or an argument
   3    it ended before its last iteration by its own rules (see outcome.json):
-       a reward model no better than chance, or a severe alarm
+       a reward model no better than chance, a severe alarm, or no gain
+       for guard.patience iterations
   75   stopped by SIGTERM or SIGUSR1, with all saved: the same command goes on
   130  stopped by Ctrl-C: the same command goes on"""
 

@@ -11,7 +11,7 @@ from making_runs import Plan, make_run
 from selfplay.config import Guard
 from selfplay.errors import ConfigError
 from selfplay.guard.alarms import alarms_of, reward_accuracy, reward_gain, win_rate_change
-from selfplay.guard.selection import assess, conclude
+from selfplay.guard.selection import assess, assess_run, conclude
 from selfplay.report.html import write_report
 from selfplay.results.load import read_run
 from selfplay.results.run import Iteration, Match, RunData
@@ -104,7 +104,35 @@ def test_the_recipe_says_what_an_alarm_does(tmp_path, action, best, stop):
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "guard": {"action": action}}))
     found = assess(run)
-    assert found.stop == stop and found.best_iteration == best
+    assert bool(found.stop) == stop and found.best_iteration == best
+
+
+def rates_of(number: int, low: float) -> Iteration:
+    """An iteration whose win rate over the one before has a lower bound."""
+    rates = {"win_rate": low + 0.05, "low": low, "high": low + 0.1, "n": 99, "ties": 0, "unscored": 0}
+    names = [f"iteration-00{number}", f"iteration-00{number - 1}"]
+    return evaluated(number, win_rate_vs_previous=dict(zip("ab", names, strict=True)) | rates)
+
+
+@pytest.mark.parametrize(
+    ("lows", "patience", "stop"),
+    [
+        ((0.6, 0.51), 1, ""),
+        ((0.6, 0.5), None, ""),
+        ((0.6, 0.5), 2, ""),  # one of the last two gained
+        ((0.5,), 2, ""),  # there are no two yet
+        ((0.6, 0.5), 1, "iteration 2 does not clearly beat the one before (55% [50, 60]), and guard.patience is 1"),
+        (
+            (0.6, 0.48, 0.5),
+            2,
+            "none of iterations 2 to 3 clearly beats the one before (53% [48, 58], 55% [50, 60]), and guard.patience is 2",
+        ),
+    ],
+)
+def test_a_run_ends_where_iterations_stop_gaining(lows: tuple[float, ...], patience: int | None, stop: str) -> None:
+    iterations = [Iteration(0), *(rates_of(number, low) for number, low in enumerate(lows, 1))]
+    found = assess_run(bare_run([], tuple(iterations), guard={"patience": patience}))
+    assert found.stop == stop
 
 
 def test_an_unknown_guard_setting_is_named(tmp_path):
