@@ -32,7 +32,7 @@ SMALL = [
         ("grpo", {"policy", "evaluate"}),
         ("a2c", {"policy", "evaluate"}),
         ("instructgpt", {"generate", "label", "reward", "policy", "evaluate"}),
-        ("stories-5", {"generate", "label", "reward", "policy", "evaluate"}),
+        ("stories-5", {"policy", "evaluate"}),
     ],
 )
 def test_a_recipe_runs(

@@ -10,22 +10,26 @@ import pytest
 import which_algorithm
 from which_algorithm import ALGORITHMS, COMPLETIONS, PAIRS, RECIPE, Iteration, in_a_row, read_run, tables, words
 
+from prompts.sources import load_prompts
 from selfplay.config import Recipe, load_recipe
 from selfplay.storage.files import read_json, read_json_lines, read_rows, write_json_lines
 
 
 def budget(recipe: Recipe) -> tuple[int, int]:
     """Pairs and completions of an iteration, by the recipe's settings alone."""
-    each, asked = recipe.generate.completions, recipe.generate.prompts
-    own = recipe.algorithm
-    trained = 0 if own.kind == "dpo" else own.steps_per_iteration * own.episodes_per_step
-    return asked * each * (each - 1) // 2, asked * each + trained
+    own, generate = recipe.algorithm, recipe.generate
+    if own.kind == "dpo":
+        assert generate.completions == 2
+        return generate.prompts, 2 * generate.prompts
+    assert recipe.reward.kind == "judge"
+    episodes = own.steps_per_iteration * own.episodes_per_step
+    return episodes, episodes + len(load_prompts(recipe.prompts.train, 0))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_all_ask_and_sample_alike(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(RECIPE, words(name, 1, tmp_path, tmp_path / "start"))
-    assert budget(recipe) == (PAIRS, COMPLETIONS) == (600, 1200)
+    assert budget(recipe) == (PAIRS, COMPLETIONS) == (800, 1600)
     assert (recipe.seed, recipe.directory) == (1, tmp_path / f"{name}-seed1")
     assert recipe.policy.model == str(tmp_path / "start/iteration-000/policy") and recipe.judge.bootstrap is None
 

@@ -4,10 +4,11 @@
     python tests/bench/which_algorithm.py runs/which --table              # the tables of what is finished, as Markdown
 
 The recipe is runs/stories-5.yaml with another `algorithm`: a judge that the run makes labels, and rules that label nothing
-measure. All runs begin with one start, the policy and the judge of a run's iteration 0 (`--start`, made if it is not there). In
-each iteration all ask the judge about as many pairs and sample as many completions, of at most as many tokens: those that
-follow a reward model sample COMPLETIONS - 4 x PROMPTS behind their pairs, DPO makes each pair of two completions of its own.
-Each run is one `selfplay run` of one thread; what a kill or `--limit` cut short goes on where it was.
+measure. All runs begin with one start, the policy and the judge of a run's iteration 0 (`--start`, made if it is not there).
+In each iteration all ask the judge about as many pairs, in both orders, and sample as many completions: PPO, RLOO and
+rejection sampling are rewarded by the judge for each of PAIRS completions, shown beside one of the policy before to the
+same prompt; DPO learns from as many pairs of two completions of the policy before. Each run is one `selfplay run` of one
+thread; what a kill or `--limit` cut short goes on where it was.
 """
 
 import argparse
@@ -23,27 +24,26 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from prompts.sources import load_prompts
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json, read_json_lines, read_rows, rows_in
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "runs" / "stories-5.yaml"
-PROMPTS = 100
-"""Prompts with four completions each that an iteration labels for a reward model; DPO has six times as many, of one pair."""
-COMPLETIONS = 12 * PROMPTS
+PAIRS = 800
+"""Pairs that the judge is asked about in an iteration: one for each prompt of DPO, one for each episode of the others."""
+COMPLETIONS = 2 * PAIRS
 """Completions that an iteration samples, beside those that measure it."""
-PAIRS = 6 * PROMPTS
-"""Pairs that the judge is asked about in an iteration, in both orders."""
 STEPS = {
     "steps": 5,
     "episodes": 160,
     "minibatches": 2,
     "learning_rate": 7e-4,
-    "kl_coefficient": 0.05,
+    "kl_coefficient": 0.02,
     "target_kl": 0.05,
 }
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "ppo": {**STEPS, "critic_learning_rate": 1e-3},
+    "ppo": {**STEPS, "critic_learning_rate": 2e-3, "critic_warmup": 1},
     "rloo": {**STEPS, "advantage": "rloo", "group": 4},
     "dpo": {"kind": "dpo", "beta": 0.3, "learning_rate": 3e-4, "batch_size": 32, "soft_labels": True},
     "rejection": {"kind": "rejection", "prompts": 200, "completions": 4, "epochs": 2, "learning_rate": 1e-3},
@@ -55,20 +55,15 @@ TIMES = "times.jsonl"
 
 def overrides(name: str, start: Path) -> list[str]:
     """Return what a run changes in the recipe: its algorithm, and the start's policy and judge in place of ones to make."""
-    generate = {"prompts": PROMPTS, "completions": 4}
-    if ALGORITHMS[name].get("kind") == "dpo":
-        generate = {"prompts": PAIRS, "completions": 2}
-    made = start / "iteration-000"
-    given = [
+    made, generate = start / "iteration-000", {"prompts": PAIRS, "completions": 2}
+    return [
         f"policy.model={made / 'policy'}",
         "policy.bootstrap=null",
         f"judge.model={made / 'judge'}",
         "judge.bootstrap=null",
-    ]
-    return [
-        *given,
         "judge.precheck=false",
         "guard.patience=null",
+        f"prompts.train.limit={PAIRS}",
         f"generate={json.dumps(generate)}",
         f"algorithm={json.dumps(ALGORITHMS[name])}",
     ]
@@ -139,13 +134,18 @@ class Iteration:
 
 
 def read_iteration(files: RunDirectory, number: int) -> Iteration:
-    """Read an evaluated iteration from disk, with what it asked the judge and sampled."""
-    found = read_json(files.stage(number, "evaluate") / "evaluation.json")
+    """Read an evaluated iteration from disk, with what it asked the judge and sampled.
+
+    A judge that rewards was shown a completion of the policy before to each prompt, whose tokens are counted at the mean length
+    of that policy's held-out ones.
+    """
+    found, before = (read_json(files.stage(one, "evaluate") / "evaluation.json") for one in (number, number - 1))
     generated = files.rounds(number, "generate")
     answers = [row["token_ids"] for folder in generated for row in read_rows(folder / "completions.parquet")]
     steps = read_json_lines(files.stage(number, "policy") / "metrics.jsonl")
     episodes = max((row["episode"] for row in steps if "episode" in row), default=0)
     sampled = episodes * sum(row["response/length"] for row in steps) / len(steps) if episodes else 0.0
+    opponents = 0 if generated else len(load_prompts(files.recipe().prompts.train, files.recipe().seed))
     rates = [found[f"win_rate_vs_{opponent}"] for opponent in ("previous", "start")]
     previous, start = ((rate["win_rate"], rate["low"], rate["high"]) for rate in rates)
     return Iteration(
@@ -154,9 +154,9 @@ def read_iteration(files: RunDirectory, number: int) -> Iteration:
         found["kl_to_start"],
         found["distinct_2"],
         found["unique"],
-        sum(rows_in(folder / "pairs.parquet") for folder in generated),
-        len(answers) + episodes,
-        round(sum(map(len, answers)) + sampled),
+        sum(rows_in(folder / "pairs.parquet") for folder in generated) or episodes,
+        len(answers) + episodes + opponents,
+        round(sum(map(len, answers)) + sampled + opponents * before["mean_length"]),
     )
 
 
