@@ -1,7 +1,8 @@
 """Keys and values of a batch: a cache that grows in place, and prompts computed once however many rows share them.
 
 What all prompts of a batch begin with is computed once, then the rest of each distinct one, and every row goes on with a copy of
-its own. Left out: sharing between batches, which vLLM does.
+its own; of the common beginning too, unless the model's attention is ours, which reads one copy of that for all rows.
+Left out: sharing between batches, which vLLM does.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from selfplay.models import logit_scale
+from selfplay.weights.attention import FLOAT32_ATTENTION, behind
 from selfplay.weights.precision import products_in
 
 LEAST_SHARED = 16
@@ -27,11 +29,13 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self.is_initialized: bool = False
         self.capacity, self.length = capacity, 0
+        self.prefix: tuple[Tensor, Tensor] | None = None
+        """(1, H, P, D) keys and values that all rows have before their own."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) keys and values; gives all of them so far."""
+        """Append (B, H, T, D) keys and values; gives all of them so far, marked with the prefix if they stand behind one."""
         if not self.is_initialized:
             rows, heads, _, size = key_states.shape
             self.dtype, self.device = torch.promote_types(key_states.dtype, value_states.dtype), key_states.device
@@ -42,11 +46,16 @@ class GrowingLayer(DynamicLayer):
         self.key_buffer[:, :, start : self.length] = key_states
         self.value_buffer[:, :, start : self.length] = value_states
         self.keys, self.values = self.key_buffer[:, :, : self.length], self.value_buffer[:, :, : self.length]
-        return self.keys, self.values
+        return (self.keys, self.values) if self.prefix is None else behind(self.prefix, self.keys, self.values)
 
     def get_seq_length(self) -> int:
         """Positions written so far."""
-        return self.length
+        return self.length + (0 if self.prefix is None else self.prefix[0].shape[2])
+
+    def share(self) -> None:
+        """Make what is written so far, by a batch of one row, the prefix of all rows that follow."""
+        self.prefix = self.keys.contiguous(), self.values.contiguous()
+        self.capacity, self.length, self.is_initialized = self.capacity - self.length, 0, False
 
     def keep(self, rows: Tensor) -> None:
         """Make the batch of these of its rows, in this order; one may be named several times."""
@@ -140,7 +149,11 @@ def read_prompts(
         options["past_key_values"] = cache
     if shared:
         next_logits(model, products, input_ids=torch.tensor([prompts.prefix], device=where), **options)
-        keep_rows(cache, torch.zeros(len(ids), dtype=torch.long, device=where))
+        if model.config._attn_implementation == FLOAT32_ATTENTION:
+            for layer in cache.layers:
+                layer.share()
+        else:
+            keep_rows(cache, torch.zeros(len(ids), dtype=torch.long, device=where))
     mask = torch.cat([mask.new_ones(len(ids), shared), mask], dim=1)
     positions = positions + shared
     logits = next_logits(model, products, input_ids=ids, attention_mask=mask, position_ids=positions, **options)

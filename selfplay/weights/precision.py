@@ -15,18 +15,17 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from selfplay.storage.checksums import write_sealed
+from selfplay.weights.attention import FLOAT32_ATTENTION, float32_attention
 from selfplay.weights.kept_precision import SMALLEST_FOR_BFLOAT16, kept_products
 from selfplay.weights.release import release_memory
 
 WORTHWHILE = 1.2
 """Times that products must be faster in bfloat16."""
-FLOAT32_ATTENTION = "sdpa_float32"
 _kept: ContextVar[Path | None] = ContextVar("kept", default=None)
 
 
@@ -80,25 +79,6 @@ def decide(float32: float, bfloat16: float) -> dict[str, Any]:
 def products_in(name: str, where: torch.device) -> AbstractContextManager[Any]:
     """Return a context in which products run in a precision: autocast to bfloat16, or nothing."""
     return torch.autocast(where.type, torch.bfloat16) if name == "bfloat16" else nullcontext()
-
-
-def float32_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> Any:
-    """Return transformers' attention, computed in float32 whatever autocast says; in float64 where a model was made so.
-
-    Of one new token, the heads that share keys and values are attended as if they were places of one head: the cache is read
-    once, where transformers first copies it for each of them.
-    """
-    precise = torch.float64 if query.dtype == torch.float64 else torch.float32
-    query, key, value = (one.to(precise) for one in (query, key, value))
-    with torch.autocast(query.device.type, enabled=False):
-        if query.shape[2] > 1 or query.shape[1] == key.shape[1] or options.get("dropout") or "position_bias" in options:
-            return sdpa_attention_forward(module, query, key, value, mask, **options)
-        rows, heads, _, size = query.shape
-        grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-        out = nn.functional.scaled_dot_product_attention(grouped, key, value, mask, scale=options.get("scaling"))
-        return out.reshape(rows, 1, heads, out.shape[-1]), None
 
 
 def keep_attention_precise(model: Any) -> Any:

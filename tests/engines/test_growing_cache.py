@@ -13,7 +13,7 @@ from selfplay.engines.cache import LEAST_SHARED, SharedPrompts, can_share_prefix
 from selfplay.engines.hf import TransformersEngine
 from selfplay.models import encode_prompt, load_policy, load_tokenizer
 from selfplay.records import Prompt
-from selfplay.weights.precision import float32_attention
+from selfplay.weights.attention import behind, float32_attention
 
 OPENING = "Once upon a time there was a big red box in the park, and in it lived a very small dog. "
 ENDS = ("Tom saw it.", "The dog", "One day, a boy named Tim found the box and", "It was sad.", "Lily")
@@ -100,3 +100,22 @@ def test_one_new_token_attends_as_in_transformers(masked: bool) -> None:
     if masked:
         scores[0] = -torch.inf
     assert torch.allclose(ours[0, 0, 3], torch.softmax(scores, -1) @ value[0, 1], atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [6, 2])
+@pytest.mark.parametrize("places", [1, 3])
+def test_attention_behind_a_shared_prefix_is_that_to_a_copy_of_it_in_every_row(heads: int, places: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(3, count, length, 8).double() for count, length in ((heads, places), (2, 5), (2, 5))
+    )
+    prefix = torch.randn(1, 2, 4, 8).double(), torch.randn(1, 2, 4, 8).double()
+    own = torch.tensor([[0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]).bool()
+    mask = torch.cat([torch.ones(3, 4).bool(), own], dim=1)[:, None, None].expand(3, 1, places, 9)
+    module = SimpleNamespace(num_key_value_groups=heads // 2, is_causal=False)
+    whole = [
+        torch.cat([shared.expand(3, -1, -1, -1), rest], 2) for shared, rest in zip(prefix, (key, value), strict=True)
+    ]
+    theirs = sdpa_attention_forward(module, query, *whole, mask, scaling=0.3)[0]
+    ours = float32_attention(module, query, *behind(prefix, key, value), mask, scaling=0.3)[0]
+    assert ours.shape == (3, places, heads, 8) and torch.allclose(ours, theirs, atol=1e-12)
