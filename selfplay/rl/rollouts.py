@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ def estimate(
 ) -> Estimates:
     """Return one pass of all networks over the episodes, divided over the processes.
 
-    `reference` None: the adapters off. `critic` None: values 0.
+    `reference` None: the adapters off. `critic` None: values 0. Each network's weights are rounded for its own pass alone.
     """
     mask = episodes.mask
     dtype = torch.promote_types(unwrap_peft(policy.model).dtype, torch.float32)
@@ -149,18 +150,21 @@ def estimate(
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
     unmasked = None if policy.mask is None else torch.zeros_like(logprobs)
     budget = config.micro_batch_tokens or default_batch_tokens(mask.device)
-    with torch.no_grad(), precision(config.precision, mask.device):
+    rounded = partial(precision, config.precision, mask.device)
+    with torch.no_grad():
         for rows in micro_batches(range(len(mask)), episodes.lengths, budget):
             batch = episodes.batch(rows, packs(policy.model))
             into = token_places(batch.rows, mask)
-            logprobs[into] = policy.logprobs(batch)
-            with nullcontext() if reference is not None else policy.model.disable_adapter():
+            with rounded():
+                logprobs[into] = policy.logprobs(batch)
+                if unmasked is not None:
+                    unmasked[into] = policy.unmasked_logprobs(batch)
+            with rounded(), nullcontext() if reference is not None else policy.model.disable_adapter():
                 reference_logprobs[into] = (reference or policy).logprobs(batch)
             if critic is not None:
-                new_values, ends = critic(batch)
+                with rounded():
+                    new_values, ends = critic(batch)
                 values[into], final_values[batch.rows] = new_values.to(dtype), ends.to(dtype)
-            if unmasked is not None:
-                unmasked[into] = policy.unmasked_logprobs(batch)
     results = [logprobs, reference_logprobs, values, final_values, *([] if unmasked is None else [unmasked])]
     all_reduce(results)
     return Estimates(*results)

@@ -39,6 +39,7 @@ from selfplay.rl.rollouts import build_episodes, estimate
 from selfplay.rl.sampler import Sampler, collect
 from selfplay.storage.files import derived_seed, hash_of
 from selfplay.weights.precision import halve_frozen, preferred
+from selfplay.weights.release import trim_heap
 
 
 class PPOTrainer:
@@ -163,6 +164,7 @@ class PPOTrainer:
         )
         coefficient = learner.controller.coefficient
         experience = build_experience(episodes, estimates, self.config, coefficient, self.moments, learner.max_tokens)
+        trim_heap()  # the update's tensors are of other sizes
         estimated = perf_counter()
         learned = learner.learn(episodes, experience, step)
         metrics = rollout_metrics(episodes, estimates, experience, self.config, coefficient)

@@ -5,8 +5,13 @@ import gc
 
 
 def release_memory() -> None:
-    """Give back what is free. Weights below 32 MB lie on glibc's heap, which otherwise only shrinks from its end."""
+    """Give back what is free, and what only cycles hold."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give back what is free. Tensors below 32 MB lie on glibc's heap, which otherwise only shrinks from its end."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
