@@ -51,15 +51,19 @@ def _gpu() -> str | None:
 
 
 class PeakMemory:
-    """Growth of this process's resident memory over what it was at the start, in bytes (Linux)."""
+    """This process's highest resident memory since the start, and its growth over what it was then, in bytes (Linux)."""
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
         self.before = _status("VmRSS")
 
+    def peak(self) -> int:
+        """Highest resident memory since the start."""
+        return _status("VmHWM")
+
     def growth(self) -> int:
         """Highest resident memory since the start, less that at the start."""
-        return _status("VmHWM") - self.before
+        return self.peak() - self.before
 
 
 def _status(field: str) -> int:

@@ -45,6 +45,7 @@ def train(given: argparse.Namespace, config: PPO, max_tokens: int) -> tuple[list
         "seconds": seconds,
         "step_seconds": [row["time/step"] for row in rows],
         "growth": memory.growth(),
+        "peak": memory.peak(),
         "scores": [row["objective/scores"] for row in rows],
         "tokens": [row["response/length"] for row in rows],
         "rollout": sum(row["time/rollout"] for row in rows),

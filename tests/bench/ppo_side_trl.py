@@ -135,6 +135,7 @@ def main() -> None:
                 "seconds": seconds,
                 "step_seconds": [after - before for before, after in pairwise(ends)],
                 "growth": torch.cuda.max_memory_allocated() if on_gpu else memory.growth(),
+                "peak": torch.cuda.max_memory_allocated() if on_gpu else memory.peak(),
                 "threads": torch.get_num_threads(),
                 "scores": [row["objective/scores"] for row in watcher.rows],
                 "kl": [row["objective/kl"] for row in watcher.rows],

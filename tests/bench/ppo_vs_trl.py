@@ -13,15 +13,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from measuring import publish
+from transformers import PreTrainedTokenizerBase
 
 from prompts.sources import load_prompts
 from selfplay.loop import run_stage
 from selfplay.models import encode_prompt, load_tokenizer
+from selfplay.records import Prompt
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -61,7 +64,11 @@ def write_prompts(policy: Path, directory: Path) -> tuple[Path, Path]:
     from selfplay.config import load_recipe
 
     recipe = load_recipe(ROOT / "runs" / "quickstart.yaml")
-    prompts, tokenizer = load_prompts(recipe.prompts.train, recipe.seed), load_tokenizer(policy)
+    return write_rows(load_prompts(recipe.prompts.train, recipe.seed), load_tokenizer(policy), directory)
+
+
+def write_rows(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, directory: Path) -> tuple[Path, Path]:
+    """Prompts as our records and as token ids, in two files."""
     ours, theirs = directory / "prompts.jsonl", directory / "ids.jsonl"
     ours.write_text("".join(prompt.model_dump_json() + "\n" for prompt in prompts))
     theirs.write_text("".join(json.dumps({"input_ids": encode_prompt(tokenizer, prompt)}) + "\n" for prompt in prompts))
