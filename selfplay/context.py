@@ -167,14 +167,17 @@ class RunContext:
         return self._pool
 
     def make_room(self) -> None:
-        """End what makes text, until the next call for it, before a stage that trains; a vLLM, which starts slowly, stays."""
+        """End what makes text, until the next call for it, before a stage that trains; a vLLM, which starts slowly, stays.
+
+        What stages before left behind goes too.
+        """
         from selfplay.weights.release import release_memory
 
         self.close_pool()
         if self.recipe.engine.kind == "transformers" and self._engine is not None:
             self._engine.close()
             self._engine = None
-            release_memory()
+        release_memory()
 
     def close_pool(self) -> None:
         """End the workers that make text, until the next call for them: whatever trains needs their place."""

@@ -26,7 +26,8 @@ def measured_seconds(task: dict[str, Any]) -> dict[str, float]:
     """Return the seconds of a task, from the file of what was measured before or from a process that measures it now."""
     kept = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfplay" / "rates.json"
     known: dict[str, dict[str, float]] = read_json(kept) if kept.is_file() else {}
-    key = hash_of([task, sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()])
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    key = hash_of([task, cores, os.environ.get("OMP_NUM_THREADS")])
     if key not in known:
         done = subprocess.run(
             [sys.executable, "-m", "selfplay.sizing.calibrate", json.dumps(task)], capture_output=True, text=True
@@ -44,13 +45,15 @@ def measure(task: dict[str, Any]) -> dict[str, float]:
     """Return seconds: of a block and of the head per token, forward and in training; of a decoding step, fixed and per row.
 
     `task` has the shape of a model, `bf16`, whether its products in training are bfloat16, and the rows and the context that
-    decoding is timed with.
+    decoding is timed with; `threads`, if it is there, is how many torch takes.
     """
     import torch
 
     from selfplay.rl.logprobs import token_logprobs
     from selfplay.weights.precision import products_in
 
+    if task.get("threads"):
+        torch.set_num_threads(task["threads"])
     of, where = task["shape"], torch.device("cpu")
     one, two = (_model(of, layers) for layers in (1, 2))
     length = min(task["context"], TOKENS)

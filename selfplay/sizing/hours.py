@@ -45,17 +45,17 @@ class Work:
 
 
 class Rates(Protocol):
-    """Seconds of a process's work on a model of some shape; with `head` its logits are made too."""
+    """Seconds of a process's work on a model of some shape; logits are made of `head` of the tokens."""
 
     def decoding(self, shape: Shape, rows: int, prompt: int, answer: int) -> float:
         """Return those in which one engine answers so many prompts."""
         ...
 
-    def forward(self, shape: Shape, tokens: int, head: bool = False) -> float:
+    def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return those of passes over so many tokens that keep nothing."""
         ...
 
-    def training(self, shape: Shape, tokens: int, recompute: bool, head: bool = False) -> float:
+    def training(self, shape: Shape, tokens: int, recompute: bool, head: int = 0) -> float:
         """Return those of forward and backward passes, with recomputation if asked."""
         ...
 
@@ -80,13 +80,13 @@ class CardRates:
         read = shape.total * each + together * (prompt + answer // 2) * shape.cache_per_token(each)
         step = read / engine.gpus_each / (self.card.bandwidth * BANDWIDTH_SHARE)
         step += STEP_SECONDS.get(engine.kind, STEP_SECONDS["vllm"])
-        return waves * answer * step + self.forward(shape, rows * prompt, head=True) / engine.gpus_each
+        return waves * answer * step + self.forward(shape, rows * prompt, head=rows) / engine.gpus_each
 
-    def forward(self, shape: Shape, tokens: int, head: bool = False) -> float:
+    def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return 2 operations per weight and token."""
         return 2 * (shape.total if head else shape.body) * tokens / (self.card.flops * FORWARD_UTILISATION)
 
-    def training(self, shape: Shape, tokens: int, recompute: bool, head: bool = False) -> float:
+    def training(self, shape: Shape, tokens: int, recompute: bool, head: int = 0) -> float:
         """Return 6 operations per weight and token, and 2 more for recomputation."""
         weights = shape.total if head else shape.body
         rate = self.card.flops * UTILISATION["large" if weights >= LARGE else "small"]
@@ -113,6 +113,7 @@ class ProcessorRates:
             "bf16": sizes.products(sizes.policy).bf16,
             "rows": max(1, min(rows, sizes.recipe.engine.batch_size)),
             "context": max(1, work.prompt + work.answer // 2),
+            "threads": sizes.recipe.threads,
         }
         return cls(sizes, measured_seconds(task))
 
@@ -124,11 +125,11 @@ class ProcessorRates:
         step = sum(self.seconds["decoding step"] + count * self.seconds["decoding of a row"] for count in batches)
         return answer * step * like + self.forward(shape, rows * prompt)
 
-    def forward(self, shape: Shape, tokens: int, head: bool = False) -> float:
+    def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return those of its blocks, and of its head."""
         return self._pass("forward", shape, tokens, head)
 
-    def training(self, shape: Shape, tokens: int, recompute: bool, head: bool = False) -> float:
+    def training(self, shape: Shape, tokens: int, recompute: bool, head: int = 0) -> float:
         """Return the same of training."""
         return self._pass("training", shape, tokens, head) + (self.forward(shape, tokens) if recompute else 0.0)
 
@@ -136,12 +137,10 @@ class ProcessorRates:
         """Return those of Adam, which reads and writes all that there is of each weight."""
         return weights * self.seconds["update of a weight"]
 
-    def _pass(self, kind: str, shape: Shape, tokens: int, head: bool) -> float:
+    def _pass(self, kind: str, shape: Shape, tokens: int, head: int) -> float:
         policy = self.sizes.policy
         blocks = shape.layers * shape.block / policy.block * self.seconds[f"{kind} of a block"]
-        return tokens * (
-            blocks + (shape.embedding / policy.embedding * self.seconds[f"{kind} of the head"] if head else 0.0)
-        )
+        return tokens * blocks + head * shape.embedding / policy.embedding * self.seconds[f"{kind} of the head"]
 
 
 def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
@@ -169,7 +168,9 @@ def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
     found["evaluate"] += measuring * work.heldout / max(work.pairs, 1)
     if sizes.machine.card is None:  # of which a GPU's would vanish beside the answers
         scored = rates.forward(scorer, work.heldout * whole) if needs.reward_model else 0.0
-        found["evaluate"] += 2 * rates.forward(sizes.policy, work.heldout * whole, head=True) + scored
+        found["evaluate"] += (
+            2 * rates.forward(sizes.policy, work.heldout * whole, head=work.heldout * work.answer) + scored
+        )
     return {stage: seconds / 3600 for stage, seconds in found.items()}
 
 
@@ -180,18 +181,19 @@ def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: 
     whole, scorer, policy = work.prompt + work.answer, scorer_of(sizes), sizes.policy
     if not work.episodes:
         tokens = 2 * work.pairs * whole // workers
-        return 2 * rates.training(policy, tokens, recompute=True, head=True)
-    tokens = work.episodes * whole // workers
+        return 2 * rates.training(policy, tokens, recompute=True, head=tokens)
+    tokens, answered = work.episodes * whole // workers, work.episodes * work.answer // workers
     rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer)
     learned, minibatches = work.episodes, getattr(algorithm, "minibatches", 1)
-    estimate = 2 * rates.forward(policy, tokens, head=True)
+    estimate = 2 * rates.forward(policy, tokens, head=answered)
     if algorithm.kind == "rejection":  # a round learns what it keeps, and asks nobody how likely that was
         learned, estimate = algorithm.most_kept, 0.0
         minibatches = -(-learned // algorithm.batch_size)
     estimate += sizes.recipe.reward.ensemble * rates.forward(scorer, tokens) if needs.reward_model else 0.0
     estimate += rates.forward(scorer, tokens) if needs.critic else 0.0
     recompute = bool(getattr(algorithm, "gradient_checkpointing", False))
-    update = rates.training(policy, learned * whole * work.epochs // workers, recompute, head=True)
+    passes = learned * work.epochs // workers
+    update = rates.training(policy, passes * whole, recompute, head=passes * work.answer)
     updates = work.epochs * minibatches
     update += updates * rates.update(sizes.learned(policy) // workers)
     if needs.critic:

@@ -240,15 +240,16 @@ def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
     epochs = sizes.recipe.reward.epochs
     updates = epochs * 150 // sizes.recipe.reward.batch_size
     assert found["reward"] == pytest.approx(epochs * 3000 * 6 + updates * BODY * 1e-3)
-    rollout, estimate = 6 * (7 + 64) + 2 * 1024, 2560 * (2 * 2.5 + 2 + 2)
-    update = 2 * 2560 * (7.5 + 6) + 2 * 4 * (TOTAL + BODY) * 1e-3
+    # Logits are made of the six tokens of each answer alone.
+    rollout, estimate = 6 * (7 + 64) + 2 * 1024, 2560 * (2 * 2 + 2 + 2) + 2 * 1536 * 0.5
+    update = 2 * (2560 * (6 + 6) + 1536 * 1.5) + 2 * 4 * (TOTAL + BODY) * 1e-3
     assert found["policy"] == pytest.approx(rollout + estimate + update)
-    assert found["evaluate"] == pytest.approx(6 * (7 + 8) + 2 * 128 + 320 * (2 * 2.5 + 2))
+    assert found["evaluate"] == pytest.approx(6 * (7 + 8) + 2 * 128 + 320 * (2 * 2 + 2) + 2 * 192 * 0.5)
     assert found["label"] == 0
     rounds = "algorithm={kind: rejection, rounds: 2, prompts: 64, completions: 4, batch_size: 16}"
     sizes = sized(recipe(tmp_path, BOOTSTRAPPED, rounds), Machine(0, None, 8 * GB))
     # All 256 answers are sampled and scored; one of each prompt at most is learned, 16 in a step, in two epochs.
-    learning = 2 * 640 * 7.5 + 2 * 4 * TOTAL * 1e-3
+    learning = 2 * (640 * 6 + 384 * 1.5) + 2 * 4 * TOTAL * 1e-3
     took = hours(sizes, work, ProcessorRates(sizes, seconds))["policy"] * 3600
     assert took == pytest.approx(2 * (rollout + 2560 * 2 + learning))
 
