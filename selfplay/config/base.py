@@ -1,8 +1,8 @@
 """What every section of a recipe or a judge file is made of: strict frozen pydantic models, and the types of their values."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -42,6 +42,25 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, tree: Any) -> Any:
+        """Keep what a setting's default says of the keys that are not given: one default, however many of its keys are.
+
+        The default's settings of a `source` are that source's own, and go with it; so are those of a `kind`, whose sections are
+        left as they are given.
+        """
+        if not isinstance(tree, dict):
+            return tree
+        kept = {}
+        for name, field in cls.model_fields.items():
+            given, default = tree.get(name), field.default
+            if not isinstance(default, Section) or "kind" in type(default).model_fields:
+                continue
+            if isinstance(given, dict) and "source" not in given:
+                kept[name] = {**default.model_dump(exclude_unset=True), **given}
+        return {**tree, **kept}
 
 
 class AlgorithmSection(Section):
