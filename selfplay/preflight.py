@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,39 @@ from selfplay.tracking import check_trackers
 from selfplay.weights.gguf import check_gguf, is_gguf
 
 
-def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
-    """Return the training and the held-out prompts. Raises ConfigError for stages that contradict each other or their files."""
+class PromptSets:
+    """A recipe's prompts. Each set is read when it is first asked for, once; raises ConfigError for what cannot be read."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @cached_property
+    def train(self) -> list[Prompt]:
+        """Return the training prompts."""
+        return load_prompts(self.recipe.prompts.train, self.recipe.seed)
+
+    @cached_property
+    def heldout(self) -> list[Prompt]:
+        """Return the prompts to measure on; none where the recipe measures nothing."""
+        return heldout_prompts(self.recipe)
+
+    @cached_property
+    def also(self) -> list[tuple[HeldoutSet, list[Prompt]]]:
+        """Return the further held-out sets, each with its prompts."""
+        return [(one, load_prompts(one.prompts, self.recipe.seed)) for one in self.recipe.evaluate.also]
+
+
+def check(recipe: Recipe, sets: PromptSets | None = None) -> tuple[list[Prompt], list[Prompt]]:
+    """Return the training and the held-out prompts, those of `sets` where they are given.
+
+    Raises ConfigError for stages that contradict each other or their files.
+    """
+    sets = sets or PromptSets(recipe)
     check_packages(recipe)
     algorithm = algorithm_of(recipe)
     needs = algorithm.needs(recipe)
     algorithm.settings()  # which reads the files that it learns from
-    train = load_prompts(recipe.prompts.train, recipe.seed)
-    heldout = heldout_prompts(recipe)
+    train, heldout = sets.train, sets.heldout
     texts = {tuple(prompt.messages) for prompt in train}
     shared = [prompt for prompt in heldout if tuple(prompt.messages) in texts]
     if shared:
@@ -60,12 +86,12 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
         RuleTeacher(judges.load_spec(recipe.judge.bootstrap.rules), [labelling, *also])
     if recipe.evaluate.judge:
         check_judge(recipe, judges.load_spec(recipe.evaluate.judge))
-    for one in recipe.evaluate.also:
-        check_further_set(recipe, one, texts)
+    for one, prompts in sets.also:
+        check_further_set(recipe, one, prompts, texts)
     check_rewards(recipe, train)
     if recipe.evaluate.best_of is not None:
         check_choice(recipe, judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling)
-    beware = [caution for spec, asked in judges_of(recipe, (*train, *heldout)) for caution in cautions(spec, asked)]
+    beware = [caution for spec, asked in judges_of(recipe, sets) for caution in cautions(spec, asked)]
     for caution in dict.fromkeys(beware):
         log(f"  caution: {caution}")
     check_models(recipe)
@@ -74,9 +100,11 @@ def check(recipe: Recipe) -> tuple[list[Prompt], list[Prompt]]:
     return train, heldout
 
 
-def check_further_set(recipe: Recipe, one: HeldoutSet, trained: set[tuple[Message, ...]]) -> None:
+def check_further_set(
+    recipe: Recipe, one: HeldoutSet, prompts: Sequence[Prompt], trained: set[tuple[Message, ...]]
+) -> None:
     """Raise ConfigError for a further held-out set that is trained on, or whose judge scores no single response."""
-    shared = [prompt for prompt in load_prompts(one.prompts, recipe.seed) if tuple(prompt.messages) in trained]
+    shared = [prompt for prompt in prompts if tuple(prompt.messages) in trained]
     if shared:
         raise ConfigError(
             f"{len(shared)} prompts of the held-out set {one.name!r} are training prompts too, such as "
@@ -96,13 +124,13 @@ def heldout_prompts(recipe: Recipe) -> list[Prompt]:
     return [] if recipe.prompts.heldout is None else load_prompts(recipe.prompts.heldout, recipe.seed)
 
 
-def judges_of(recipe: Recipe, prompts: Sequence[Prompt]) -> list[tuple[judges.JudgeSpec, Sequence[Prompt]]]:
-    """Return the judges that label, measure and reward, about `prompts`, and those of further sets, each with its own."""
+def judges_of(recipe: Recipe, sets: PromptSets) -> list[tuple[judges.JudgeSpec, Sequence[Prompt]]]:
+    """Return the judges that label, measure and reward, with all prompts, and those of further sets, each with its own."""
     specs = [judges.load_spec(recipe.judge.file, recipe.judge_model)]
     specs += [judges.load_spec(recipe.evaluate.judge)] if recipe.evaluate.judge else []
     specs += [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
-    also = [(judges.load_spec(one.judge), load_prompts(one.prompts, recipe.seed)) for one in recipe.evaluate.also]
-    return [*((spec, prompts) for spec in specs), *also]
+    prompts = (*sets.train, *sets.heldout)
+    return [*((spec, prompts) for spec in specs), *((judges.load_spec(one.judge), asked) for one, asked in sets.also)]
 
 
 def check_rewards(recipe: Recipe, train: Sequence[Prompt]) -> None:

@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 import judges
 from judges.audit.cautions import cautions
 from judges.audit.gold import canaries, load_gold
+from prompts.sources import load_prompts
+from selfplay import preflight
 from selfplay.cli import app
 from selfplay.config import Endpoint
-from selfplay.preflight import judges_of
+from selfplay.preflight import PromptSets, judges_of
 from selfplay.sizing.work import work
 
 JUDGE = """\
@@ -115,10 +117,12 @@ def test_the_judges_of_further_sets_are_in_the_bill_with_prompts_of_their_own(tm
     # The start and two iterations, two prompts each, five tokens of a dollar; no call is repeated but by its 6 tries.
     assert found["judge_dollars"] == 3 * 2 * 5 and found["judge_dollars_at_most"] == 3 * 2 * 5 * 2 * 6
     assert found["judge_calls"] - before["judge_calls"] == found["completions"] - before["completions"] == 6
-    specs = {spec.name: asked for spec, asked in judges_of(recipe, [])}
+    specs = {spec.name: asked for spec, asked in judges_of(recipe, PromptSets(recipe))}
     assert [len(prompt.messages) for prompt in specs["sums"]] == [1, 3]
     assert any(
-        "shows only the last turn" in one for spec, asked in judges_of(recipe, []) for one in cautions(spec, asked)
+        "shows only the last turn" in one
+        for spec, asked in judges_of(recipe, PromptSets(recipe))
+        for one in cautions(spec, asked)
     )
     assert work(bootstrapped(tmp_path, f"evaluate.also={also}", "prompts.heldout=null"))["judge_dollars"] == 0
 
@@ -135,3 +139,21 @@ def test_the_dry_run_prints_it(tmp_path: Path, as_json: bool) -> None:
         assert json.loads(done.output)["work"]["judge_dollars_at_most"] == 77
     else:
         assert "judge dollars at most: 77" in done.output
+
+
+def test_each_set_of_prompts_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "more.txt").write_text("one\ntwo\n")
+    also = f"[{{name: more, prompts: {{source: {tmp_path}/more.txt}}, judge: stories}}]"
+    recipe = bootstrapped(tmp_path, f"evaluate.also={also}")
+    read: list[str] = []
+
+    def load(source: Any, seed: int) -> Any:
+        read.append(source.source)
+        return load_prompts(source, seed)
+
+    monkeypatch.setattr(preflight, "load_prompts", load)
+    sets = PromptSets(recipe)
+    preflight.check(recipe, sets)
+    found = work(recipe, sets)
+    assert len(read) == 3 and read[2] == f"{tmp_path}/more.txt"
+    assert found == work(recipe)

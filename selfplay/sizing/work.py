@@ -6,21 +6,20 @@ from typing import Any
 import judges
 from judges.audit.costs import Asked, judge_dollars, longest_pairs, questions
 from judges.spec.load import reward_judge
-from prompts.sources import load_prompts
 from selfplay.algorithms import algorithm_of
 from selfplay.config import Recipe, SamplingParams
 from selfplay.engines.endpoint_calls import request_body, worst_cost
-from selfplay.preflight import heldout_prompts
+from selfplay.preflight import PromptSets
 from selfplay.records import Prompt
 from selfplay.rundir import RunDirectory
 from selfplay.storage.files import rows_in
 
 
-def work(recipe: Recipe) -> dict[str, Any]:
+def work(recipe: Recipe, sets: PromptSets | None = None) -> dict[str, Any]:
     """Return how much there is to do over all iterations: completions, judge calls, episodes; tokens and dollars at most.
 
-    Extra rounds of the reward model are left out, but for dollars. In the first iteration there is no opponent but the
-    policy itself.
+    The prompts are those of `sets` where they are given. Extra rounds of the reward model are left out, but for dollars. In the
+    first iteration there is no opponent but the policy itself.
     """
     iterations, asked, each = recipe.iterations, recipe.generate.prompts, recipe.generate.completions
     if not algorithm_of(recipe).needs(recipe).pairs:
@@ -28,7 +27,8 @@ def work(recipe: Recipe) -> dict[str, Any]:
     alone = each * (each - 1) // 2
     later = alone if recipe.generate.opponent == "self" else (each - each // 2) * (each // 2)
     pairs = asked * (alone + (iterations - 1) * later)
-    heldout = heldout_prompts(recipe)
+    sets = sets or PromptSets(recipe)
+    heldout = sets.heldout
     matches = len(heldout) * (2 * iterations - 1)
     sampled, answers = iterations * asked * each, len(heldout) * (iterations + 1)
     drawn = iterations * len(heldout) * (recipe.evaluate.best_of or 0)
@@ -38,13 +38,13 @@ def work(recipe: Recipe) -> dict[str, Any]:
     labelling = judges.load_spec(recipe.judge.file, recipe.judge_model)
     measuring = judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling
     rewarding = [reward_judge(recipe, part) for part in recipe.rewards if part.kind == "judge"]
-    prompts = load_prompts(recipe.prompts.train, recipe.seed) + heldout
+    prompts = sets.train + heldout
     longest, again = longest_pairs(prompts, each, recipe.sampling.max_tokens), iterations * len(heldout) if drawn else 0
     judged = [
         Asked(labelling, pairs, sampled, iterations * asked, asked > 0, longest),
         Asked(measuring, matches, answers + again, matches, False, longest),
         *(Asked(spec, episodes + drawn, episodes + drawn, episodes + drawn, True, longest) for spec in rewarding),
-        *(further := further_sets(recipe)),
+        *(further := further_sets(recipe, sets)),
     ]
     answers += sum(one.answers for one in further)
     return {
@@ -61,7 +61,7 @@ def work(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def further_sets(recipe: Recipe) -> list[Asked]:
+def further_sets(recipe: Recipe, sets: PromptSets) -> list[Asked]:
     """Return what the judges of `evaluate.also` are asked: about the start's answers and those of each iteration.
 
     Nothing without held-out prompts, for then nothing is measured.
@@ -69,8 +69,7 @@ def further_sets(recipe: Recipe) -> list[Asked]:
     if recipe.prompts.heldout is None:
         return []
     found = []
-    for one in recipe.evaluate.also:
-        prompts = load_prompts(one.prompts, recipe.seed)
+    for one, prompts in sets.also:
         longest = longest_pairs(prompts, 2, recipe.sampling.max_tokens)
         found.append(Asked(judges.load_spec(one.judge), 0, (recipe.iterations + 1) * len(prompts), 0, False, longest))
     return found

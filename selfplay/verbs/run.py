@@ -100,11 +100,12 @@ def print_seeds_of(runs: Sequence[Path], as_json: bool) -> None:
 
 def _print_work(recipe: Recipe, gpu: str | None, as_json: bool) -> None:
     """Print a resolved recipe, how much work it is, and the memory and time it takes. Raises ConfigError if it cannot work."""
-    from selfplay.preflight import check
+    from selfplay.preflight import PromptSets, check
     from selfplay.sizing.plan import plan
     from selfplay.sizing.work import work
 
-    prompts, amounts = check(recipe), work(recipe)
+    sets = PromptSets(recipe)
+    prompts, amounts = check(recipe, sets), work(recipe, sets)
     sized = plan(recipe, *prompts, amounts, gpu)
     if as_json:
         emit({"recipe": recipe.model_dump(mode="json"), "work": amounts, "machine": sized.json()})
