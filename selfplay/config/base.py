@@ -80,6 +80,21 @@ class AlgorithmSection(Section):
         return 0
 
     @property
+    def learned_per_step(self) -> int:
+        """Those of them that are learned from at most."""
+        return self.episodes_per_step
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps of one pass over them."""
+        return 1
+
+    @property
+    def estimates_logprobs(self) -> bool:
+        """Whether a step asks policy and reference how likely the completions are before it learns from them."""
+        return True
+
+    @property
     def summary(self) -> str:
         """One line for the model card."""
         return type(self).__name__

@@ -217,6 +217,11 @@ class PPO(AlgorithmSection):
         return self.steps
 
     @property
+    def updates_per_epoch(self) -> int:
+        """Return the minibatches."""
+        return self.minibatches
+
+    @property
     def episodes_per_step(self) -> int:
         """Return the episodes."""
         return self.episodes

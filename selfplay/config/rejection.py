@@ -46,10 +46,20 @@ class Rejection(Passes, AlgorithmSection):
         return self.prompts * self.completions
 
     @property
-    def most_kept(self) -> int:
-        """Return how many answers of a round are learned at most; above a threshold, that may be all."""
+    def learned_per_step(self) -> int:
+        """Return how many answers of a round are kept at most; above a threshold, that may be all."""
         share = {"best": 1 / self.completions, "top": self.share, "above": 1.0}[self.keep]
         return math.ceil(share * self.episodes_per_step)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Return the batches of what is kept."""
+        return math.ceil(self.learned_per_step / self.batch_size)
+
+    @property
+    def estimates_logprobs(self) -> bool:
+        """Return that a round asks nobody."""
+        return False
 
     @property
     def summary(self) -> str:

@@ -32,7 +32,10 @@ JUDGE_PROMPT, JUDGE_ANSWER = 300, 128
 
 @dataclass(frozen=True)
 class Work:
-    """How much a recipe does in an iteration. Lengths are in tokens, answers of full length."""
+    """How much a recipe does in an iteration. Lengths are in tokens, answers of full length.
+
+    Of the episodes of a step, `learned` are learned from at most.
+    """
 
     prompt: int
     answer: int
@@ -40,6 +43,7 @@ class Work:
     pairs: int
     judge_calls: int
     episodes: int
+    learned: int
     epochs: int
     heldout: int
 
@@ -184,17 +188,13 @@ def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: 
         return 2 * rates.training(policy, tokens, recompute=True, head=tokens)
     tokens, answered = work.episodes * whole // workers, work.episodes * work.answer // workers
     rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer)
-    learned, minibatches = work.episodes, getattr(algorithm, "minibatches", 1)
-    estimate = 2 * rates.forward(policy, tokens, head=answered)
-    if algorithm.kind == "rejection":  # a round learns what it keeps, and asks nobody how likely that was
-        learned, estimate = algorithm.most_kept, 0.0
-        minibatches = -(-learned // algorithm.batch_size)
+    estimate = 2 * rates.forward(policy, tokens, head=answered) if algorithm.estimates_logprobs else 0.0
     estimate += sizes.recipe.reward.ensemble * rates.forward(scorer, tokens) if needs.reward_model else 0.0
     estimate += rates.forward(scorer, tokens) if needs.critic else 0.0
     recompute = bool(getattr(algorithm, "gradient_checkpointing", False))
-    passes = learned * work.epochs // workers
+    passes = work.learned * work.epochs // workers
     update = rates.training(policy, passes * whole, recompute, head=passes * work.answer)
-    updates = work.epochs * minibatches
+    updates = work.epochs * algorithm.updates_per_epoch
     update += updates * rates.update(sizes.learned(policy) // workers)
     if needs.critic:
         update += rates.training(scorer, tokens * work.epochs, recompute)

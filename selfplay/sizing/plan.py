@@ -90,6 +90,7 @@ def work_of(recipe: Recipe, work: dict[str, Any], prompt: int, heldout: int) -> 
         pairs=work["pairs"] // iterations,
         judge_calls=work["judge_calls"] // iterations,
         episodes=algorithm.episodes_per_step,
+        learned=algorithm.learned_per_step,
         epochs=int(getattr(algorithm, "epochs", 1)),
         heldout=heldout,
     )

@@ -15,7 +15,7 @@ from selfplay.sizing.advice import Setting, with_setting
 from selfplay.sizing.cards import GB, KNOWN, Machine
 from selfplay.sizing.disk import disk
 from selfplay.sizing.hours import CardRates, ProcessorRates, Work, hours
-from selfplay.sizing.plan import Plan, measured_hours, plan
+from selfplay.sizing.plan import Plan, measured_hours, plan, work_of
 from selfplay.sizing.sizes import tokens_of
 from selfplay.sizing.stages import stages
 
@@ -211,7 +211,9 @@ def test_hours_by_hand(tmp_path: Path) -> None:
     # 2 operations x 7.616e9 weights x 1e6 tokens at 0.4 of 989e12, and 8 at 0.35, without the head's 0.545e9.
     assert rates.forward(shape, 10**6, head=True) == pytest.approx(15.231e15 / 395.6e12, rel=1e-4)
     assert rates.training(shape, 10**6, recompute=True) == pytest.approx(56.565e15 / 346.15e12, rel=1e-4)
-    work = Work(prompt=1024, answer=256, generated=0, pairs=0, judge_calls=0, episodes=1024, epochs=2, heldout=0)
+    work = Work(
+        prompt=1024, answer=256, generated=0, pairs=0, judge_calls=0, episodes=1024, learned=1024, epochs=2, heldout=0
+    )
     found = hours(sizes, work, rates)
     # The update: 6 operations, 2 epochs, 1,310,720 / 8 tokens, 7.616e9 and 7.071e9 weights at 0.35: 83.4 s. The estimate:
     # 2 operations by twice the policy, critic and reward model at 0.4: 24.3 s. The rollout, 128 rows an engine: 256 steps of
@@ -234,7 +236,9 @@ def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
     rates = ProcessorRates(sizes, seconds)
     # 300 answers are a batch of 256 and one of 44; six steps of each, and two blocks over 300 x 4 tokens of prompts.
     assert rates.decoding(sizes.policy, 300, 4, 6) == pytest.approx(6 * (7 + 64 + 7 + 11) + 2 * 1200)
-    work = Work(prompt=4, answer=6, generated=300, pairs=150, judge_calls=0, episodes=256, epochs=2, heldout=32)
+    work = Work(
+        prompt=4, answer=6, generated=300, pairs=150, judge_calls=0, episodes=256, learned=256, epochs=2, heldout=32
+    )
     found = {stage: amount * 3600 for stage, amount in hours(sizes, work, rates).items()}
     # 300 sequences of ten tokens, one epoch, and two updates of a batch of 64 pairs.
     epochs = sizes.recipe.reward.epochs
@@ -246,10 +250,11 @@ def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
     assert found["policy"] == pytest.approx(rollout + estimate + update)
     assert found["evaluate"] == pytest.approx(6 * (7 + 8) + 2 * 128 + 320 * (2 * 2 + 2) + 2 * 192 * 0.5)
     assert found["label"] == 0
-    rounds = "algorithm={kind: rejection, rounds: 2, prompts: 64, completions: 4, batch_size: 16}"
+    rounds = "algorithm={kind: rejection, rounds: 2, prompts: 64, completions: 4, epochs: 2, batch_size: 16}"
     sizes = sized(recipe(tmp_path, BOOTSTRAPPED, rounds), Machine(0, None, 8 * GB))
     # All 256 answers are sampled and scored; one of each prompt at most is learned, 16 in a step, in two epochs.
     learning = 2 * (640 * 6 + 384 * 1.5) + 2 * 4 * TOTAL * 1e-3
+    work = work_of(sizes.recipe, {"pairs": 0, "judge_calls": 0}, 4, 32)
     took = hours(sizes, work, ProcessorRates(sizes, seconds))["policy"] * 3600
     assert took == pytest.approx(2 * (rollout + 2560 * 2 + learning))
 
@@ -321,7 +326,7 @@ def test_the_large_recipes(name: str, gpus: str, peaks: dict[str, float], too_mu
 def test_a_processor_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     sizes = sized(recipe(tmp_path, BOOTSTRAPPED), Machine(0, None, 8 * GB))
-    work = Work(prompt=4, answer=6, generated=16, pairs=0, judge_calls=0, episodes=16, epochs=2, heldout=0)
+    work = Work(prompt=4, answer=6, generated=16, pairs=0, judge_calls=0, episodes=16, learned=16, epochs=2, heldout=0)
     found = ProcessorRates.measured(sizes, work).seconds
     assert found["training of a block"] > found["forward of a block"] > 0 and found["decoding step"] > 0
     monkeypatch.setattr("subprocess.run", None)
