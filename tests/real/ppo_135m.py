@@ -31,9 +31,8 @@ from selfplay.models import encode_prompt, load_policy, load_scalar_model, load_
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.weights.precision import preferred
 
-EPISODES = 64
 SETTINGS = {
-    "episodes": EPISODES,
+    "episodes": 64,
     "minibatches": 4,
     "epochs": 1,
     "max_tokens": 64,
@@ -74,7 +73,7 @@ def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "trainer": name,
         "s a step": median([statistics.mean(run["step_seconds"]) for run in runs]),
-        "episodes/s": median([EPISODES / statistics.mean(run["step_seconds"]) for run in runs]),
+        "episodes/s": median([SETTINGS["episodes"] / statistics.mean(run["step_seconds"]) for run in runs]),
         "peak GB": median([run["peak"] / 1e9 for run in runs]),
         **{
             f"{part} s": median([run[part] / len(run["step_seconds"]) for run in runs])
@@ -89,15 +88,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=SETTINGS["episodes"])
     parser.add_argument("--trl-python", default=str(ROOT / ".venv-trl" / "bin" / "python"))
     given = parser.parse_args()
+    SETTINGS["episodes"] = given.episodes
     model, tokenizer = str(checkpoint()), load_tokenizer(checkpoint())
-    prompts = load_prompts(PromptSource(source="instructions", limit=EPISODES), 0)
+    prompts = load_prompts(PromptSource(source="instructions", limit=given.episodes), 0)
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as place:
         reward, (ours, theirs) = Path(place) / "reward", write_rows(prompts, tokenizer, Path(place))
         torch.manual_seed(0)
-        RewardModel(load_scalar_model(model), tokenizer).save(reward)
+        scalar = load_scalar_model(model)
+        scalar.config.selfplay_reward = {"mean": 0.0, "deviation": 1.0}
+        RewardModel(scalar, tokenizer).save(reward)
+        del scalar
         common = ["--policy", model, "--reward", str(reward), "--steps", str(given.steps)]
         for seed in range(given.first_seed, given.first_seed + given.rounds):
             asked = [*common, "--settings", json.dumps(SETTINGS), "--seed", str(seed)]
