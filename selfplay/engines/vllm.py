@@ -33,6 +33,7 @@ from selfplay.errors import ConfigError, EngineFailed
 from selfplay.models import decode, encode_prompt, load_tokenizer, special_tokens, stop_token_ids
 from selfplay.records import Completion, Prompt
 from selfplay.storage.files import derived_seed
+from selfplay.storage.segments import PREFIX, Record, remove_after_dead
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Attention head sizes that vLLM's CPU kernels have (`CPUAttentionBackend.get_supported_head_sizes`)."""
@@ -69,7 +70,9 @@ class VllmEngine:
             check_head_size(head_size(self.model_config), str(path))
         self.stop_ids = list(stop_token_ids(_generation_config(path, revision, self.model_config), self.tokenizer))
         self.watchdog = Watchdog("vLLM", config.timeout)
-        self.folder = tempfile.TemporaryDirectory(prefix="selfplay-vllm-", ignore_cleanup_errors=True)
+        remove_after_dead(Path(tempfile.gettempdir()))
+        self.folder = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+        self.record = Record(Path(self.folder.name))
         self.llm: Any = None
         try:
             with _environment(self.on_gpu, self.ranks, self.folder.name):
@@ -78,9 +81,10 @@ class VllmEngine:
                 )
         except BaseException:
             self.watchdog.end(None)
-            self.folder.cleanup()
+            self._clean_up()
             raise
         self.watchdog.watch()
+        self.record.write(self.watchdog.segments)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts; ConfigError for one too long."""
@@ -166,8 +170,12 @@ class VllmEngine:
         """End vLLM's processes and free their memory; doing it twice does no harm."""
         if self.llm is not None:
             self.watchdog.end(self.llm.llm_engine.engine_core.shutdown)
-            self.folder.cleanup()
+            self._clean_up()
             self.llm = None
+
+    def _clean_up(self) -> None:
+        self.folder.cleanup()
+        self.record.close()
 
     def _encode(self, prompts: Sequence[Prompt], max_tokens: int) -> list[list[int]]:
         """Token ids of the prompts. Raises ConfigError for one that leaves no room for `max_tokens` more."""

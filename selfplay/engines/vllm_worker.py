@@ -8,7 +8,10 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 from typing import Any
+
+from selfplay.storage.segments import clear
 
 OWNER_VARIABLE = "SELFPLAY_VLLM_OWNER"
 """Environment variable with the process id of the engine's owner."""
@@ -53,5 +56,7 @@ def _end_without(owner: int) -> None:
     for parent in myself.parents():
         if parent.name().startswith("VLLM::EngineCore"):
             parent.kill()
-    shutil.rmtree(os.environ.get(FOLDER_VARIABLE, ""), ignore_errors=True)
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        clear(Path(folder))
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

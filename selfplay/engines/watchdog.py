@@ -2,34 +2,26 @@
 
 A call runs in a thread while its caller looks, twice a second, whether the engine's processes are alive and how much time
 has passed. vLLM 0.31 itself ends the wait for a completion when its engine dies, but no other: `collective_rpc` waits for
-an answer that nobody is left to give. Shared memory that the engine's processes leave is removed with them: Python's own tracker
-would do so as this process ends, but Ray kills it with a worker.
+an answer that nobody is left to give. Shared memory that the engine's processes leave is removed with them.
 """
 
 import contextlib
 import queue
-import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import psutil
 
 from selfplay.errors import EngineFailed, SelfplayError
+from selfplay.storage.segments import remove_segments, segments_of, shared_files
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_END = 10.0
 TRACKER = "resource_tracker"
-SHARED = Path("/dev/shm")
-SEGMENT = re.compile(r" (\d+) +" + f"{SHARED}/")
-"""A line of /proc/PID/maps about a file of shared memory, with its inode: the file may have another name by now."""
-OF_AN_ENGINE = re.compile(r"psm_|sem\.mp-|torch_|nccl-|vllm_|.*-cpushm")
-"""The names that Python's `multiprocessing` (two), torch, NCCL and vLLM 0.31 (two) give to shared memory."""
 GO_ON = "what is finished is saved: give the same command again to go on"
 
 
@@ -53,7 +45,12 @@ class Watchdog:
     def watch(self) -> None:
         """Watch the processes that were started since the watchdog was made, now that all of them are there."""
         self._processes = {child: title_of(child) for child in self._started()}
-        self._segments = segments_of(self._processes)
+        self._segments = segments_of(self._processes) - self._others_segments
+
+    @property
+    def segments(self) -> set[int]:
+        """Inodes of the shared memory that the watched processes made."""
+        return self._segments
 
     def call(self, what: str, function: Callable[[], T]) -> T:
         """Return the function's result. `what` says what is waited for, such as "a batch of completions".
@@ -168,38 +165,3 @@ def title_of(process: psutil.Process) -> str:
         return "gone"
     title = " ".join(word for word in words if word)
     return next((name for name in (TRACKER, "spawn_main") if name in title), title[:60])
-
-
-def segments_of(processes: Iterable[psutil.Process]) -> set[int]:
-    """Return the inodes of the shared memory that some processes have mapped and this one has not; none without Linux's /proc."""
-    return set().union(*(_mapped(process.pid) for process in processes)) - _mapped(psutil.Process().pid)
-
-
-def _mapped(number: int) -> set[int]:
-    try:
-        maps = Path(f"/proc/{number}/maps").read_text(errors="replace")  # paths may be any bytes
-        return {int(inode) for inode in SEGMENT.findall(maps)}
-    except OSError:  # it is gone
-        return set()
-
-
-def shared_files() -> Iterator[tuple[Path, int]]:
-    """Yield the files of shared memory with their inodes; none where there is no such folder."""
-    with contextlib.suppress(OSError):
-        for file in SHARED.iterdir():
-            with contextlib.suppress(OSError):  # its owner has just removed it
-                yield file, file.stat().st_ino
-
-
-def remove_segments(inodes: set[int]) -> None:
-    """Remove the files of shared memory with these inodes that are named as an engine's; let Python's tracker know of its own."""
-    for file, inode in shared_files() if inodes else ():
-        if inode not in inodes or not OF_AN_ENGINE.match(file.name):
-            continue
-        with contextlib.suppress(OSError):  # its owner has just removed it
-            if file.name.startswith("psm_"):  # Python's name for it
-                segment = SharedMemory(file.name)
-                segment.close()
-                segment.unlink()
-            else:
-                file.unlink()

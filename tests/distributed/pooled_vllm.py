@@ -1,5 +1,6 @@
-"""A vLLM whose process dies takes its worker of Ray along, and another worker with another vLLM goes on."""
+"""A vLLM whose process dies takes its worker of Ray along, a worker that dies its vLLM, and another with another vLLM goes on."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from killing import in_use, shared_memory
 
 sys.path.append(str(Path(__file__).parents[1] / "rl"))
 from tiny_models import build_policy, build_tokenizer
@@ -24,9 +26,11 @@ def processes(name: str) -> list[psutil.Process]:
 
 
 def test_a_dead_vllm_is_replaced_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And neither leaves a file."""
+    """And neither leaves a file or a segment of shared memory."""
+    compiled, shared = Path(tempfile.gettempdir()) / f"torchinductor_{os.getuid()}", shared_memory()
     temporary = Path(tempfile.mkdtemp(prefix="t"))  # short, for Ray's sockets
     monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))  # which is kept
     monkeypatch.setattr(tempfile, "tempdir", None)
     build_policy(0, dtype=torch.float32, hidden_size=64, max_position_embeddings=128).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
@@ -42,9 +46,18 @@ def test_a_dead_vllm_is_replaced_with_its_worker(tmp_path: Path, monkeypatch: py
         again = engine.generate(prompts, SamplingParams(max_tokens=8, seed=1))
         assert [one.text for (one,) in again] == [one.text for (one,) in found]
         assert processes("ray::Holder") != [before] and not before.is_running(), "another worker"
+        assert shared_memory() - shared <= in_use(), "the dead vLLM's went with it"
+        (holder,) = processes("ray::Holder")
+        ended = [holder, *holder.children(recursive=True)]
+        holder.kill()
+        again = engine.generate(prompts, SamplingParams(max_tokens=8, seed=1))
+        assert [one.text for (one,) in again] == [one.text for (one,) in found]
+        assert not psutil.wait_procs(ended, timeout=60)[1], "what it had started ends too"
+        assert shared_memory() - shared <= in_use(), "the next vLLM's start removed what it left"
         left = processes("EngineCore")
         pool.close()
     gone, alive = psutil.wait_procs(left, timeout=60)
     assert gone and not alive, "vLLM ends with its worker"
-    assert [path.name for path in temporary.iterdir() if not path.name.startswith(("ray", "torchinductor"))] == []
+    assert shared_memory() - shared <= in_use(), "no segment is left"
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith("ray")] == []
     shutil.rmtree(temporary)

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from selfplay.engines.watchdog import SHARED, Watchdog
+from selfplay.engines.watchdog import Watchdog
 from selfplay.errors import EngineFailed
+from selfplay.storage.segments import PREFIX, SHARED, Record, remove_after_dead
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -125,6 +126,54 @@ def test_files_of_others_that_the_processes_map_stay(tmp_path: Path) -> None:
             file.unlink(missing_ok=True)
         if name:
             (SHARED / name).unlink(missing_ok=True)
+
+
+OWNER = """\
+import sys, time
+from multiprocessing import resource_tracker
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from selfplay.storage.segments import Record
+made = SharedMemory(create=True, size=1000)
+resource_tracker.unregister(made._name, "shared_memory")
+record = Record(Path(sys.argv[1]))
+record.write({(Path("/dev/shm") / made.name).stat().st_ino})
+print(made.name, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_an_engine_shared_whose_owner_was_killed_goes_with_the_next_engine(tmp_path: Path) -> None:
+    """And what a living owner's engine shares stays, as does another's file that has the name of a removed one by now."""
+    owners, names, folders = [], [], [tmp_path / f"{PREFIX}{name}" for name in ("dead", "living", "renewed")]
+    for folder in folders:
+        folder.mkdir()
+        owner = subprocess.Popen([sys.executable, "-c", OWNER, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert owner.stdout is not None
+        owners.append(owner)
+        names.append(owner.stdout.readline().strip())
+    (tmp_path / f"{PREFIX}starting").mkdir()
+    mine = Record(tmp_path / f"{PREFIX}starting")
+    mine.write(set())
+    dead, living, renewed = (SHARED / name for name in names)
+    try:
+        remove_after_dead(tmp_path)
+        assert all(folder.is_dir() for folder in folders) and dead.exists() and living.exists()
+        for owner in (owners[0], owners[2]):
+            owner.kill()
+            owner.wait()
+        aside = renewed.rename(renewed.with_name("aside"))  # so that its inode is not given again
+        renewed.write_bytes(b"another's")
+        remove_after_dead(tmp_path)
+        assert not dead.exists() and living.exists() and renewed.exists()
+        assert [folder.exists() for folder in folders] == [False, True, False]
+        assert mine.folder.is_dir(), "our own engine lives"
+        aside.unlink()
+    finally:
+        for owner, file in zip(owners, (dead, living, renewed), strict=True):
+            owner.kill()
+            owner.wait()
+            file.unlink(missing_ok=True)
 
 
 def watching(start: Callable[[], Any], seconds: float = 60.0) -> tuple[Watchdog, Any]:
