@@ -5,8 +5,8 @@ so that the same ids mean the same text with every engine. Each completion has a
 prompt id, index); unlike the transformers engine's, its tokens may still depend on the batch, since vLLM's kernels
 round differently for different batches. Left out: adapters, speculative decoding, more than one machine.
 
-What runs on a GPU only (weights over CUDA IPC, sleeping, tensor parallelism) is written from vLLM's source and has not
-been run: the machines this was built on had none. The CPU path is measured in tests/engines/test_vllm.py.
+What runs on a GPU only is written from vLLM's source: weights over CUDA IPC ran on an H200 with vLLM 0.26, sleeping and tensor
+parallelism have not been run. The CPU path is measured in tests/engines/test_vllm.py.
 """
 
 import os
@@ -128,7 +128,7 @@ class VllmEngine:
         remembers of prompts is forgotten. From the GPU that vLLM uses they are handed over in place; on a CPU, and where one
         process alone feeds a vLLM on several GPUs, they travel as a checkpoint in a temporary directory.
         """
-        if home(policy).type == "cuda":
+        if home(policy).type == "cuda" and (self.asleep or self.ranks > 1):
             make_room(self.ranks)
         shares_gpus = self.on_gpu and home(policy).type == "cuda" and (self.tensor_parallel == 1 or self.ranks > 1)
         if shares_gpus:

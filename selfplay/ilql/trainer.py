@@ -24,7 +24,7 @@ from selfplay.rl.checkpoint import resume, save_checkpoint
 from selfplay.rl.logprobs import token_logprobs
 from selfplay.rl.metrics import append_rows
 from selfplay.rl.networks import check_head, hidden_states, packs, precision, prepare
-from selfplay.rl.optimise import Optimizer, learning_rate_factor
+from selfplay.rl.optimise import Optimizer, check_norm, learning_rate_factor
 from selfplay.storage.files import derived_seed, hash_of
 
 SUMS = ("loss/q", "loss/value", "loss/cql", "loss/imitation", "ilql/q", "ilql/value", "ilql/awac_weight")
@@ -94,7 +94,7 @@ class ILQLTrainer:
         rate = self.optimizer.set_factor(factor)
         drawn = [self.rows[place] for place in prompt_order(step, config.batch_size, len(self.rows), self.seed)]
         means = self.gradients(drawn)
-        norm = self.optimizer.step()
+        norm = check_norm(float(self.optimizer.step()))
         if (step + 1) % config.target_every == 0:
             self.heads.move_targets(config.polyak)
         tokens = sum(len(row.response) for row in drawn)

@@ -24,7 +24,8 @@ class MicroBatch:
 
     `rows` (k,) are the episodes' numbers; `input_ids` (b, l); `position_ids` (1, l) if packed, else None; `states` (N,)
     index, in the flattened (b l) places, the state before each response token, episode by episode; `tokens` (N,) are
-    those response tokens; `ends` (k,) index the place of each episode's last token.
+    those response tokens; `ends` (k,) index the place of each episode's last token. `places` are row and column of each response
+    token, (N,) each, in tensors (B, T) of all episodes.
     """
 
     rows: Tensor
@@ -33,6 +34,7 @@ class MicroBatch:
     states: Tensor
     tokens: Tensor
     ends: Tensor
+    places: tuple[Tensor, Tensor]
 
 
 def collate(
@@ -40,35 +42,50 @@ def collate(
 ) -> MicroBatch:
     """Return the micro-batch of some `rows` of right-padded `tokens` (B, L) with lengths (B,), on the tokens' device.
 
-    Without rows, it is one token of which nothing is asked: a forward pass whose gradients are 0.
+    Lengths that lie in the machine's memory spare a GPU: it goes on with what it has to do, and nobody waits for it. Without
+    rows, it is one token of which nothing is asked: a forward pass whose gradients are 0.
     """
     where = tokens.device
     if not rows:
         none = torch.empty(0, dtype=torch.long, device=where)
-        return MicroBatch(none, tokens[:1, :1], none.new_zeros(1, 1) if packed else None, none, none, none)
-    chosen = torch.as_tensor(rows, device=where)
-    prompts, responses = prompt_lengths[chosen], response_lengths[chosen]
+        return MicroBatch(
+            none, tokens[:1, :1], none.new_zeros(1, 1) if packed else None, none, none, none, (none, none)
+        )
+    chosen = torch.as_tensor(rows)
+    prompts, responses = prompt_lengths.cpu()[chosen], response_lengths.cpu()[chosen]
     lengths = prompts + responses
     width = int(lengths.max())
-    ids = tokens[chosen, :width]
-    place = torch.arange(width, device=where)
+    place = torch.arange(width)
     real = place < lengths[:, None]
     before = (place >= prompts[:, None] - 1) & (place < lengths[:, None] - 1)
     behind = (place >= prompts[:, None]) & real
     last = place == lengths[:, None] - 1
-    targets = ids[behind]
-    if packed:
-        return MicroBatch(
-            chosen,
-            ids[real][None],
-            place.expand_as(real)[real][None],
-            before[real].nonzero().squeeze(1),
-            targets,
-            last[real].nonzero().squeeze(1),
-        )
+    row, column = behind.nonzero(as_tuple=True)
+    kept = real if packed else torch.ones_like(real)
+    at = [_indices(one, where) for one in (behind.flatten(), real.flatten(), before[kept], last[kept])]
+    targets, whole, states, ends = at
+    numbers = _to(chosen, where)
+    ids = tokens[numbers, :width]
+    flat = ids.flatten()
     return MicroBatch(
-        chosen, ids, None, before.flatten().nonzero().squeeze(1), targets, last.flatten().nonzero().squeeze(1)
+        numbers,
+        flat[whole][None] if packed else ids,
+        _to(place.expand_as(real)[real], where)[None] if packed else None,
+        states,
+        flat[targets],
+        ends,
+        (numbers.repeat_interleave(_to(responses, where), output_size=len(row)), _to(column - prompts[row], where)),
     )
+
+
+def _indices(mask: Tensor, where: torch.device) -> Tensor:
+    """Return where a mask in the machine's memory is true, on a device."""
+    return _to(mask.nonzero().squeeze(1), where)
+
+
+def _to(tensor: Tensor, where: torch.device) -> Tensor:
+    """Return a tensor of the machine's memory on a device, without waiting for what the device does."""
+    return tensor.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else tensor
 
 
 def shard_by_tokens(rows: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:

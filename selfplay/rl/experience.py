@@ -22,7 +22,7 @@ from selfplay.rl.advantages import (
 )
 from selfplay.rl.kl import kl_estimate
 from selfplay.rl.losses import importance_weights
-from selfplay.rl.rollouts import Episodes, Estimates, token_places
+from selfplay.rl.rollouts import Episodes, Estimates
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ class Experience:
     weights: Tensor
     scores: Tensor
 
-    def tokens(self, rows: Tensor) -> Tokens:
-        """Return the response tokens of some rows (k,), in the order in which a micro-batch lists them."""
-        at = token_places(rows, self.mask)
+    def tokens(self, at: tuple[Tensor, Tensor]) -> Tokens:
+        """Return the response tokens in some places, such as a micro-batch's."""
         return Tokens(
             at[0],
             self.mask.sum(1)[at[0]],

@@ -3,8 +3,9 @@
 Left out: where episodes come from, and what their advantages are.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from selfplay.config import PPO, SamplingParams
-from selfplay.distributed.collectives import all_reduce
+from selfplay.distributed.collectives import all_reduce, world_size
 from selfplay.distributed.sharding import home, shard
 from selfplay.engines.masking import TargetMask
 from selfplay.lora import unwrap_peft
@@ -21,13 +22,17 @@ from selfplay.rl.batching import MicroBatch, micro_batches, minibatches
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import KLController, kl_estimate
 from selfplay.rl.losses import PolicyLoss, loss_shares, policy_loss, pool_log_ratios, value_loss
-from selfplay.rl.metrics import SUMS_OF_CRITIC, SUMS_OF_POLICY, policy_sums, total_of, update_metrics
-from selfplay.rl.networks import Critic, PolicyNetwork, packs, precision, prepare
-from selfplay.rl.optimise import Average, Optimizer, learning_rate_factor
+from selfplay.rl.metrics import SUMS_OF_CRITIC, SUMS_OF_POLICY, policy_sums, read_numbers, total_of, update_metrics
+from selfplay.rl.networks import Critic, PolicyNetwork, compiled_blocks, packs, precision, prepare
+from selfplay.rl.optimise import Average, Optimizer, check_norm, learning_rate_factor
 from selfplay.rl.pretraining import PretrainingMix
-from selfplay.rl.rollouts import Episodes
+from selfplay.rl.rollouts import Episodes, Estimates, estimate
 from selfplay.storage.files import derived_seed
+from selfplay.weights.half import HalfWeights, prefers_half_weights, to_half
 from selfplay.weights.precision import freeze
+
+Row = dict[str, Tensor | float]
+"""Metrics of a minibatch, still on the GPU where there is one: reading a number waits for all that came before it."""
 
 
 class Learner:
@@ -49,7 +54,7 @@ class Learner:
         mask: TargetMask | None = None,
     ) -> None:
         self.mask = mask
-        self.policy, self.critic, self.config, self.pretraining, self.seed = policy, critic, config, pretraining, seed
+        self.policy, self.critic, self.pretraining, self.seed = policy, critic, pretraining, seed
         self.device = home(policy)
         self.max_tokens, temperature = sampling.max_tokens, sampling.temperature
         if unwrap_peft(policy) is policy:
@@ -61,6 +66,13 @@ class Learner:
             (torch.bfloat16 if config.precision == "bfloat16" else None),
             torch.promote_types(unwrap_peft(policy).dtype, torch.float32),
         )
+        alone = world_size() == 1 and mask is None  # above one process FSDP2 gathers weights in bfloat16
+        self.computes_in_half = half is not None and alone and prefers_half_weights(self.device)
+        if self.computes_in_half:  # nothing is left for autocast to do
+            config = config.model_copy(update={"precision": "float32"})
+            if reference is not None:
+                to_half(reference)
+        self.config = config
         network = PolicyNetwork(policy, temperature, config.compile, mask)
         self.policy_network = shard(network, PolicyNetwork.METHODS, precise, half)
         self.reference_network = None
@@ -73,8 +85,7 @@ class Learner:
         self.critic_optimiser: Optimizer | None = None
         if critic is not None:
             prepare(critic.learns(), config.gradient_checkpointing)
-            shard(critic, (), precise, half, apart=[critic.head])
-            self.critic_network = torch.compile(critic, dynamic=True) if config.compile else critic
+            self.critic_network = shard(critic, (), precise, half, apart=[critic.head])
             self.critic_optimiser = Optimizer(critic, config.critic_learning_rate, *common)
         self.average = None if config.ema is None else Average(policy, config.ema)
         self.controller = _controller(config)
@@ -97,9 +108,38 @@ class Learner:
             rates["critic_lr"] = self.critic_optimiser.set_factor(of_critic)
         return rates
 
+    @cached_property
+    def _half_weights(self) -> tuple[HalfWeights | None, HalfWeights | None]:
+        """The bfloat16 weights that policy and critic compute with; None for what is not there, or computes with its own."""
+        if not self.computes_in_half:
+            return None, None
+        return HalfWeights(self.policy), None if self.critic is None else HalfWeights(self.critic, [self.critic.head])
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Let the networks compute as the settings say: with bfloat16 weights, with compiled blocks."""
+        networks = [one for one in (self.policy_network, self.reference_network, self.critic) if one is not None]
+        with ExitStack() as stack:
+            for half in self._half_weights:
+                if half is not None:
+                    stack.enter_context(half.in_use())
+            if self.config.compile:
+                stack.enter_context(compiled_blocks(networks))
+            yield
+
+    def estimate(self, episodes: Episodes) -> Estimates:
+        """Return one pass of all networks over the episodes; see `selfplay.rl.rollouts.estimate`."""
+        with self.computing():
+            return estimate(episodes, self.policy_network, self.reference_network, self.critic_network, self.config)
+
     def learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
-        """Return all epochs over the episodes of a step; gives the update's metrics."""
-        config, rows_of_metrics, steps = self.config, [], 0
+        """Go through all epochs over the episodes of a step; return the update's metrics."""
+        with self.computing():
+            return self._learn(episodes, experience, step)
+
+    def _learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
+        config, steps = self.config, 0
+        rows_of_metrics: list[Row] = []
         warming_up = step < config.critic_warmup
         for epoch in range(config.epochs):
             order = minibatches(
@@ -113,27 +153,27 @@ class Learner:
                 if "policy/grad_norm" not in row:  # target_kl
                     if self.critic_optimiser is not None:
                         self.critic_optimiser.zero_grad()
-                    return update_metrics(rows_of_metrics, steps)
+                    return _metrics(rows_of_metrics, steps)
                 if self.critic_optimiser is not None:
-                    row["critic/grad_norm"] = self.critic_optimiser.step()
+                    row["critic/grad_norm"] = _step(self.critic_optimiser, self._half_weights[1])
                 steps += 1
-        return update_metrics(rows_of_metrics, steps)
+        return _metrics(rows_of_metrics, steps)
 
-    def _update_policy(self, row: dict[str, float], seed: int, warming_up: bool) -> None:
+    def _update_policy(self, row: Row, seed: int, warming_up: bool) -> None:
         """Apply the policy's gradients of a minibatch, with those of pretraining, and note their norm in the metrics.
 
         Drops them instead, and notes none, if the policy has moved further than `target_kl`.
         """
         if self.pretraining is not None and not warming_up:
             row["loss/pretraining"] = self.pretraining.add_gradients(self.policy_network, self.config, seed)
-        if self.config.target_kl is not None and row["policy/approxkl"] > self.config.target_kl:
+        if self.config.target_kl is not None and float(row["policy/approxkl"]) > self.config.target_kl:
             self.policy_optimiser.zero_grad()
         else:
             row["policy/grad_norm"] = 0.0 if warming_up else self._step_policy()
 
-    def _step_policy(self) -> float:
+    def _step_policy(self) -> Tensor:
         """Apply the policy's gradients and follow it with its average; return the gradients' norm."""
-        norm = self.policy_optimiser.step()
+        norm = _step(self.policy_optimiser, self._half_weights[0])
         if self.average is not None:
             self.average.update()
         return norm
@@ -155,8 +195,8 @@ class Learner:
         experience: Experience,
         rows: Sequence[int],
         learn_policy: bool = True,
-        update: Callable[[dict[str, float]], None] | None = None,
-    ) -> dict[str, float]:
+        update: Callable[[Row], None] | None = None,
+    ) -> Row:
         """Leave a minibatch's gradients in both networks; return the metrics of all processes' parts.
 
         Each token's loss counts by its share of the whole minibatch: the sum over micro-batches and processes is the
@@ -164,13 +204,13 @@ class Learner:
         critic's take memory.
         """
         config = self.config
-        total = int(experience.mask[torch.as_tensor(rows, device=self.device)].sum())
+        total = episodes.response_tokens(rows)
         budget = config.micro_batch_tokens or default_batch_tokens(self.device)
         parts = list(micro_batches(rows, episodes.lengths, budget))
         sums = torch.zeros(len(SUMS_OF_POLICY), dtype=torch.float64, device=self.device)
         for part in parts:
             batch = episodes.batch(part, packs(self.policy))
-            tokens = experience.tokens(batch.rows)
+            tokens = experience.tokens(batch.places)
             with torch.set_grad_enabled(learn_policy), precision(config.precision, self.device):
                 logprobs, entropies = self.policy_network(batch)
             log_ratios = pool_log_ratios(logprobs - tokens.old_logprobs, tokens.responses, config.ratio)
@@ -180,7 +220,7 @@ class Learner:
                 (self._objective(tokens, policy, logprobs, entropies) * shares.to(logprobs.dtype)).sum().backward()
             sums += policy_sums(tokens, logprobs, entropies, policy)
         all_reduce([sums])
-        row = {name: float(value) for name, value in zip(SUMS_OF_POLICY[1:], sums[1:] / sums[0], strict=True)}
+        row: Row = dict(zip(SUMS_OF_POLICY[1:], sums[1:] / sums[0], strict=True))
         if update is not None:
             update(row)
         if self.critic_network is not None:
@@ -194,19 +234,19 @@ class Learner:
         experience: Experience,
         parts: Sequence[Sequence[int]],
         total: int,
-    ) -> dict[str, float]:
+    ) -> Row:
         """Leave the critic's gradients of a minibatch of `total` tokens; return the means of its metrics over them."""
         sums = torch.zeros(len(SUMS_OF_CRITIC), dtype=torch.float64, device=self.device)
         for part in parts:
             batch = episodes.batch(part, packs(self.policy))
-            tokens = experience.tokens(batch.rows)
+            tokens = experience.tokens(batch.places)
             with precision(self.config.precision, self.device):
                 values, _ = network(batch)
             value = value_loss(values, tokens.old_values, tokens.returns, self.config.value_clip)
             (value.loss.sum() / total).backward()
             sums += total_of(value.loss, value.clipped)
         all_reduce([sums])
-        return {name: float(value) for name, value in zip(SUMS_OF_CRITIC, sums / total, strict=True)}
+        return dict(zip(SUMS_OF_CRITIC, sums / total, strict=True))
 
     def _objective(self, tokens: Tokens, policy: PolicyLoss, logprobs: Tensor, entropies: Tensor) -> Tensor:
         """(N,) what each token's policy is to make small: the clipped loss, less entropy, more KL."""
@@ -234,6 +274,23 @@ class Learner:
         if self.mask is not None:
             tensors["target"] = {name: one.detach() for name, one in self.mask.model.named_parameters()}
         return tensors
+
+
+def _metrics(rows: Sequence[Row], steps: int) -> dict[str, float]:
+    """Return the metrics of a step's minibatches. Raises Diverged for a gradient that was not finite."""
+    read = read_numbers(rows)
+    for row in read:
+        for name in ("policy/grad_norm", "critic/grad_norm"):
+            check_norm(row.get(name, 0.0))
+    return update_metrics(read, steps)
+
+
+def _step(optimiser: Optimizer, half: HalfWeights | None) -> Tensor:
+    """Take an optimiser's step and let what its network computes with follow; return the gradients' norm."""
+    norm = optimiser.step()
+    if half is not None:
+        half.refresh()
+    return norm
 
 
 def _controller(config: PPO) -> KLController:

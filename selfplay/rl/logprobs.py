@@ -1,17 +1,19 @@
 """Log-probabilities and entropies from hidden states, a chunk of tokens at a time.
 
 No tensor of size tokens x vocabulary exists, forward or backward: the backward pass recomputes each chunk's logits.
-Logits are float32 at least, whatever the precision of the states. Left out: fused kernels (Liger has them for GPUs).
+Logits are float32 at least, whatever the precision of the states. On a GPU torch.compile can make one kernel of what follows
+a chunk's product: logits are then read twice, not ten times.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""Most logits held at once, per device type: 4 MiB, which a cache holds, and 256 MiB."""
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
+"""Most logits held at once, per device type: 4 MiB, which a cache holds, and 512 MiB."""
 
 
 def token_logprobs(
@@ -22,6 +24,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int | None = None,
     entropy: bool = True,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token and entropy of its distribution, both (N,), in nats, float32 (float64 if given it).
 
@@ -29,10 +32,10 @@ def token_logprobs(
 
     `hidden` (N, H) are the states before the tokens (N,), `weight` (V, H) and `bias` (V,) the output embedding. The
     logits are divided by `temperature`. Both results carry gradients to hidden, weight and bias. `chunk` tokens are
-    worked on at once (default by device and vocabulary).
+    worked on at once (default by device and vocabulary). `compiled`: with kernels that torch.compile makes.
     """
     chunk = chunk or max(1, CHUNK_ELEMENTS.get(hidden.device.type, 2**24) // weight.shape[0])
-    return _TokenLogprobs.apply(hidden, weight, bias, tokens, 1.0 / temperature, chunk, entropy)
+    return _TokenLogprobs.apply(hidden, weight, bias, tokens, 1.0 / temperature, chunk, entropy, compiled)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -45,6 +48,83 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
     if bias is not None:
         logits += bias
     return logits.mul_(scale) if scale != 1.0 else logits
+
+
+Parts = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _statistics(logits: Tensor, tokens: Tensor, entropy: bool) -> Parts:
+    """Return normalisers (n,), log-probs (n,) of tokens and, if wanted, entropies (n,) of logits (n, V)."""
+    normalisers = logits.logsumexp(-1)
+    logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - normalisers
+    if not entropy:
+        return normalisers, logprobs, None
+    logits = logits - normalisers[:, None]
+    return normalisers, logprobs, -(logits.exp() * logits).sum(-1)
+
+
+def _statistics_in_place(logits: Tensor, tokens: Tensor, entropy: bool) -> Parts:
+    """Return the same, and use the logits up."""
+    normalisers = logits.logsumexp(-1)
+    logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - normalisers
+    if not entropy:
+        return normalisers, logprobs, None
+    logits -= normalisers[:, None]
+    return normalisers, logprobs, -torch.linalg.vecdot(logits.exp(), logits)
+
+
+def _gradient(
+    logits: Tensor,
+    normalisers: Tensor,
+    tokens: Tensor,
+    entropies: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropies: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the gradient (n, V) of logits in `dtype`, from those of their log-probs (n,) and entropies (n,).
+
+    With p = softmax(logits): d logp / d logits = onehot - p, dH / d logits = -p (log p + H).
+    """
+    logits = logits - normalisers[:, None]
+    inner = grad_logprobs[:, None]
+    if grad_entropies is not None:
+        inner = inner + grad_entropies[:, None] * (logits + entropies[:, None])
+    hit = torch.arange(logits.shape[1], device=logits.device) == tokens[:, None]
+    return (torch.where(hit, grad_logprobs[:, None], 0.0) - logits.exp() * inner).to(dtype)
+
+
+def _gradient_in_place(
+    logits: Tensor,
+    normalisers: Tensor,
+    tokens: Tensor,
+    entropies: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropies: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the same, and use the logits up."""
+    logits -= normalisers[:, None]
+    grad = logits.exp()
+    if grad_entropies is None:
+        grad.mul_(-grad_logprobs[:, None])
+    else:
+        inner = logits.add_(entropies[:, None]).mul_(grad_entropies[:, None]).add_(grad_logprobs[:, None])
+        grad.mul_(inner).neg_()
+    return grad.scatter_add_(1, tokens[:, None], grad_logprobs[:, None]).to(dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a float32 or float64 total in place: a product of its own is as large as the embedding."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, dynamic=True)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -60,30 +140,33 @@ class _TokenLogprobs(torch.autograd.Function):
         scale: float,
         chunk: int,
         entropy: bool,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
         count = hidden.shape[0]
         logprobs, normalisers = (hidden.new_empty(count, dtype=dtype) for _ in range(2))
         entropies = hidden.new_empty(count if entropy else 0, dtype=dtype)
+        statistics = _compiled(_statistics) if compiled else _statistics_in_place
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)
                 logits = _logits(hidden[part], weight, bias, scale)
-                normalisers[part] = logits.logsumexp(-1)
-                logprobs[part] = logits.gather(1, tokens[part, None]).squeeze(1) - normalisers[part]
-                if entropy:
-                    logits -= normalisers[part, None]
-                    entropies[part] = -torch.linalg.vecdot(logits.exp(), logits)
+                normalisers[part], logprobs[part], found = statistics(logits, tokens[part], entropy)
+                if found is not None:
+                    entropies[part] = found
         ctx.save_for_backward(hidden, weight, bias, tokens, normalisers, entropies)
-        ctx.scale, ctx.chunk = scale, chunk
+        ctx.scale, ctx.chunk, ctx.compiled = scale, chunk, compiled
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
-        """With z the scaled logits and p = softmax(z): d logp / dz = onehot - p, dH / dz = -p (log p + H)."""
         hidden, weight, bias, tokens, normalisers, entropies = ctx.saved_tensors
+        # On a GPU in half precision the two products below run in half precision as well, like any backward.
+        products = hidden.dtype if hidden.is_cuda else normalisers.dtype
+        gradient = _compiled(_gradient) if ctx.compiled else _gradient_in_place
+        grad_logprobs = torch.zeros_like(normalisers) if grad_logprobs is None else grad_logprobs
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=normalisers.dtype) if wants_weight else None
@@ -91,37 +174,28 @@ class _TokenLogprobs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], ctx.chunk):
                 part = slice(start, start + ctx.chunk)
-                log_distribution = _logits(hidden[part], weight, bias, ctx.scale).sub_(normalisers[part, None])
-                grad = log_distribution.exp()
-                if grad_entropies is not None:
-                    inner = log_distribution.add_(entropies[part, None]).mul_(grad_entropies[part, None])
-                    if grad_logprobs is not None:
-                        inner += grad_logprobs[part, None]
-                    grad.mul_(inner).neg_()
-                elif grad_logprobs is not None:
-                    grad.mul_(-grad_logprobs[part, None])
-                if grad_logprobs is not None:
-                    grad.scatter_add_(1, tokens[part, None], grad_logprobs[part, None])
-                grad.mul_(ctx.scale)
-                # On a GPU in half precision the two products below run in half precision as well, like any backward.
-                operand = grad.to(hidden.dtype) if hidden.is_cuda else grad
+                logits = _logits(hidden[part], weight, bias, ctx.scale)
+                operand = gradient(
+                    logits,
+                    normalisers[part],
+                    tokens[part],
+                    entropies[part],
+                    grad_logprobs[part],
+                    None if grad_entropies is None else grad_entropies[part],
+                    products,
+                )
+                if ctx.scale != 1.0:
+                    operand.mul_(ctx.scale)
                 if grad_hidden is not None:
                     grad_hidden[part] = (operand @ weight.to(operand.dtype)).to(hidden.dtype)
                 if grad_weight is not None:
                     states = hidden[part].to(operand.dtype)
-                    if operand.dtype == grad_weight.dtype:
-                        # Added up in place: a product of its own is as large as the embedding.
-                        grad_weight.addmm_(operand.t(), states)
-                    else:
-                        grad_weight += operand.t() @ states
+                    _add_product(grad_weight, operand.t(), states)
                 if grad_bias is not None:
-                    grad_bias += grad.sum(0)
+                    grad_bias += operand.sum(0, dtype=grad_bias.dtype)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )

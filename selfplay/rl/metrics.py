@@ -4,7 +4,7 @@ Averages are over real tokens or over episodes, never over padding.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,13 @@ def policy_sums(tokens: Tokens, logprobs: Tensor, entropies: Tensor, policy: Pol
 def total_of(*parts: Tensor) -> Tensor:
     """Return the sum of each part, in float64."""
     return torch.stack([part.detach().double().sum() for part in parts])
+
+
+def read_numbers(rows: Sequence[Mapping[str, Tensor | float]]) -> list[dict[str, float]]:
+    """Return rows of single numbers as Python's, all read at once: a GPU is waited for one time."""
+    tensors = [value.detach().double() for row in rows for value in row.values() if isinstance(value, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])
+    return [{name: next(read) if isinstance(value, Tensor) else value for name, value in row.items()} for row in rows]
 
 
 def update_metrics(minibatches: Sequence[dict[str, float]], steps: int) -> dict[str, float]:
@@ -102,7 +109,7 @@ def rollout_metrics(
         groups = Groups.of(episodes.groups)
         values["group/scores_std"] = groups.deviations(episodes.scores).mean()
         values["group/without_signal"] = groups.equal(episodes.scores).double().mean()
-    return {name: float(value) for name, value in values.items()}
+    return read_numbers([values])[0]
 
 
 def explained_variance(experience: Experience) -> Tensor:

@@ -4,16 +4,18 @@ Both are run body first (hidden states), so that the output embedding sees respo
 whose head is more than one linear layer and a scale; `check_head` refuses them.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from selfplay.distributed.sharding import blocks
 from selfplay.engines.masking import TargetMask
 from selfplay.errors import ConfigError
 from selfplay.lora import adapted_like, merged, unwrap_peft
@@ -34,6 +36,25 @@ def packs(model: Any) -> bool:
     return unwrap_peft(model).config._attn_implementation in PACKING_ATTENTION
 
 
+@cache
+def _compiled(kind: Any) -> Any:
+    return torch.compile(kind.forward, dynamic=True)
+
+
+@contextmanager
+def compiled_blocks(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the blocks of some networks run as torch.compile makes them: one block is compiled, and serves for all of its kind."""
+    changed = [block for network in networks for block in blocks(network)]
+    for block in changed:
+        kind: Any = type(block)
+        block.forward = MethodType(_compiled(kind), block)
+    try:
+        yield
+    finally:
+        for block in changed:
+            del block.forward
+
+
 class PolicyNetwork(nn.Module):
     """Token log-probs and entropies of a causal language model (or a PEFT model around one) at one temperature."""
 
@@ -42,9 +63,9 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, model: Any, temperature: float, compiled: bool = False, mask: TargetMask | None = None) -> None:
         super().__init__()
-        self.model, self.temperature, self.mask = model, temperature, mask
+        self.model, self.temperature, self.compiled, self.mask = model, temperature, compiled, mask
         inner = unwrap_peft(model)
-        self.body = partial(torch.compile(inner.base_model, dynamic=True) if compiled else inner.base_model)
+        self.body = partial(inner.base_model)
         self.scale = logit_scale(inner.config)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -80,7 +101,8 @@ class PolicyNetwork(nn.Module):
         weight, bias = head.weight, getattr(head, "bias", None)
         if hidden.is_cuda and torch.is_autocast_enabled("cuda"):
             hidden, weight = hidden.to(torch.bfloat16), weight.to(torch.bfloat16)
-        return token_logprobs(hidden, weight, bias, batch.tokens, temperature / self.scale, entropy=entropy)
+        temperature /= self.scale
+        return token_logprobs(hidden, weight, bias, batch.tokens, temperature, entropy=entropy, compiled=self.compiled)
 
 
 def _by_logits(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from selfplay.distributed.collectives import all_gather
+from selfplay.distributed.collectives import all_gather, world_size
 from selfplay.distributed.sharding import part, whole
 from selfplay.errors import Diverged
 from selfplay.weights.finite import unusable_weight
@@ -87,15 +87,18 @@ class Optimizer:
             group["lr"] = self.learning_rate * factor
         return self.learning_rate * factor
 
-    def step(self) -> float:
-        """Clip the gradients, apply and clear them; return their norm before clipping.
+    def step(self) -> Tensor:
+        """Clip the gradients, apply and clear them; return their norm () before clipping.
 
-        Raises Diverged, with the weights as they were, if the gradient is not finite.
+        One that is not finite leaves the weights as they were: `check_norm` is for the caller, who need not wait for a GPU before
+        it has more to do. Above one process it is checked here.
         """
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm)))
-        if not math.isfinite(norm):
-            raise _diverged("a gradient's length", norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.max_grad_norm))
+        if world_size() > 1:
+            check_norm(float(norm))
         for adam in self.adams:
+            if world_size() == 1:
+                setattr(adam, "found_inf", (~norm.isfinite()).float())  # noqa: B010 - as torch.amp.GradScaler does
             self._step(adam)
         self.zero_grad()
         return norm
@@ -137,6 +140,13 @@ class Optimizer:
         """Return Adam's moments and counts of each parameter, by name: the tensors themselves, no copies."""
         states = {parameter: state for adam in self.adams for parameter, state in adam.state.items()}
         return {name: dict(states[parameter]) for name, parameter in self.parameters.items()}
+
+
+def check_norm(norm: float) -> float:
+    """Return the norm of a gradient. Raises Diverged if it is not finite."""
+    if not math.isfinite(norm):
+        raise _diverged("a gradient's length", norm)
+    return norm
 
 
 def _diverged(name: str, value: float) -> Diverged:

@@ -30,7 +30,7 @@ class PretrainingMix:
         self.config = config
         self.lengths = [len(ids) for ids in kept]
         self.tokens = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in kept], device=where)
-        self.predicted = torch.tensor(self.lengths, device=where) - 1
+        self.predicted = torch.tensor(self.lengths) - 1
 
     def add_gradients(self, policy: PolicyNetwork, config: PPO, seed: int) -> float:
         """Add coefficient x the mean loss per token of a batch drawn with `seed`; gives that mean, in nats.

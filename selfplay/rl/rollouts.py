@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -51,20 +51,30 @@ class Episodes:
         numbered = [numbers.setdefault(prompt.id, len(numbers)) for prompt in self.prompts]
         return torch.tensor(numbered, device=self.tokens.device)
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """(B, T), true on response tokens: up to and with the first stop token."""
         width = int(self.response_lengths.max())
         return torch.arange(width, device=self.tokens.device) < self.response_lengths[:, None]
 
-    @property
+    @cached_property
+    def _counts(self) -> tuple[Tensor, Tensor]:
+        """The lengths of prompts and responses, in the machine's memory."""
+        return self.prompt_lengths.cpu(), self.response_lengths.cpu()
+
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of prompt and response together."""
-        return (self.prompt_lengths + self.response_lengths).tolist()
+        prompts, responses = self._counts
+        return list((prompts + responses).tolist())
+
+    def response_tokens(self, rows: Sequence[int]) -> int:
+        """Return the tokens of some responses together."""
+        return int(self._counts[1][torch.as_tensor(rows)].sum())
 
     def batch(self, rows: Sequence[int], packed: bool) -> MicroBatch:
         """Return the tensors of one forward pass."""
-        return collate(self.tokens, self.prompt_lengths, self.response_lengths, rows, packed)
+        return collate(self.tokens, *self._counts, rows, packed)
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ def estimate(
     with torch.no_grad():
         for rows in micro_batches(range(len(mask)), episodes.lengths, budget):
             batch = episodes.batch(rows, packs(policy.model))
-            into = token_places(batch.rows, mask)
+            into = batch.places
             with rounded():
                 logprobs[into] = policy.logprobs(batch)
                 if unmasked is not None:
@@ -168,9 +178,3 @@ def estimate(
     results = [logprobs, reference_logprobs, values, final_values, *([] if unmasked is None else [unmasked])]
     all_reduce(results)
     return Estimates(*results)
-
-
-def token_places(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of every response token of some rows, in the order in which a micro-batch lists them."""
-    row, column = mask[rows].nonzero(as_tuple=True)
-    return rows[row], column

@@ -35,7 +35,7 @@ from selfplay.rl.learner import Learner
 from selfplay.rl.metrics import append_rows, rollout_metrics, samples
 from selfplay.rl.networks import Critic, check_head
 from selfplay.rl.pretraining import PretrainingMix
-from selfplay.rl.rollouts import build_episodes, estimate
+from selfplay.rl.rollouts import build_episodes
 from selfplay.rl.sampler import Sampler, collect
 from selfplay.storage.files import derived_seed, hash_of
 from selfplay.weights.precision import halve_frozen, preferred
@@ -159,9 +159,7 @@ class PPOTrainer:
         pad = self.tokenizer.pad_token_id
         episodes, unscored = build_episodes(scored, self.prompts, self.encoded, self.reward, self.device, pad)
         collected, learner = perf_counter(), self.learner
-        estimates = estimate(
-            episodes, learner.policy_network, learner.reference_network, learner.critic_network, self.config
-        )
+        estimates = learner.estimate(episodes)
         coefficient = learner.controller.coefficient
         experience = build_experience(episodes, estimates, self.config, coefficient, self.moments, learner.max_tokens)
         trim_heap()  # the update's tensors are of other sizes

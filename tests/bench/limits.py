@@ -23,7 +23,7 @@ from selfplay.rewards.reward_model import RewardModel
 from selfplay.rl import PPOTrainer
 from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.experience import build_experience
-from selfplay.rl.rollouts import Episodes, build_episodes, estimate
+from selfplay.rl.rollouts import Episodes, build_episodes
 from selfplay.rl.sampler import score
 
 
@@ -90,13 +90,7 @@ def main() -> None:
     answers = trainer.sampler.answers(0)
     rows = score(answers, prompts, reward)
     episodes, _ = build_episodes(rows, prompts, trainer.encoded, reward, trainer.device, tokenizer.pad_token_id)
-    estimates = estimate(
-        episodes,
-        trainer.learner.policy_network,
-        trainer.learner.reference_network,
-        trainer.learner.critic_network,
-        config,
-    )
+    estimates = trainer.learner.estimate(episodes)
     experience = build_experience(episodes, estimates, config, 0.05, RunningMoments(), SHARED["max_tokens"])
 
     body, whole = flop_of_pass(shape, episodes, head=False), flop_of_pass(shape, episodes, head=True)
@@ -107,13 +101,7 @@ def main() -> None:
         (
             "estimate: policy, reference, critic",
             2 * whole + body,
-            lambda: estimate(
-                episodes,
-                trainer.learner.policy_network,
-                trainer.learner.reference_network,
-                trainer.learner.critic_network,
-                config,
-            ),
+            lambda: trainer.learner.estimate(episodes),
         ),
         (
             "update: policy and critic, one epoch",

@@ -8,7 +8,7 @@ from torch import nn
 
 from selfplay.errors import Diverged
 from selfplay.rl import optimise
-from selfplay.rl.optimise import Optimizer, learning_rate_factor
+from selfplay.rl.optimise import Optimizer, check_norm, learning_rate_factor
 
 pytestmark = pytest.mark.trains  # by hand, with nothing drawn
 
@@ -37,7 +37,7 @@ def test_adamw_with_clipping_written_out() -> None:
         assert optimiser.set_factor(factor) == rate * factor
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
         norm = math.hypot(*gradient)
-        assert optimiser.step() == pytest.approx(norm, abs=1e-9) and weight.grad is None
+        assert float(optimiser.step()) == pytest.approx(norm, abs=1e-9) and weight.grad is None
         shrunk = min(1.0, longest / (norm + 1e-6))  # torch's clip_grad_norm_ adds 1e-6
         for place in range(2):
             g = gradient[place] * shrunk
@@ -53,7 +53,7 @@ def test_gradients_that_a_model_comes_with_are_not_applied() -> None:
     weight.grad = torch.full((2,), 5.0)
     optimiser = Optimizer(nn.ParameterList([weight]), 0.1, 1e-5, 0.0, 100.0)
     (weight * torch.tensor([3.0, 4.0])).sum().backward()
-    assert optimiser.step() == pytest.approx(5.0, abs=1e-6)  # sqrt(3^2 + 4^2), without the fives of before
+    assert float(optimiser.step()) == pytest.approx(5.0, abs=1e-6)  # sqrt(3^2 + 4^2), without the fives of before
 
 
 def test_what_is_frozen_is_left_alone() -> None:
@@ -69,9 +69,13 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(bad: float) -> No
     weight = nn.Parameter(torch.ones(2))
     optimiser = Optimizer(nn.ParameterList([weight]), 0.1, 1e-5, 0.0, 1.0)
     weight.grad = torch.tensor([1.0, bad])
-    with pytest.raises(Diverged, match="The last checkpoint is kept"):
-        optimiser.step()
+    norm = float(optimiser.step())
     assert weight.tolist() == [1.0, 1.0]
+    with pytest.raises(Diverged, match="The last checkpoint is kept"):
+        check_norm(norm)
+    weight.grad = torch.tensor([3.0, 4.0])  # Adam has taken no step so far: its first is of the learning rate's length
+    assert check_norm(float(optimiser.step())) == 5.0
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.9, 0.9]), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, -1e30])

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from selfplay.errors import ConfigError, Diverged
 from selfplay.lora import add_adapter
 from selfplay.records import Completion, Prompt
 from selfplay.rewards.sources import FunctionReward
-from selfplay.rl import PPOTrainer
+from selfplay.rl import PPOTrainer, logprobs, networks
 from selfplay.rl.experience import build_experience
-from selfplay.rl.rollouts import Episodes, estimate
+from selfplay.rl.metrics import read_numbers
+from selfplay.rl.rollouts import Episodes
 
 
 def naive_loss(
@@ -120,14 +122,8 @@ def test_gradients_are_those_of_naive_ppo(make_trainer: Maker, make_policy: Poli
     padded = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(answer.logprobs, dtype=torch.float64) for answer in said], batch_first=True
     )
-    episodes = Episodes(**{**vars(episodes), "completions": said, "engine_logprobs": padded})
-    estimates = estimate(
-        episodes,
-        trainer.learner.policy_network,
-        trainer.learner.reference_network,
-        trainer.learner.critic,
-        trainer.config,
-    )
+    episodes = replace(episodes, completions=said, engine_logprobs=padded)
+    estimates = trainer.learner.estimate(episodes)
     experience = build_experience(episodes, estimates, trainer.config, 0.3, trainer.moments, SAMPLING.max_tokens)
     trainer.start, trainer.start_critic = deepcopy(trainer.policy), deepcopy(trainer.learner.critic)
     shift(trainer.policy, 1)
@@ -138,7 +134,7 @@ def test_gradients_are_those_of_naive_ppo(make_trainer: Maker, make_policy: Poli
     policy, value = naive_loss(trainer, episodes, rows, 0.0 if knobs.get("kl_in") == "loss" else 0.3)
     (policy + value).backward()
     same(actual, gradients(trainer))
-    assert metrics["loss/value"] == pytest.approx(float(value.detach()), abs=1e-8)
+    assert float(metrics["loss/value"]) == pytest.approx(float(value.detach()), abs=1e-8)
     assert 0 < metrics["policy/clipfrac"] < 1 and 0 < metrics["val/clipfrac"] < 1
 
 
@@ -149,7 +145,7 @@ def test_gradients_do_not_depend_on_the_split_into_micro_batches(make_trainer: M
         episodes, _, experience = rollout(trainer)
         shift(trainer.policy, 1)
         shift(trainer.learner.critic, 2)
-        metrics = trainer.learner.gradients(episodes, experience, list(range(12)))
+        metrics = read_numbers([trainer.learner.gradients(episodes, experience, list(range(12)))])[0]
         found.append((gradients(trainer), metrics))
     for gradient, metrics in found[1:]:
         same(gradient, found[0][0], 1e-9)
@@ -403,15 +399,23 @@ def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypa
 
     # The graphs are those that inductor would get; making its kernels takes a minute and is torch's own matter.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
+    compilers = (networks._compiled, logprobs._compiled)
+    for compiler in compilers:
+        compiler.cache_clear()
     found = []
     for compiled in (False, True):
-        trainer = make_trainer(compile=compiled)
+        trainer = make_trainer(compile=compiled, entropy_coefficient=0.1)
         episodes, _, experience = rollout(trainer)
         assert (graphs > 0) == compiled
         shift(trainer.policy, 1)
-        trainer.learner.gradients(episodes, experience, list(range(12)))
+        with trainer.learner.computing():
+            trainer.learner.gradients(episodes, experience, list(range(12)))
         found.append(gradients(trainer))
+        assert not any("forward" in vars(module) for module in trainer.policy.modules())
     same(found[1], found[0], 1e-9)
+    assert graphs >= 4  # a block's and the log-probs', forward and backward
+    for compiler in compilers:
+        compiler.cache_clear()
 
 
 @pytest.mark.parametrize("knobs", [{"precision": "bfloat16"}, {"gradient_checkpointing": True}])

@@ -11,7 +11,7 @@ from selfplay.config import SamplingParams
 from selfplay.records import Prompt
 from selfplay.rl import PPOTrainer
 from selfplay.rl.experience import Experience, build_experience
-from selfplay.rl.rollouts import Episodes, Estimates, build_episodes, estimate
+from selfplay.rl.rollouts import Episodes, Estimates, build_episodes
 from selfplay.rl.sampler import collect
 
 PolicyMaker = Callable[..., LlamaForCausalLM]
@@ -73,9 +73,7 @@ def rollout(trainer: PPOTrainer, coefficient: float = 0.05) -> tuple[Episodes, E
     learner = trainer.learner
     answers, _, _ = collect(trainer.sampler, 0, trainer.reward)
     episodes, _ = build_episodes(answers, trainer.prompts, trainer.encoded, trainer.reward, trainer.device, 0)
-    estimates = estimate(
-        episodes, learner.policy_network, learner.reference_network, learner.critic_network, trainer.config
-    )
+    estimates = learner.estimate(episodes)
     experience = build_experience(episodes, estimates, trainer.config, coefficient, trainer.moments, learner.max_tokens)
     return episodes, estimates, experience
 

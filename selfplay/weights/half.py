@@ -1,0 +1,86 @@
+"""bfloat16 copies of float32 weights, for a GPU to compute with: what autocast does at every layer and pass is done once a step.
+
+    half = HalfWeights(network)
+    with half.in_use():                      # the network's modules hold the copies
+        network(batch).sum().backward()      # gradients arrive, in float32, in the network's own weights
+        optimizer.step(); half.refresh()
+
+Everything between the products (the residual stream, norms, gates) is bfloat16 as well, half the bytes that autocast moves; sums
+inside a norm and a softmax stay float32, as the models' own code has it. This is mixed precision with master weights
+(Micikevicius et al. 2018, 1710.03740), and what FSDP2 does above one process. Left out: float16, which needs loss scaling.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def prefers_half_weights(where: torch.device) -> bool:
+    """Return whether a network that learns there computes faster with weights in bfloat16 than under autocast.
+
+    On a CPU it does not: attention is faster in float32 there.
+    """
+    return where.type == "cuda"
+
+
+class HalfWeights:
+    """A bfloat16 copy of each float32 weight of a network, ties kept; those of modules in `apart` stay as they are.
+
+    Outside `in_use` the network holds its own weights, so that whoever saves, averages or hashes them sees these alone.
+    """
+
+    def __init__(self, network: nn.Module, apart: Sequence[nn.Module] = ()) -> None:
+        left_out = {id(weight) for module in apart for weight in module.parameters()}
+        self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
+        self._copies: dict[nn.Parameter, nn.Parameter] = {}
+        for module in network.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None and weight.dtype == torch.float32 and id(weight) not in left_out:
+                    self._places.append((module, name, weight))
+                    if weight not in self._copies:
+                        self._copies[weight] = _copy(weight)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the network's weights again: an optimizer has changed them."""
+        if self._copies:
+            torch._foreach_copy_([one.data for one in self._copies.values()], [one.data for one in self._copies])
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let the network compute with fresh copies; leave it with its own weights."""
+        self.refresh()
+        for module, name, weight in self._places:
+            module._parameters[name] = self._copies[weight]
+        try:
+            yield
+        finally:
+            for module, name, weight in self._places:
+                module._parameters[name] = weight
+
+
+def _copy(weight: nn.Parameter) -> nn.Parameter:
+    """Return a bfloat16 copy whose gradient, once a backward pass has made it, is added to the weight's own."""
+    copy = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)
+
+    def hand_over(made: Tensor) -> None:
+        assert made.grad is not None
+        if weight.grad is None:
+            weight.grad = made.grad.to(weight.dtype)
+        else:
+            weight.grad += made.grad
+        made.grad = None
+
+    if weight.requires_grad:
+        copy.register_post_accumulate_grad_hook(hand_over)
+    return copy
+
+
+@torch.no_grad()
+def to_half(network: nn.Module) -> None:
+    """Make all float32 weights of a network that learns no more bfloat16, in place; buffers (rotary frequencies) stay."""
+    for weight in network.parameters():
+        if weight.dtype == torch.float32:
+            weight.data = weight.data.to(torch.bfloat16)
