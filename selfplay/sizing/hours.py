@@ -16,9 +16,9 @@ from selfplay.sizing.shapes import Shape
 from selfplay.sizing.sizes import Sizes
 
 LARGE = 2 * 10**9
-UTILISATION = {"large": 0.35, "small": 0.14}
-"""Share of the card's bfloat16 rate in training: of models under 2B weights 0.14 was measured (0.5B on an H200); of larger ones
-0.35 is assumed."""
+UTILISATION = {"large": 0.35, "small": 0.24}
+"""Share of the card's bfloat16 rate in training: of models under 2B weights 0.24 was measured (0.5B on an H200, without
+`compile`); of larger ones 0.35 is assumed."""
 FORWARD_UTILISATION = 0.4
 """The same for passes without a backward pass; assumed."""
 BANDWIDTH_SHARE = 0.6

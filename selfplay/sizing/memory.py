@@ -14,7 +14,7 @@ from selfplay.sizing.shapes import Shape
 
 FLOAT32, BFLOAT16 = 4, 2
 GRADIENT, MOMENTS = 4, 8
-LOGITS_AT_ONCE = {"cuda": 2**28, "cpu": 2**22}
+LOGITS_AT_ONCE = {"cuda": 2**29, "cpu": 2**22}
 """Bytes of one chunk of logits (`selfplay.rl.logprobs.CHUNK_ELEMENTS`); three such tensors exist at once."""
 CUDA_CONTEXT = 2 * 10**9
 """What CUDA, cuBLAS and NCCL keep on a card, and what the allocator cannot use."""

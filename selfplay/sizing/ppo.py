@@ -23,7 +23,7 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
     if halves_frozen(sizes):
         policy = memory.frozen(sizes.policy, sizes.precision)
     parts = {"libraries": sizes.overhead, "policy": policy}
-    parts |= _optimizer("policy", sizes, sizes.policy)
+    parts |= _optimizer("policy", sizes, sizes.policy) | _copies("policy", sizes, sizes.policy, head=True)
     if getattr(recipe.algorithm, "nlpo", None) is not None:
         parts["policy of the mask"] = memory.FLOAT32 * sizes.policy.total
     if getattr(recipe.algorithm, "ema", None) is not None:
@@ -34,13 +34,32 @@ def policy_state(sizes: Sizes, needs: Any) -> dict[str, int]:
             parts["critic"] = (
                 memory.frozen(scorer, sizes.precision, head=False) if halved else memory.FLOAT32 * scorer.body // shards
             )
-        parts |= _optimizer("critic", sizes, scorer)
+        parts |= _optimizer("critic", sizes, scorer) | _copies("critic", sizes, scorer, head=False)
     if not (adapted and getattr(recipe.algorithm, "reference", "previous") == "previous"):
-        parts["reference"] = memory.frozen(sizes.policy, sizes.precision, shards, spread_in_half=True)
+        parts["reference"] = (
+            memory.BFLOAT16 * sizes.policy.total
+            if computes_in_half(sizes)
+            else memory.frozen(sizes.policy, sizes.precision, shards, spread_in_half=True)
+        )
     if needs.reward_model and needs.reward:
         precision = sizes.products(scorer)
         parts["reward model"] = recipe.reward.ensemble * memory.frozen(scorer, precision, shards, head=False)
     return parts
+
+
+def computes_in_half(sizes: Sizes) -> bool:
+    """Return whether policy and critic compute with bfloat16 copies of their weights (`selfplay.weights.half`)."""
+    alone = sizes.machine.card is not None and sizes.learners == 1
+    return alone and sizes.precision.bf16 and getattr(sizes.recipe.algorithm, "nlpo", None) is None
+
+
+def _copies(name: str, sizes: Sizes, shape: Shape, head: bool) -> dict[str, int]:
+    """Return those copies: of all weights, or of those that adapters leave in float32."""
+    if not computes_in_half(sizes):
+        return {}
+    weights = shape.total if head else shape.body
+    held = memory.frozen(shape, sizes.precision, head=head) if halves_frozen(sizes) else memory.FLOAT32 * weights
+    return {f"{name}: in bfloat16": held - memory.BFLOAT16 * weights}
 
 
 def halves_frozen(sizes: Sizes) -> bool:
@@ -126,7 +145,7 @@ def _pass(sizes: Sizes, name: str, shape: Shape, half_already: bool = False) -> 
     return {
         f"{name}: gradients": memory.training_state(sizes.learned(shape), shards)["gradients"],
         "gathered": memory.gathered(shape, shards, precision),
-        "bf16 copies": 0 if half_already else memory.casts(shape, shards, precision),
+        "bf16 copies": 0 if half_already or computes_in_half(sizes) else memory.casts(shape, shards, precision),
         "activations": memory.activations(shape, micro_batch(sizes), precision, checkpointing),
     }
 

@@ -84,10 +84,11 @@ def test_adapters_need_no_reference_and_little_optimizer(tmp_path: Path) -> None
     # 28 blocks of 2 x 3,584 x (3,584 + 512) + 3 x 3,584 x 18,944 numbers in their linear layers, in bfloat16.
     halved = 4 * 7_615_616_512 - 2 * 28 * 233_046_016
     assert "reference" not in parts and parts["policy"] == halved and "bf16 copies" not in parts
+    assert parts["policy: in bfloat16"] == 2 * (7_615_616_512 - 28 * 233_046_016), "of what is still float32"
     assert rows["policy: loading"].parts["policy"] == 4 * 7_615_616_512
     assert (parts["policy: optimizer"], parts["policy: gradients"]) == (12 * adapter, 4 * adapter)
     started = with_setting(sized(found, h100(1)), Setting("algorithm.reference", "start"))
-    assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == halved
+    assert {row.stage: row for row in stages(started)}["policy: update"].parts["reference"] == 2 * 7_615_616_512
     own = "engine={kind: python, python: 'own:Engine'}"
     for whole in ("algorithm.async_rollouts=true", "algorithm.precision=float32", own):
         as_loaded = sized(recipe(tmp_path, SEVEN_BILLION, "policy.lora.rank=16", whole), h100(1))
