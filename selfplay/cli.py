@@ -127,13 +127,24 @@ def verify(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    address: Annotated[
+        str | None,
+        typer.Option(help="Look at all machines of this Ray cluster too (HOST:6379, or auto on one of them)."),
+    ] = None,
+    directory: Annotated[Path, typer.Option(help="With --address: the folder of runs, which all must share.")] = Path(),
+    as_json: Json = False,
+) -> None:
     """Print versions and devices, what is missing or clashes, and the line that fixes it; exit code 1 on a problem."""
     from dataclasses import asdict
 
     from selfplay.verbs import doctor as doctoring
 
     findings = doctoring.diagnose()
+    if address is not None:
+        from selfplay.verbs import doctor_cluster
+
+        findings += doctor_cluster.examine(address, directory)
     code = int(any(finding.state == "problem" for finding in findings))
     if as_json:
         emit([asdict(finding) for finding in findings])

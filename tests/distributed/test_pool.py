@@ -1,18 +1,25 @@
-"""A pool of Ray actors, for real: calls shared out, actors and nodes that die, engines that fail, errors that are told."""
+"""A pool of Ray actors, for real: calls shared out, actors and nodes that die, engines that fail, errors that are told.
+
+And what `selfplay doctor` says of a cluster's machines.
+"""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from selfplay.cli import main
 from selfplay.config import Launch
 from selfplay.distributed.pool import Holder, Opening, Pool
 from selfplay.errors import ConfigError, EngineFailed, SelfplayError
 from selfplay.storage.checksums import Damaged
+from selfplay.verbs import doctor, doctor_cluster
 
 TWO = Launch(workers=2)
 
@@ -75,8 +82,6 @@ def cluster() -> Iterator[Cluster]:
 
 
 def sys_path() -> list[str]:
-    import sys
-
     return [str(Path(__file__).parent), *filter(None, sys.path)]
 
 
@@ -202,3 +207,45 @@ def test_a_node_that_is_lost_costs_its_calls(cluster: Cluster, pool: Pool, tmp_p
     made.close()
     assert sorted(answer for answer, _ in found) == list(range(8)), "each once"
     assert len({where for _, where in found[:4]}) == 2, "both nodes worked"
+
+
+def test_the_doctor_says_what_keeps_a_machine_from_working(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two nodes that are as this process and share its disk; then with other versions here, and a path that leads elsewhere."""
+    node = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+    monkeypatch.setattr(doctor, "diagnose", list)
+    monkeypatch.setattr(sys, "argv", ["selfplay", "doctor", "--address", cluster.address, "--directory", str(tmp_path)])
+    with pytest.raises(SystemExit) as done:
+        main()
+    said = capsys.readouterr().out.splitlines()  # Ray itself may tell of nodes that were lost before
+    lines = [line for line in said if line.startswith(("fine ", "note ", "problem "))]
+    assert done.value.code == 0 and len(lines) == 2 and lines[0] != lines[1], said
+    assert all(
+        line.startswith("fine     machine ") and f"versions as here, shares {tmp_path}," in line for line in lines
+    )
+    assert list(tmp_path.iterdir()) == []
+
+    here = doctor_cluster.versions()
+    monkeypatch.setattr(doctor_cluster, "versions", lambda: {**here, "torch": "1.0", "new": "2"})
+    monkeypatch.chdir(tmp_path)
+    found = doctor_cluster.examine(cluster.address, Path("/proc/self/cwd"))
+    assert [(one.state, one.detail) for one in found] == 2 * [
+        ("problem", f"other versions than here: new none (here 2), torch {here['torch']} (here 1.0)"),
+        ("problem", "does not see what is written into /proc/self/cwd here"),
+    ]
+    assert all(one.cure for one in found)
+    cluster.remove_node(node)
+
+
+def test_the_doctor_on_machines_with_gpus_and_folders_of_others() -> None:
+    machine = doctor_cluster.Machine("a", {"torch": "2"}, sees=True, writes=True, gpus=8, nccl=True)
+    (fine,) = doctor_cluster.findings_of("m", machine, {"torch": "2"}, Path("/runs"))
+    assert (fine.state, fine.detail) == ("fine", "a: versions as here, shares /runs, 8 GPU(s), NCCL")
+    found = doctor_cluster.findings_of("m", replace(machine, nccl=False, writes=False), {"torch": "2"}, Path("/runs"))
+    assert [one.detail for one in found] == ["may not write into /runs", "8 GPU(s), and a torch without NCCL"]
+    with pytest.raises(
+        ConfigError, match=r"nothing can be written into '/none' \(No such file.*\): give --directory the folder"
+    ):
+        doctor_cluster.examine("auto", Path("/none"))

@@ -29,8 +29,8 @@ TOOLS = {"tensorboard", "trackio", "hf", "time", "torchrun", "wandb"}
 """Programs of others, whose arguments are theirs."""
 RUN_FOR_REAL = {"init", "show", "report", "doctor", "compare", "export", "runs", "diff", "judge list", "judge schema",
                 "judge check", "judge try"}  # fmt: skip
-NEVER = {"--live", "--push-to-hub", "--model", "--votes", "--difficulty", "--gold", "--engine"}
-"""Options that wait for a reader, need a login or a model, or name a file that only the reader has."""
+NEVER = {"--live", "--push-to-hub", "--model", "--votes", "--difficulty", "--gold", "--engine", "--address"}
+"""Options that wait for a reader, need a login, a model or a cluster, or name a file that only the reader has."""
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
 
 
