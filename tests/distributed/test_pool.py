@@ -196,6 +196,8 @@ def test_a_node_that_is_lost_costs_its_calls(cluster: Cluster, pool: Pool, tmp_p
     pool.close()
     node = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
     cluster.wait_for_nodes()
+    while ray.available_resources().get("CPU", 0) < 4:  # the closed pool's are given back in a moment
+        time.sleep(0.1)
     made = Pool(TWO)
     all_come_up(made)
     found: list[tuple[int, str]] = []
