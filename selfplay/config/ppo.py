@@ -180,7 +180,8 @@ class PPO(AlgorithmSection):
     """Keep Adam's moments, 8 bytes for each number that learns, in the machine's memory; they come to the GPU for each optimiser
     step, half a gigabyte or a tensor at a time. The same numbers; changes nothing without a GPU."""
     compile: bool = False
-    """torch.compile the bodies of policy, reference and critic: pays on GPUs and in long runs."""
+    """torch.compile the blocks of policy, reference and critic, and what follows the output embedding: half a minute once, less
+    time and memory in each step on a GPU."""
     checkpoint_every: Count = 5
     """Steps between checkpoints inside PPO; a killed run repeats at most so many, identically."""
     log_samples: Annotated[int, Field(ge=0)] = 4

@@ -79,14 +79,14 @@ def shard(
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the layers that transformers says are to be kept whole: the blocks of a decoder."""
+    """Return the layers that transformers says are to be kept whole: the blocks of a decoder, also once they are sharded."""
     names = {
         name
         for module in network.modules()
         if isinstance(module, PreTrainedModel)
         for name in module._no_split_modules or ()
     }
-    return [module for module in network.modules() if type(module).__name__ in names]
+    return [module for module in network.modules() if names & {kind.__name__ for kind in type(module).__mro__}]
 
 
 Place = tuple[nn.Module, str]

@@ -123,7 +123,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 @cache
-def _compiled(function: Any) -> Any:
+def compiled_once(function: Any) -> Any:
+    """Return a function as torch.compile makes it for tensors of any size, the same one each time."""
     return torch.compile(function, dynamic=True)
 
 
@@ -146,7 +147,7 @@ class _TokenLogprobs(torch.autograd.Function):
         count = hidden.shape[0]
         logprobs, normalisers = (hidden.new_empty(count, dtype=dtype) for _ in range(2))
         entropies = hidden.new_empty(count if entropy else 0, dtype=dtype)
-        statistics = _compiled(_statistics) if compiled else _statistics_in_place
+        statistics = compiled_once(_statistics) if compiled else _statistics_in_place
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)
@@ -165,7 +166,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, tokens, normalisers, entropies = ctx.saved_tensors
         # On a GPU in half precision the two products below run in half precision as well, like any backward.
         products = hidden.dtype if hidden.is_cuda else normalisers.dtype
-        gradient = _compiled(_gradient) if ctx.compiled else _gradient_in_place
+        gradient = compiled_once(_gradient) if ctx.compiled else _gradient_in_place
         grad_logprobs = torch.zeros_like(normalisers) if grad_logprobs is None else grad_logprobs
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None

@@ -7,7 +7,7 @@ whose head is more than one linear layer and a scale; `check_head` refuses them.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -22,7 +22,7 @@ from selfplay.lora import adapted_like, merged, unwrap_peft
 from selfplay.models import PerturbedHead, logit_scale
 from selfplay.rewards.reward_model import score_shift_and_scale
 from selfplay.rl.batching import PACKING_ATTENTION, MicroBatch
-from selfplay.rl.logprobs import token_logprobs
+from selfplay.rl.logprobs import compiled_once, token_logprobs
 
 
 def hidden_states(body: Callable[..., Any], batch: MicroBatch) -> Tensor:
@@ -36,18 +36,12 @@ def packs(model: Any) -> bool:
     return unwrap_peft(model).config._attn_implementation in PACKING_ATTENTION
 
 
-@cache
-def _compiled(kind: Any) -> Any:
-    return torch.compile(kind.forward, dynamic=True)
-
-
 @contextmanager
 def compiled_blocks(networks: Sequence[nn.Module]) -> Iterator[None]:
     """Let the blocks of some networks run as torch.compile makes them: one block is compiled, and serves for all of its kind."""
     changed = [block for network in networks for block in blocks(network)]
     for block in changed:
-        kind: Any = type(block)
-        block.forward = MethodType(_compiled(kind), block)
+        block.forward = MethodType(compiled_once(type(block).forward), block)
     try:
         yield
     finally:

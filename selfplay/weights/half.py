@@ -26,13 +26,14 @@ def prefers_half_weights(where: torch.device) -> bool:
 
 
 class HalfWeights:
-    """A bfloat16 copy of each float32 weight of a network, ties kept; those of modules in `apart` stay as they are.
+    """A bfloat16 copy of each float32 weight of a network, ties kept; those of modules in `apart` stay as they are, and so do
+    those that transformers leaves in float32 in a bfloat16 model.
 
     Outside `in_use` the network holds its own weights, so that whoever saves, averages or hashes them sees these alone.
     """
 
     def __init__(self, network: nn.Module, apart: Sequence[nn.Module] = ()) -> None:
-        left_out = {id(weight) for module in apart for weight in module.parameters()}
+        left_out = {id(weight) for module in apart for weight in module.parameters()} | _kept_precise(network)
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._copies: dict[nn.Parameter, nn.Parameter] = {}
         for module in network.modules():
@@ -45,12 +46,13 @@ class HalfWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the network's weights again: an optimizer has changed them."""
-        if self._copies:
-            torch._foreach_copy_([one.data for one in self._copies.values()], [one.data for one in self._copies])
+        changing = {weight: copy for weight, copy in self._copies.items() if weight.requires_grad}
+        if changing:
+            torch._foreach_copy_([one.data for one in changing.values()], [one.data for one in changing])
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the network compute with fresh copies; leave it with its own weights."""
+        """Let the network compute with fresh copies of what learns; leave it with its own weights."""
         self.refresh()
         for module, name, weight in self._places:
             module._parameters[name] = self._copies[weight]
@@ -78,9 +80,21 @@ def _copy(weight: nn.Parameter) -> nn.Parameter:
     return copy
 
 
+def _kept_precise(network: nn.Module) -> set[int]:
+    """Return the weights that transformers itself leaves in float32 in a bfloat16 model, such as a router's."""
+    return {
+        id(weight)
+        for model in network.modules()
+        if (names := getattr(model, "_keep_in_fp32_modules_strict", None))
+        for name, weight in model.named_parameters()
+        if any(part in name for part in names)
+    }
+
+
 @torch.no_grad()
 def to_half(network: nn.Module) -> None:
-    """Make all float32 weights of a network that learns no more bfloat16, in place; buffers (rotary frequencies) stay."""
+    """Make the float32 weights of a network that learns no more bfloat16, in place; buffers (rotary frequencies) stay."""
+    kept = _kept_precise(network)
     for weight in network.parameters():
-        if weight.dtype == torch.float32:
+        if weight.dtype == torch.float32 and id(weight) not in kept:
             weight.data = weight.data.to(torch.bfloat16)

@@ -131,6 +131,30 @@ def test_any_number_of_processes_learns_the_same(
         assert sorted(path.name for path in (tmp_path / name).glob("checkpoint-*")) == ["checkpoint-3"]
 
 
+def train_compiled(seed: int, folder: Path) -> dict[str, Any]:
+    """Train with what torch.compile would be given, run as it is; note what that is."""
+    graphs: list[str] = []
+    real = torch.compile
+
+    def compiled(function: Any, **options: Any) -> Any:
+        def keep(graph: Any, inputs: Any) -> Any:
+            graphs.append(function.__qualname__)
+            return graph.forward
+
+        return real(function, backend=keep, **options)
+
+    torch.compile = compiled
+    return train(seed, folder, {**KNOBS["RLOO"], "compile": True}) | {"graphs": graphs}
+
+
+def test_blocks_that_are_spread_over_processes_are_compiled_as_well(
+    alone: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path, training_seed: int
+) -> None:
+    for found in in_processes(2, train_compiled, tmp_path, training_seed, tmp_path):
+        torch.testing.assert_close(found["weights"], alone[1]["RLOO"]["weights"], rtol=1e-9, atol=1e-9)
+        assert {"LlamaDecoderLayer.forward", "_statistics", "_gradient"} <= set(found["graphs"])
+
+
 def resume(seed: int, folder: Path, name: str) -> dict[str, Any]:
     return train(seed, folder, KNOBS[name])
 

@@ -129,3 +129,13 @@ def test_a_run_that_computes_in_half_is_resumed_exactly_and_hands_over_float32(
     assert lora or not all(torch.equal(whole[name], start[name]) for name in start)
     assert rows[0]["objective/kl"] == 0.0  # policy and reference compute in the same way
     assert rows[-1]["objective/kl"] != 0.0 and 0 < rows[0]["engine/logprob_gap"] < 0.1
+
+
+def test_what_transformers_keeps_in_float32_is_kept(make_policy: PolicyMaker) -> None:
+    policy = make_policy(dtype=torch.float32)
+    policy._keep_in_fp32_modules_strict = {"input_layernorm"}
+    with HalfWeights(policy).in_use():
+        kept = {name for name, weight in policy.named_parameters() if weight.dtype == torch.float32}
+    assert kept == {f"model.layers.{number}.input_layernorm.weight" for number in range(2)}
+    to_half(policy)
+    assert kept == {name for name, weight in policy.named_parameters() if weight.dtype == torch.float32}

@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from selfplay.errors import ConfigError, Diverged
 from selfplay.lora import add_adapter
 from selfplay.records import Completion, Prompt
 from selfplay.rewards.sources import FunctionReward
-from selfplay.rl import PPOTrainer, logprobs, networks
+from selfplay.rl import PPOTrainer
 from selfplay.rl.experience import build_experience
+from selfplay.rl.logprobs import compiled_once
 from selfplay.rl.metrics import read_numbers
 from selfplay.rl.rollouts import Episodes
 
@@ -389,6 +390,15 @@ def test_bfloat16_multiplies_in_bfloat16_and_keeps_the_rest(make_trainer: Maker,
         assert 1e-4 < float(difference) < 0.1, f"eight bits of mantissa change {name}, but not by much"
 
 
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    """Nothing that was compiled before, nor anything of this test's behind it."""
+    compiled_once.cache_clear()
+    yield
+    compiled_once.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = 0
 
@@ -399,9 +409,6 @@ def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypa
 
     # The graphs are those that inductor would get; making its kernels takes a minute and is torch's own matter.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
-    compilers = (networks._compiled, logprobs._compiled)
-    for compiler in compilers:
-        compiler.cache_clear()
     found = []
     for compiled in (False, True):
         trainer = make_trainer(compile=compiled, entropy_coefficient=0.1)
@@ -414,8 +421,6 @@ def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypa
         assert not any("forward" in vars(module) for module in trainer.policy.modules())
     same(found[1], found[0], 1e-9)
     assert graphs >= 4  # a block's and the log-probs', forward and backward
-    for compiler in compilers:
-        compiler.cache_clear()
 
 
 @pytest.mark.parametrize("knobs", [{"precision": "bfloat16"}, {"gradient_checkpointing": True}])
