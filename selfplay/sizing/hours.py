@@ -1,8 +1,9 @@
 """Hours per stage: on a card from counted operations and bytes moved, on this machine's processor from what it was timed at.
 
-A forward pass takes 2 operations per weight and token, a backward pass 4, recomputation 2 more (Kaplan et al. 2020). A step of
-decoding reads all weights and the whole cache once, and costs a fixed time on top. What the rates rest on stands beside them;
-an earlier run on the same machine is the better guide, and replaces them where there is one (`measured`).
+A forward pass takes 2 operations per weight and token, a backward pass 4, recomputation of the blocks 2 more (Kaplan et al.
+2020). Looking up an input embedding takes none; the output embedding, tied or not, counts for the tokens that get logits alone. A
+step of decoding reads all weights and the whole cache once, and costs a fixed time on top. What the rates rest on stands beside
+them; an earlier run on the same machine is the better guide, and replaces them where there is one (`measured`).
 """
 
 from dataclasses import asdict, dataclass
@@ -88,13 +89,13 @@ class CardRates:
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return 2 operations per weight and token."""
-        return 2 * (shape.total if head else shape.body) * tokens / (self.card.flops * FORWARD_UTILISATION)
+        return 2 * _products(shape, tokens, head) / (self.card.flops * FORWARD_UTILISATION)
 
     def training(self, shape: Shape, tokens: int, recompute: bool, head: int = 0) -> float:
         """Return 6 operations per weight and token, and 2 more for recomputation."""
-        weights = shape.total if head else shape.body
-        rate = self.card.flops * UTILISATION["large" if weights >= LARGE else "small"]
-        return (8 if recompute else 6) * weights * tokens / rate
+        rate = self.card.flops * UTILISATION["large" if shape.body >= LARGE else "small"]
+        repeated = 2 * shape.layers * shape.block * tokens if recompute else 0
+        return (6 * _products(shape, tokens, head) + repeated) / rate
 
     def update(self, weights: int) -> float:
         """Return nothing: memory is read and written once, which hides behind what is assumed."""
@@ -145,6 +146,11 @@ class ProcessorRates:
         policy = self.sizes.policy
         blocks = shape.layers * shape.block / policy.block * self.seconds[f"{kind} of a block"]
         return tokens * blocks + head * shape.embedding / policy.embedding * self.seconds[f"{kind} of the head"]
+
+
+def _products(shape: Shape, tokens: int, head: int) -> int:
+    """Return weights times tokens: a block's for all of them, the output embedding's for `head` of them."""
+    return shape.layers * shape.block * tokens + shape.embedding * head
 
 
 def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:

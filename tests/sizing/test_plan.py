@@ -209,17 +209,23 @@ def test_disk_by_hand(tmp_path: Path) -> None:
 def test_hours_by_hand(tmp_path: Path) -> None:
     sizes = sized(recipe(tmp_path, SEVEN_BILLION, "launch.workers=8", "algorithm.steps=1"), h100(8))
     rates, shape = CardRates(KNOWN["H100"], sizes), sizes.policy
-    # 2 operations x 7.616e9 weights x 1e6 tokens at 0.4 of 989e12, and 8 at 0.35, without the head's 0.545e9.
-    assert rates.forward(shape, 10**6, head=True) == pytest.approx(15.231e15 / 395.6e12, rel=1e-4)
-    assert rates.training(shape, 10**6, recompute=True) == pytest.approx(56.565e15 / 346.15e12, rel=1e-4)
+    # The blocks' 6.5256e9 weights x 1e6 tokens and the head's 0.5450e9 x 1e5: 2 operations at 0.4 of 989e12, or 6 at 0.35
+    # and 2 more of the blocks.
+    assert rates.forward(shape, 10**6) == pytest.approx(13.0512e15 / 395.6e12, rel=1e-4)
+    assert rates.forward(shape, 10**6, head=10**5) == pytest.approx(13.1602e15 / 395.6e12, rel=1e-4)
+    assert rates.training(shape, 10**6, recompute=False, head=10**5) == pytest.approx(39.4807e15 / 346.15e12, rel=1e-4)
+    assert rates.training(shape, 10**6, recompute=True, head=10**5) == pytest.approx(52.5319e15 / 346.15e12, rel=1e-4)
+    tied = replace(shape, tied=True)  # has no second embedding, and multiplies as often
+    assert rates.forward(tied, 10**6, head=10**5) == rates.forward(shape, 10**6, head=10**5)
     work = Work(
         prompt=1024, answer=256, generated=0, pairs=0, judge_calls=0, episodes=1024, learned=1024, epochs=2, heldout=0
     )
     found = hours(sizes, work, rates)
-    # The update: 6 operations, 2 epochs, 1,310,720 / 8 tokens, 7.616e9 and 7.071e9 weights at 0.35: 83.4 s. The estimate:
-    # 2 operations by twice the policy, critic and reward model at 0.4: 24.3 s. The rollout, 128 rows an engine: 256 steps of
-    # 8 ms and (15.23 + 128 x 1,152 x 57,344 bytes = 8.46 GB) at 0.6 of 3.35 TB/s, and a prefill of 5.05 s: 10.1 s.
-    assert found["policy"] * 3600 == pytest.approx(83.4 + 24.3 + 10.1, rel=0.005)
+    # The update: 6 operations, 2 epochs, 163,840 tokens a card by the blocks of policy and critic, 32,768 by the head, at
+    # 0.35: 74.7 s. The estimate: 2 operations by twice the policy, critic and reward model at 0.4: 21.8 s. The rollout, 128 rows
+    # an engine: 256 steps of 8 ms and (15.23 + 128 x 1,152 x 57,344 bytes = 8.46 GB) at 0.6 of 3.35 TB/s, and a prefill of
+    # 4.3 s: 9.4 s.
+    assert found["policy"] * 3600 == pytest.approx(74.7 + 21.8 + 9.4, rel=0.002)
 
 
 def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
