@@ -179,9 +179,11 @@ class Recipe(Section):
                 "run; name held-out prompts, or leave patience out"
             )
         other = next((one.source for one in sources if one.source != "stories"), None)
-        if other is not None and "heldout" not in self.prompts.model_fields_set:
+        given = "heldout" in self.prompts.model_fields_set
+        if other is not None and not (given and (heldout is None or "source" in heldout.model_fields_set)):
+            missing = "names no source" if given else "is not set"
             raise ValueError(
-                f"prompts.train is {other!r}, and prompts.heldout is not set: name the prompts to measure on, which must not "
+                f"prompts.train is {other!r}, and prompts.heldout {missing}: name the prompts to measure on, which must not "
                 "be among those, or say null to measure nothing"
             )
         if isinstance(self.algorithm, PPO) and (self.algorithm.overlong_buffer or 0) > self.sampling.max_tokens:

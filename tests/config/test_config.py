@@ -331,6 +331,10 @@ def test_the_walk_over_the_sections_finds_them_all() -> None:
         ("sampling: {n: 4}", "say how many completions a prompt gets in generate.completions"),
         ("sampling: {seed: 4}", "change `seed` for other random numbers"),
         ("prompts: {train: {source: mine.jsonl}}", "prompts.train is 'mine.jsonl', and prompts.heldout is not set"),
+        (
+            "prompts: {train: {source: instructions}, heldout: {limit: 64}}",
+            "prompts.train is 'instructions', and prompts.heldout names no source: name the prompts to measure on",
+        ),
     ],
 )
 def test_settings_that_would_do_nothing_or_the_wrong_thing(tmp_path: Path, text: str, said: str) -> None:
