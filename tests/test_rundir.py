@@ -340,6 +340,7 @@ def test_settings_that_change_nothing_that_is_finished_may_change(tmp_path: Path
         report_to=["wandb"],
         iterations=9,
         launch={"workers": 2},
+        guard={"patience": 2},
         algorithm={"offload_optimizer": True, "micro_batch_tokens": 512, "checkpoint_every": 1},
         engine={"sleep": True, "gpu_memory": 0.3, "timeout": 9000.0},
     )

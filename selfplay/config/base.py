@@ -30,6 +30,7 @@ FREE_SETTINGS = (
     "report_to",
     "iterations",
     "launch",
+    "guard.patience",
     *(f"algorithm.{name}" for name in sorted(SAFE_TO_CHANGE)),
     *(f"engine.{name}" for name in ("cpu_cache_gib", "gpu_memory", "sleep", "timeout")),
 )

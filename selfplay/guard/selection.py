@@ -60,13 +60,16 @@ def _reason_to_stop(run: RunData, alarms: tuple[Alarm, ...], settings: Guard) ->
     if settings.patience is None or len(run.evaluated) < settings.patience:
         return ""
     last = run.evaluated[-settings.patience :]
-    gains = [run.win_rate(one, "win_rate_vs_previous") for one in last]
-    if any(one and (one.low or 0.0) > 0.5 for one in gains):
+    found = [run.win_rate(one, "win_rate_vs_previous") for one in last]
+    gains = [one for one in found if one is not None and one.win_rate is not None]
+    if not gains or any((one.low or 0.0) > 0.5 for one in gains):
         return ""
     which = f"iteration {newest}" if len(last) == 1 else f"none of iterations {last[0].number} to {newest}"
     beat = "does not clearly beat" if len(last) == 1 else "clearly beats"
-    rates = ", ".join(rate_text(one) for one in gains if one is not None)
-    return f"{which} {beat} the one before ({rates}), and guard.patience is {settings.patience}"
+    return (
+        f"{which} {beat} the one before ({', '.join(map(rate_text, gains))}), and guard.patience is {settings.patience}: "
+        "raise guard.patience or leave it out to go on"
+    )
 
 
 def conclude(run_directory: str | Path, stopped: str = "") -> Assessment:

@@ -107,11 +107,16 @@ def test_the_recipe_says_what_an_alarm_does(tmp_path, action, best, stop):
     assert bool(found.stop) == stop and found.best_iteration == best
 
 
-def rates_of(number: int, low: float) -> Iteration:
-    """An iteration whose win rate over the one before has a lower bound."""
-    rates = {"win_rate": low + 0.05, "low": low, "high": low + 0.1, "n": 99, "ties": 0, "unscored": 0}
+def rates_of(number: int, low: float | None) -> Iteration:
+    """An iteration whose win rate over the one before has a lower bound, or none where nothing could be scored."""
+    rates = dict.fromkeys(("win_rate", "low", "high")) | {"n": 0, "ties": 0, "unscored": 99}
+    if low is not None:
+        rates = {"win_rate": low + 0.05, "low": low, "high": low + 0.1, "n": 99, "ties": 0, "unscored": 0}
     names = [f"iteration-00{number}", f"iteration-00{number - 1}"]
     return evaluated(number, win_rate_vs_previous=dict(zip("ab", names, strict=True)) | rates)
+
+
+ON = ": raise guard.patience or leave it out to go on"
 
 
 @pytest.mark.parametrize(
@@ -121,15 +126,29 @@ def rates_of(number: int, low: float) -> Iteration:
         ((0.6, 0.5), None, ""),
         ((0.6, 0.5), 2, ""),  # one of the last two gained
         ((0.5,), 2, ""),  # there are no two yet
-        ((0.6, 0.5), 1, "iteration 2 does not clearly beat the one before (55% [50, 60]), and guard.patience is 1"),
+        ((0.6, None), 1, ""),  # nothing is known of the newest
+        ((0.6, None, None), 2, ""),
+        (
+            (0.6, 0.5),
+            1,
+            f"iteration 2 does not clearly beat the one before (55% [50, 60]), and guard.patience is 1{ON}",
+        ),
+        (
+            (0.6, 0.5, None),
+            2,
+            f"none of iterations 2 to 3 clearly beats the one before (55% [50, 60]), and guard.patience is 2{ON}",
+        ),
         (
             (0.6, 0.48, 0.5),
             2,
-            "none of iterations 2 to 3 clearly beats the one before (53% [48, 58], 55% [50, 60]), and guard.patience is 2",
+            "none of iterations 2 to 3 clearly beats the one before (53% [48, 58], 55% [50, 60]), and guard.patience is "
+            f"2{ON}",
         ),
     ],
 )
-def test_a_run_ends_where_iterations_stop_gaining(lows: tuple[float, ...], patience: int | None, stop: str) -> None:
+def test_a_run_ends_where_iterations_stop_gaining(
+    lows: tuple[float | None, ...], patience: int | None, stop: str
+) -> None:
     iterations = [Iteration(0), *(rates_of(number, low) for number, low in enumerate(lows, 1))]
     found = assess_run(bare_run([], tuple(iterations), guard={"patience": patience}))
     assert found.stop == stop
