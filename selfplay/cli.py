@@ -132,7 +132,10 @@ def doctor(
         str | None,
         typer.Option(help="Look at all machines of this Ray cluster too (HOST:6379, or auto on one of them)."),
     ] = None,
-    directory: Annotated[Path, typer.Option(help="With --address: the folder of runs, which all must share.")] = Path(),
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="With --address: the folder of runs, which all must share; default this folder."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print versions and devices, what is missing or clashes, and the line that fixes it; exit code 1 on a problem."""
@@ -140,11 +143,16 @@ def doctor(
 
     from selfplay.verbs import doctor as doctoring
 
+    if directory is not None and address is None:
+        raise ConfigError(
+            f"--directory {str(directory)!r} is looked at on the machines of a cluster, and no --address is given: add "
+            "--address auto, or leave --directory out"
+        )
     findings = doctoring.diagnose()
     if address is not None:
         from selfplay.verbs import doctor_cluster
 
-        findings += doctor_cluster.examine(address, directory)
+        findings += doctor_cluster.examine(address, directory or Path())
     code = int(any(finding.state == "problem" for finding in findings))
     if as_json:
         emit([asdict(finding) for finding in findings])

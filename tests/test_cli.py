@@ -57,6 +57,7 @@ MISTAKES = [
     (("run", "mine.yaml", "judge.file=helpfulness"), "judge 'helpfulness' asks a language model, but names none"),
     (("run", "mine.yaml", "judge.file=storys"), "there is no judge 'storys', did you mean 'stories'?"),
     (("run", "mine.yaml", "prompts.heldout.split=train"), "prompts.train and prompts.heldout are the same"),
+    (("doctor", "--directory", "runs"), "no --address is given: add --address auto, or leave --directory out"),
     (
         ("run", "mine.yaml", "policy.bootstrap=null", "policy.model=./none"),
         "policy.model is './none', which is not a checkpoint",
