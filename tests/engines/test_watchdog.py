@@ -156,20 +156,21 @@ def test_what_an_engine_shared_whose_owner_was_killed_goes_with_the_next_engine(
     mine = Record(tmp_path / f"{PREFIX}starting")
     mine.write(set())
     dead, living, renewed = (SHARED / name for name in names)
+    aside = renewed.with_name(f"aside{os.getpid()}")
     try:
         remove_after_dead(tmp_path)
         assert all(folder.is_dir() for folder in folders) and dead.exists() and living.exists()
         for owner in (owners[0], owners[2]):
             owner.kill()
             owner.wait()
-        aside = renewed.rename(renewed.with_name("aside"))  # so that its inode is not given again
+        renewed.rename(aside)  # so that its inode is not given again
         renewed.write_bytes(b"another's")
         remove_after_dead(tmp_path)
         assert not dead.exists() and living.exists() and renewed.exists()
         assert [folder.exists() for folder in folders] == [False, True, False]
         assert mine.folder.is_dir(), "our own engine lives"
-        aside.unlink()
     finally:
+        aside.unlink(missing_ok=True)
         for owner, file in zip(owners, (dead, living, renewed), strict=True):
             owner.kill()
             owner.wait()
