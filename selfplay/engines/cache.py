@@ -115,9 +115,13 @@ def left_pad(sequences: Sequence[Sequence[int]], pad: int, where: torch.device) 
 
 
 def can_share_prefix(model: PreTrainedModel, longest: int) -> bool:
-    """Return whether padding may stand between a prefix and a rest: not where a sliding window counts places of the cache."""
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    return window is None or longest <= window
+    """Return whether padding may stand between a prefix and a rest: not where a window or chunk counts places of the cache.
+
+    Its longest sequence has `longest` tokens. Within one window or chunk, all places of a prefix are seen by what follows.
+    """
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return all(limit is None or longest <= limit for limit in limits)
 
 
 def next_logits(model: PreTrainedModel, products: str, **inputs: Any) -> Tensor:

@@ -78,9 +78,10 @@ def test_choices_after_a_shared_opening_have_the_log_probs_that_they_have_alone(
     assert torch.allclose(torch.tensor(together), torch.tensor(alone), atol=1e-6)
 
 
-def test_a_sliding_window_that_could_be_exceeded_shares_no_opening(engine: TransformersEngine) -> None:
+@pytest.mark.parametrize("limit", ["sliding_window", "attention_chunk_size"])
+def test_a_window_or_chunk_that_could_be_exceeded_shares_no_opening(engine: TransformersEngine, limit: str) -> None:
     assert can_share_prefix(engine.model, 10**6)
-    engine.model.config.sliding_window = 64
+    setattr(engine.model.config, limit, 64)
     assert can_share_prefix(engine.model, 64) and not can_share_prefix(engine.model, 65)
 
 
