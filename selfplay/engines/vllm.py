@@ -55,7 +55,8 @@ class VllmEngine:
     ) -> None:
         """Start vLLM (20 s and more). Raises ConfigError if it is not installed or has no kernel for the model.
 
-        This and every other call raises EngineFailed once a process of vLLM's is dead, or after `engine.timeout`.
+        Nothing of vLLM's is left where this raises. This and every other call raises EngineFailed once a process of vLLM's
+        is dead, or after `engine.timeout`.
         """
         config = config or EngineConfig(kind="vllm")
         check_shared(config.tensor_parallel)
@@ -79,12 +80,11 @@ class VllmEngine:
                 self.llm = self.watchdog.call(
                     "its start", lambda: _start(str(path), revision, dtype, config, self.on_gpu)
                 )
+            self.watchdog.watch()
+            self.record.write(self.watchdog.segments)
         except BaseException:
-            self.watchdog.end(None)
-            self._clean_up()
+            self._end()
             raise
-        self.watchdog.watch()
-        self.record.write(self.watchdog.segments)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts; ConfigError for one too long."""
@@ -169,11 +169,11 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM's processes and free their memory; doing it twice does no harm."""
         if self.llm is not None:
-            self.watchdog.end(self.llm.llm_engine.engine_core.shutdown)
-            self._clean_up()
-            self.llm = None
+            self._end()
 
-    def _clean_up(self) -> None:
+    def _end(self) -> None:
+        self.watchdog.end(None if self.llm is None else self.llm.llm_engine.engine_core.shutdown)
+        self.llm = None
         self.folder.cleanup()
         self.record.close()
 

@@ -5,7 +5,6 @@ How new weights get there is `VllmEngine.update_weights` in `vllm`. vLLM mixes `
 """
 
 import os
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -58,5 +57,4 @@ def _end_without(owner: int) -> None:
             parent.kill()
     if folder := os.environ.get(FOLDER_VARIABLE):
         clear(Path(folder))
-        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from selfplay.storage import durable
+
 SHARED = Path("/dev/shm")
 SEGMENT = re.compile(r" (\d+) +" + f"{SHARED}/")
 """A line of /proc/PID/maps about a file of shared memory, with its inode: the file may have another name by now."""
@@ -36,9 +38,9 @@ class Record:
         self._lock.acquire()
 
     def write(self, inodes: set[int]) -> None:
-        """Name the engine's files of shared memory, given by inode."""
+        """Name the engine's files of shared memory, given by inode. Raises NotWritten."""
         named = {file.name: inode for file, inode in shared_files() if inode in inodes}
-        (self.folder / RECORD).write_text(json.dumps(named))
+        durable.write(self.folder / RECORD, json.dumps(named))
 
     def close(self) -> None:
         """Let the lock go; the folder is gone by then."""
@@ -52,14 +54,25 @@ def remove_after_dead(temporary: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove an engine's temporary folder and what it shared, unless its owner lives; a folder of another user's stays."""
-    with contextlib.suppress(OSError, ValueError, Timeout):
+    """Remove an engine's temporary folder and what its record names, unless its owner lives or another process is at it.
+
+    Without a record, or with one that cannot be read, the folder goes alone. A folder of another user's stays.
+    """
+    with contextlib.suppress(OSError, Timeout):
         if folder.is_symlink() or folder.stat().st_uid != getuid():
             return
         with FileLock(folder / LOCK, timeout=0):
-            named = json.loads((folder / RECORD).read_text())
+            named = _named_in(folder)
             remove_segments({inode for file, inode in shared_files() if named.get(file.name) == inode})
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named_in(folder: Path) -> dict[str, int]:
+    try:
+        named = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return named if isinstance(named, dict) else {}
 
 
 def segments_of(processes: Iterable[psutil.Process]) -> set[int]:

@@ -1,5 +1,6 @@
 """The watchdog over ordinary processes: what dies or hangs is named, soon, and nothing else is touched."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,14 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from selfplay.engines.vllm import VllmEngine
+from selfplay.engines.vllm_worker import FOLDER_VARIABLE
 from selfplay.engines.watchdog import Watchdog
 from selfplay.errors import EngineFailed
-from selfplay.storage.segments import PREFIX, SHARED, Record, remove_after_dead
+from selfplay.storage import durable
+from selfplay.storage.segments import PREFIX, RECORD, SHARED, Record, remove_after_dead
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -175,6 +180,55 @@ def test_what_an_engine_shared_whose_owner_was_killed_goes_with_the_next_engine(
             owner.kill()
             owner.wait()
             file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("cut", ['{"psm_12', "[]"])
+def test_a_record_that_cannot_be_read_costs_its_folder(tmp_path: Path, cut: str) -> None:
+    folder = tmp_path / f"{PREFIX}cut"
+    folder.mkdir()
+    (folder / RECORD).write_text(cut)
+    remove_after_dead(tmp_path)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_worker_without_its_core_leaves_a_living_owners_record(tmp_path: Path, written: bool) -> None:
+    """Whoever ends the owner later needs it to find what was shared. Once the owner is dead, the folder goes."""
+    folder = tmp_path / f"{PREFIX}living"
+    folder.mkdir()
+    owner = Record(folder)
+    if written:
+        owner.write(set())
+    nobody = 2**30  # above any number of a process
+    command = [sys.executable, "-c", f"from selfplay.engines.vllm_worker import _end_without; _end_without({nobody})"]
+    environment = {**os.environ, FOLDER_VARIABLE: str(folder)}
+    assert subprocess.run(command, env=environment, timeout=60).returncode == 1
+    assert (folder / RECORD).exists() == written and folder.is_dir()
+    owner.close()
+    assert subprocess.run(command, env=environment, timeout=60).returncode == 1
+    assert not folder.exists()
+
+
+def test_an_engine_whose_record_cannot_be_written_ends_its_processes(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[[], Any]
+) -> None:
+    begun: list[Any] = []
+
+    def come_up(*_: object) -> SimpleNamespace:
+        begun.append(start())
+        core = SimpleNamespace(shutdown=begun[0].terminate)
+        return SimpleNamespace(llm_engine=SimpleNamespace(engine_core=core))
+
+    def full(call: str, path: Path) -> None:
+        if RECORD in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("selfplay.engines.vllm._start", come_up)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(durable, "hook", full)
+    with pytest.raises(durable.NotWritten, match="No space left on device; free some space"):
+        VllmEngine(tiny_run / "iteration-000" / "policy")
+    assert begun[0].wait(10) == -signal.SIGTERM and not list(tmp_path.iterdir())
 
 
 def watching(start: Callable[[], Any], seconds: float = 60.0) -> tuple[Watchdog, Any]:
