@@ -7,6 +7,7 @@ nothing but these products stands beside what it does.
 """
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +26,15 @@ from selfplay.rl.advantages import RunningMoments
 from selfplay.rl.experience import build_experience
 from selfplay.rl.rollouts import Episodes, build_episodes
 from selfplay.rl.sampler import score
+
+KERNELS = {
+    "products": ("gemm", "nvjet", "cutlass", "xmma", "sm90_", "sm80_"),
+    "attention": ("flash", "fmha", "attention", "sdpa"),
+    "optimizer and clipping": ("multi_tensor", "adam", "lpnorm"),
+    "compiled": ("triton",),
+    "copies and casts": ("copy", "memcpy", "memset", "fill"),
+}
+"""What a GPU's kernels are for, by parts of their names; the rest is "elementwise and sums"."""
 
 
 def best(function: Callable[[], Any], rounds: int) -> float:
@@ -57,6 +67,23 @@ def flop_of_pass(config: Any, episodes: Episodes, head: bool) -> float:
     if head:
         total += 2 * width * config.vocab_size * float(episodes.response_lengths.sum())
     return total
+
+
+def profile_of(function: Any) -> None:
+    """Print the GPU's seconds in a call by what its kernels are for, and the kernels that take most."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        function()
+        torch.cuda.synchronize()
+    kernels = [(event.key, event.self_device_time_total / 1e6, event.count) for event in found.key_averages()]
+    purposes: dict[str, float] = defaultdict(float)
+    for name, seconds, _ in kernels:
+        known = (kind for kind, words in KERNELS.items() if any(word in name.lower() for word in words))
+        purposes[next(known, "elementwise and sums")] += seconds
+    print({kind: round(seconds, 4) for kind, seconds in purposes.items()}, "sum", round(sum(purposes.values()), 3))
+    for name, seconds, count in sorted(kernels, key=lambda one: -one[1])[:22]:
+        print(f"  {1000 * seconds:8.1f} ms {count:6d} x {name[:110]}", flush=True)
 
 
 def main() -> None:

@@ -20,12 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from limits import best, flop_of_pass, matmul_rate
+from limits import best, flop_of_pass, matmul_rate, profile_of
 from measuring import PeakMemory, publish
 from ppo_vs_trl import HERE, ROOT
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
@@ -43,49 +42,25 @@ from selfplay.rl.rollouts import Episodes, build_episodes
 from selfplay.rl.sampler import score
 from selfplay.stages.bootstrap import train_tokenizer
 
-EPOCHS, MINIBATCHES = 2, 4
-KERNELS = {
-    "products": ("gemm", "nvjet", "cutlass", "xmma", "sm90_", "sm80_"),
-    "attention": ("flash", "fmha", "attention", "sdpa"),
-    "optimizer and clipping": ("multi_tensor", "adam", "lpnorm"),
-    "compiled": ("triton",),
-    "copies and casts": ("copy", "memcpy", "memset", "fill"),
+RATE = 1e-6
+LEARNING: dict[str, Any] = {"epochs": 2, "minibatches": 4, "kl_coefficient": 0.05, "missing_eos_penalty": 0.0}
+"""What both trainers are told."""
+HEADS = ("num_attention_heads", "num_key_value_heads")
+WIDTHS = ("hidden_size", "num_hidden_layers", *HEADS, "intermediate_size", "vocab_size")
+SIZES = {
+    "tiny": (64, 2, 2, 2, 128, 4096),
+    "0.5b": (896, 24, 14, 2, 4864, 151936),
+    "1.5b": (1536, 28, 12, 2, 8960, 151936),
 }
-"""What a GPU's kernels are for, by parts of their names; the rest is "elementwise and sums"."""
-
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "intermediate_size": 128,
-        "vocab_size": 4096,
-    },
-    "0.5b": {
-        "hidden_size": 896,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "intermediate_size": 4864,
-        "vocab_size": 151936,
-    },
-    "1.5b": {
-        "hidden_size": 1536,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "intermediate_size": 8960,
-        "vocab_size": 151936,
-    },
-}
+"""Of the policy, in the order of `WIDTHS`."""
 
 
 def random_start(size: str, directory: Path) -> tuple[Path, Path]:
     """A policy and a reward model with random weights, and a tokenizer of 1,024 tokens."""
     tokenizer = train_tokenizer(stories.documents(2000), 1024)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    config = Qwen2Config(num_labels=1, **SIZES[size], tie_word_embeddings=True, max_position_embeddings=2048, **ends)
+    widths = dict(zip(WIDTHS, SIZES[size], strict=True))
+    config = Qwen2Config(num_labels=1, **widths, tie_word_embeddings=True, max_position_embeddings=2048, **ends)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         policy, reward = Qwen2ForCausalLM(config), Qwen2ForSequenceClassification(config)
@@ -103,12 +78,9 @@ def trainer_of(given: argparse.Namespace, compiled: bool, **more: Any) -> PPOTra
     config = PPO(
         steps=given.steps,
         episodes=given.episodes,
-        epochs=EPOCHS,
-        minibatches=MINIBATCHES,
-        learning_rate=1e-6,
-        critic_learning_rate=1e-6,
-        kl_coefficient=0.05,
-        missing_eos_penalty=0.0,
+        **LEARNING,
+        learning_rate=RATE,
+        critic_learning_rate=RATE,
         precision="bfloat16" if torch.cuda.is_available() else "float32",
         compile=compiled,
         log_samples=0,
@@ -128,7 +100,8 @@ def trainer_of(given: argparse.Namespace, compiled: bool, **more: Any) -> PPOTra
 def flop_of_update(trainer: PPOTrainer, episodes: Episodes) -> float:
     """FLOP of all epochs of a step, forward and backward, of policy and critic; nothing that is computed again."""
     shape = trainer.policy.config
-    return 3 * EPOCHS * (flop_of_pass(shape, episodes, head=True) + flop_of_pass(shape, episodes, head=False))
+    passes = flop_of_pass(shape, episodes, head=True) + flop_of_pass(shape, episodes, head=False)
+    return float(3 * LEARNING["epochs"] * passes)
 
 
 def products_rate(trainer: PPOTrainer) -> float:
@@ -200,15 +173,7 @@ PARTS = ("rollout", "score", "estimate", "update", "step")
 
 def trl(given: argparse.Namespace) -> list[dict[str, Any]]:
     """TRL's trainer, in its own environment."""
-    settings = {
-        "episodes": given.episodes,
-        "minibatches": MINIBATCHES,
-        "epochs": EPOCHS,
-        "max_tokens": given.max_tokens,
-        "learning_rate": 1e-6,
-        "kl_coefficient": 0.05,
-        "missing_eos_penalty": 0.0,
-    }
+    settings = {**LEARNING, "learning_rate": RATE, "episodes": given.episodes, "max_tokens": given.max_tokens}
     tokenizer, ids = load_tokenizer(given.folder / "policy"), given.folder / "ids.jsonl"
     encoded = [encode_prompt(tokenizer, prompt) for prompt in stories.prompts("train", 1024)]
     ids.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in encoded))
@@ -237,22 +202,12 @@ def trl(given: argparse.Namespace) -> list[dict[str, Any]]:
 def made_up(trainer: PPOTrainer, given: argparse.Namespace) -> Episodes:
     """Episodes of one step with random answers of full length."""
     generator, size = torch.Generator().manual_seed(0), len(trainer.tokenizer)
-    numbers = range(given.episodes)
     drawn = torch.randint(size // 2, size, (given.episodes, given.max_tokens), generator=generator).tolist()
+    same: dict[str, Any] = {"text": "", "finish_reason": "length", "policy": "made up", "logprobs": None}
+    names = [trainer.prompts[number].id for number in range(given.episodes)]
     answers = [
-        (
-            number,
-            Completion(
-                id=f"{trainer.prompts[number].id}/0",
-                prompt_id=trainer.prompts[number].id,
-                text="",
-                token_ids=tuple(drawn[number]),
-                finish_reason="length",
-                policy="made up",
-                logprobs=None,
-            ),
-        )
-        for number in numbers
+        (number, Completion(id=f"{name}/0", prompt_id=name, token_ids=tuple(drawn[number]), **same))
+        for number, name in enumerate(names)
     ]
     rows = score(answers, trainer.prompts, trainer.reward)
     pad = trainer.tokenizer.pad_token_id
@@ -285,23 +240,6 @@ def learning(given: argparse.Namespace, compiled: bool) -> dict[str, Any]:
     if torch.cuda.is_available():
         profile_of(lambda: learner.learn(episodes, experience, 0))
     return row
-
-
-def profile_of(function: Any) -> None:
-    """Print the GPU's seconds in a call by what its kernels are for, and the kernels that take most."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        function()
-        torch.cuda.synchronize()
-    kernels = [(event.key, event.self_device_time_total / 1e6, event.count) for event in found.key_averages()]
-    purposes: dict[str, float] = defaultdict(float)
-    for name, seconds, _ in kernels:
-        known = (kind for kind, words in KERNELS.items() if any(word in name.lower() for word in words))
-        purposes[next(known, "elementwise and sums")] += seconds
-    print({kind: round(seconds, 4) for kind, seconds in purposes.items()}, "sum", round(sum(purposes.values()), 3))
-    for name, seconds, count in sorted(kernels, key=lambda one: -one[1])[:22]:
-        print(f"  {1000 * seconds:8.1f} ms {count:6d} x {name[:110]}", flush=True)
 
 
 def sleep(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -368,9 +306,7 @@ def in_a_process(command: list[str], path: str = "") -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--parts", default="ours,trl,sleep,update", help="which, in this order, with commas between them"
-    )
+    parser.add_argument("--parts", default="ours,trl,sleep,update", help="which, in this order, separated by commas")
     parser.add_argument("--size", choices=SIZES, default="0.5b")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=128)
@@ -400,9 +336,8 @@ def main() -> None:
             except RuntimeError as error:
                 print(f"{part} failed: {error}", flush=True)
                 continue
-            publish(
-                f"ppo_gpu-{given.size}-{part}", rows, settings={name: str(value) for name, value in vars(given).items()}
-            )
+            settings = {name: str(value) for name, value in vars(given).items()}
+            publish(f"ppo_gpu-{given.size}-{part}", rows, settings=settings)
             speeds[part] = rows[0].get("episodes/s")
         if speeds.get("ours") and speeds.get("trl"):
             print(f"{speeds['ours'] / speeds['trl']:.2f}x the episodes/s")
