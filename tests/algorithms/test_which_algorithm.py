@@ -1,17 +1,22 @@
 """The comparison of algorithms: equal budgets, tables of what is on disk, and one run whose process is cut off and goes on."""
 
-import json
+import os
+import signal
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
 import pytest
 import which_algorithm
-from which_algorithm import ALGORITHMS, COMPLETIONS, PAIRS, RECIPE, Iteration, in_a_row, read_run, tables, words
+from which_algorithm import ALGORITHMS, COMPLETIONS, PAIRS, RECIPE, Iteration, Runner, in_a_row, read_run, tables, words
 
 from prompts.sources import load_prompts
 from selfplay.config import Recipe, load_recipe
+from selfplay.loop import run
+from selfplay.rundir import RunDirectory
 from selfplay.storage.files import read_json, read_json_lines, read_rows, write_json_lines
 
 
@@ -78,16 +83,43 @@ SMALL = [
 ]
 
 
+def test_the_limit_ends_a_run_however_little_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 20\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert Runner(tmp_path, time.monotonic() + 0.4, Lock()).run("dpo-seed0", []) == 124
+    assert Runner(tmp_path, time.monotonic() - 1, Lock()).run("dpo-seed0", []) == 75, "none is begun behind it"
+
+
 def test_a_run_that_is_cut_off_goes_on(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is stopped once its first completions are there, keeps what is finished, and ends as one that never was."""
+    arguments = words("dpo", 0, tmp_path, tiny_run, SMALL)
+    whole = run(load_recipe(RECIPE, [*arguments, f"output={tmp_path / 'whole'}"]))
+    cut, processes = RunDirectory(tmp_path / "dpo-seed0"), []
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        begin = subprocess.Popen
+        patch.setattr(
+            subprocess, "Popen", lambda *words, **more: processes.append(begin(*words, **more)) or processes[0]
+        )
+        runner = Runner(tmp_path, time.monotonic() + 9999, Lock())
+        ended = pool.submit(runner.run, "dpo-seed0", [*arguments, "iterations=9"])
+        while not (cut.finished(1, "generate") or ended.done()):
+            time.sleep(0.02)
+        assert not ended.done()
+        os.kill(processes[0].pid, signal.SIGTERM)
+        assert ended.result() == 75
+    kept = {file: file.stat().st_mtime_ns for file in cut.path.glob("iteration-*/*/manifest.json")}
     monkeypatch.setattr(which_algorithm, "make_start", lambda start: None)
-    runner = which_algorithm.Runner(tmp_path, time.monotonic() - 1, Lock())
-    assert runner.run("dpo-seed0", []) == 75, "nothing is begun behind the limit"
     options = ["--start", str(tiny_run), "--algorithms", "dpo", "--seeds", "1"]
     monkeypatch.setattr(sys, "argv", ["which", str(tmp_path), *options, *SMALL])
+    capsys.readouterr()
     which_algorithm.main()
     said = capsys.readouterr().out
-    assert said.startswith("dpo-seed0: done\n") and "| dpo-seed0 | 1 | " in said
-    [row] = [json.loads(line) for line in (tmp_path / "times.jsonl").read_text().splitlines()]
-    assert row["run"] == "dpo-seed0" and row["code"] == 0 and row["cpu"] > 1
+    assert said.startswith("dpo-seed0: done\n") and "| dpo-seed0 | " in said
+    assert len(kept) > 2 and {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert read_run(cut.path)[0] == read_run(whole)[0]
+    rows = read_json_lines(tmp_path / "times.jsonl")
+    assert [(row["run"], row["code"]) for row in rows] == [("dpo-seed0", code) for code in (75, 0)]
+    assert all(row["cpu"] > 0 for row in rows) and rows[-1]["cpu"] > 1

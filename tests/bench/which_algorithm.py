@@ -13,6 +13,7 @@ thread; what a kill or `--limit` cut short goes on where it was.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -98,7 +99,7 @@ class Runner:
             return 75
         command = [sys.executable, "-m", "selfplay", "run", str(RECIPE), *arguments]
         if self.stop_at < float("inf"):
-            command = ["timeout", "--kill-after=60", f"{left:.0f}", *command]
+            command = ["timeout", "--kill-after=60", str(math.ceil(left)), *command]
         alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         with (self.folder / f"{name}.log").open("a") as log:
             process = subprocess.Popen(command, cwd=ROOT, env=os.environ | alone, stdout=log, stderr=log)
