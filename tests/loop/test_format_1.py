@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from selfplay.cli import app
 from selfplay.config import load_recipe
+from selfplay.errors import ConfigError
 from selfplay.loop import run
 from selfplay.results.verify import verify
 from selfplay.rundir import RunDirectory
@@ -57,7 +58,13 @@ def test_an_old_run_goes_on_and_pays_for_nothing_twice(project: Path, monkeypatc
     files = RunDirectory(project / "run")
     before = {number: files.manifest(number, "policy")["outputs"] for number in (0, 1)}
     assert asked(project) == 12 + 8
-    run(load_recipe(Path("tiny.yaml"), ["output=run", "iterations=2"]))
+    # A section of which the file names a part had another rest then; the sentence says so, and its way out works.
+    with pytest.raises(
+        ConfigError, match=r"policy.bootstrap.sft.training.learning_rate: 0.003 -> 0.002\. Give the old"
+    ):
+        run(load_recipe(Path("tiny.yaml"), ["output=run", "iterations=2"]))
+    old = "policy.bootstrap.sft.training.learning_rate=0.003"
+    run(load_recipe(Path("tiny.yaml"), ["output=run", "iterations=2", old]))
     assert asked(project) == 24, "the third batch of the second iteration alone was asked about"
     assert files.stages(2) == ["generate", "label", "reward", "policy", "evaluate"]
     assert {number: files.manifest(number, "policy")["outputs"] for number in (0, 1)} == before
@@ -77,7 +84,6 @@ def test_a_changed_file_of_an_old_run_is_noticed_by_its_sha256(project: Path) ->
 
 
 def test_a_run_of_a_newer_format_is_refused_with_one_sentence(project: Path) -> None:
-    from selfplay.errors import ConfigError
     from selfplay.storage import durable
     from selfplay.storage.checksums import sealed
 
