@@ -62,18 +62,16 @@ def collate(
     last = place == lengths[:, None] - 1
     row, column = behind.nonzero(as_tuple=True)
     kept = real if packed else torch.ones_like(real)
-    at = [_indices(one, where) for one in (behind.flatten(), real.flatten(), before[kept], last[kept])]
-    targets, whole, states, ends = at
     numbers = _to(chosen, where)
     ids = tokens[numbers, :width]
     flat = ids.flatten()
     return MicroBatch(
         numbers,
-        flat[whole][None] if packed else ids,
+        flat[_indices(real.flatten(), where)][None] if packed else ids,
         _to(place.expand_as(real)[real], where)[None] if packed else None,
-        states,
-        flat[targets],
-        ends,
+        _indices(before[kept], where),
+        flat[_indices(behind.flatten(), where)],
+        _indices(last[kept], where),
         (numbers.repeat_interleave(_to(responses, where), output_size=len(row)), _to(column - prompts[row], where)),
     )
 

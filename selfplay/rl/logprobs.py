@@ -5,6 +5,7 @@ Logits are float32 at least, whatever the precision of the states. On a GPU torc
 a chunk's product: logits are then read twice, not ten times.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -50,27 +51,25 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
     return logits.mul_(scale) if scale != 1.0 else logits
 
 
-Parts = tuple[Tensor, Tensor, Tensor | None]
-
-
-def _statistics(logits: Tensor, tokens: Tensor, entropy: bool) -> Parts:
+def _statistics(
+    logits: Tensor, tokens: Tensor, entropies_of: Callable[[Tensor, Tensor], Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return normalisers (n,), log-probs (n,) of tokens and, if wanted, entropies (n,) of logits (n, V)."""
     normalisers = logits.logsumexp(-1)
     logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - normalisers
-    if not entropy:
-        return normalisers, logprobs, None
+    return normalisers, logprobs, None if entropies_of is None else entropies_of(logits, normalisers)
+
+
+def _entropies(logits: Tensor, normalisers: Tensor) -> Tensor:
+    """Return entropies (n,)."""
     logits = logits - normalisers[:, None]
-    return normalisers, logprobs, -(logits.exp() * logits).sum(-1)
+    return -(logits.exp() * logits).sum(-1)
 
 
-def _statistics_in_place(logits: Tensor, tokens: Tensor, entropy: bool) -> Parts:
+def _entropies_in_place(logits: Tensor, normalisers: Tensor) -> Tensor:
     """Return the same, and use the logits up."""
-    normalisers = logits.logsumexp(-1)
-    logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - normalisers
-    if not entropy:
-        return normalisers, logprobs, None
     logits -= normalisers[:, None]
-    return normalisers, logprobs, -torch.linalg.vecdot(logits.exp(), logits)
+    return -torch.linalg.vecdot(logits.exp(), logits)
 
 
 def _gradient(
@@ -147,12 +146,13 @@ class _TokenLogprobs(torch.autograd.Function):
         count = hidden.shape[0]
         logprobs, normalisers = (hidden.new_empty(count, dtype=dtype) for _ in range(2))
         entropies = hidden.new_empty(count if entropy else 0, dtype=dtype)
-        statistics = compiled_once(_statistics) if compiled else _statistics_in_place
+        statistics = compiled_once(_statistics) if compiled else _statistics
+        entropies_of = (_entropies if compiled else _entropies_in_place) if entropy else None
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, count, chunk):
                 part = slice(start, start + chunk)
                 logits = _logits(hidden[part], weight, bias, scale)
-                normalisers[part], logprobs[part], found = statistics(logits, tokens[part], entropy)
+                normalisers[part], logprobs[part], found = statistics(logits, tokens[part], entropies_of)
                 if found is not None:
                     entropies[part] = found
         ctx.save_for_backward(hidden, weight, bias, tokens, normalisers, entropies)
@@ -163,11 +163,13 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of hidden states, weight and bias: linear in those that come in, which take the scale along."""
         hidden, weight, bias, tokens, normalisers, entropies = ctx.saved_tensors
         # On a GPU in half precision the two products below run in half precision as well, like any backward.
         products = hidden.dtype if hidden.is_cuda else normalisers.dtype
         gradient = compiled_once(_gradient) if ctx.compiled else _gradient_in_place
-        grad_logprobs = torch.zeros_like(normalisers) if grad_logprobs is None else grad_logprobs
+        grad_logprobs = torch.zeros_like(normalisers) if grad_logprobs is None else grad_logprobs * ctx.scale
+        grad_entropies = None if grad_entropies is None else grad_entropies * ctx.scale
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=normalisers.dtype) if wants_weight else None
@@ -185,8 +187,6 @@ class _TokenLogprobs(torch.autograd.Function):
                     None if grad_entropies is None else grad_entropies[part],
                     products,
                 )
-                if ctx.scale != 1.0:
-                    operand.mul_(ctx.scale)
                 if grad_hidden is not None:
                     grad_hidden[part] = (operand @ weight.to(operand.dtype)).to(hidden.dtype)
                 if grad_weight is not None:

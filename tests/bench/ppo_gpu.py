@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from limits import best, flop_of_pass, matmul_rate, profile_of
 from measuring import PeakMemory, publish
-from ppo_vs_trl import HERE, ROOT
+from ppo_vs_trl import HERE, ROOT, write_rows
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
 from prompts import stories
@@ -174,9 +174,8 @@ PARTS = ("rollout", "score", "estimate", "update", "step")
 def trl(given: argparse.Namespace) -> list[dict[str, Any]]:
     """TRL's trainer, in its own environment."""
     settings = {**LEARNING, "learning_rate": RATE, "episodes": given.episodes, "max_tokens": given.max_tokens}
-    tokenizer, ids = load_tokenizer(given.folder / "policy"), given.folder / "ids.jsonl"
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in stories.prompts("train", 1024)]
-    ids.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in encoded))
+    tokenizer = load_tokenizer(given.folder / "policy")
+    _, ids = write_rows(stories.prompts("train", 1024), tokenizer, given.folder)
     where = {"policy": given.folder / "policy", "reward": given.folder / "reward", "prompts": ids}
     options = {**where, "settings": json.dumps(settings), "steps": given.steps, "seed": 0, "rollout-batch": 64}
     command = [given.trl_python, str(HERE / "ppo_side_trl.py")]
