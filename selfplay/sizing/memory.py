@@ -15,7 +15,9 @@ from selfplay.sizing.shapes import Shape
 FLOAT32, BFLOAT16 = 4, 2
 GRADIENT, MOMENTS = 4, 8
 LOGITS_AT_ONCE = {"cuda": 2**29, "cpu": 2**22}
-"""Bytes of one chunk of logits (`selfplay.rl.logprobs.CHUNK_ELEMENTS`); three such tensors exist at once."""
+"""Bytes of one chunk of logits (`selfplay.rl.logprobs.CHUNK_ELEMENTS`)."""
+TOKENS_AT_ONCE = 128
+"""Fewest tokens of such a chunk (`selfplay.rl.logprobs.CHUNK_TOKENS`)."""
 CUDA_CONTEXT = 2 * 10**9
 """What CUDA, cuBLAS and NCCL keep on a card, and what the allocator cannot use."""
 LIBRARIES = 800 * 10**6
@@ -104,7 +106,8 @@ def activations(shape: Shape, tokens: int, precision: Precision, checkpointing: 
 
 def logits_in_chunks(shape: Shape, device: str, head_learns: bool) -> int:
     """Return three chunks of logits, and the float32 gradient of the output embedding that is added up over them."""
-    return 3 * LOGITS_AT_ONCE[device] + (FLOAT32 * shape.embedding if head_learns else 0)
+    chunk = max(LOGITS_AT_ONCE[device], FLOAT32 * TOKENS_AT_ONCE * shape.vocabulary)
+    return 3 * chunk + (FLOAT32 * shape.embedding if head_learns else 0)
 
 
 def whole_logits(shape: Shape, tokens: int) -> int:

@@ -172,4 +172,4 @@ def _evaluate(sizes: Sizes, scored: bool) -> dict[str, int]:
     streamed = memory.FLOAT32 * (policy.total - (policy.layers - 1) * policy.block)
     kept = 0 if sizes.machine.card is not None else sizes.weight_bytes * policy.layers * policy.block
     parts = {**engines(sizes, *sizes.measuring), "scoring and KL": max(scoring, streamed + kept)}
-    return {**parts, "logits": 3 * memory.LOGITS_AT_ONCE[sizes.device]}
+    return {**parts, "logits": memory.logits_in_chunks(policy, sizes.device, head_learns=False)}

@@ -12,7 +12,7 @@ from selfplay.config import PPO, SamplingParams
 from selfplay.records import Prompt
 from selfplay.rewards.sources import FunctionReward
 from selfplay.rl import PPOTrainer
-from selfplay.rl.logprobs import CHUNK_ELEMENTS, token_logprobs
+from selfplay.rl.logprobs import CHUNK_ELEMENTS, CHUNK_TOKENS, token_logprobs
 
 WIDTH = 8
 
@@ -27,6 +27,11 @@ def most_held(work: Callable[[], object]) -> int:
             held += event.nbytes()
             most = max(most, held)
     return most
+
+
+def chunk_of_logits(vocabulary: int) -> int:
+    """Bytes of one chunk of logits."""
+    return 4 * max(CHUNK_ELEMENTS["cpu"], CHUNK_TOKENS * vocabulary)
 
 
 def peak_beyond_gradients(vocabulary: int, tokens: int) -> int:
@@ -44,18 +49,18 @@ def peak_beyond_gradients(vocabulary: int, tokens: int) -> int:
 
 
 def test_peak_memory_is_a_few_chunks_for_any_vocabulary() -> None:
-    chunk = 4 * CHUNK_ELEMENTS["cpu"]
-    small, large = peak_beyond_gradients(512, 256), peak_beyond_gradients(151_936, 256)
-    # All logits at once would be 4 * 256 * 151,936 = 156 MB, and twice that with their gradient.
-    weights = 151_936 * WIDTH * 4
-    assert large < 4 * chunk + weights / 2 < 4 * 256 * 151_936 / 4
-    assert small < 4 * chunk
-    assert peak_beyond_gradients(151_936, 512) - large < chunk / 2
+    chunk = chunk_of_logits(30_000)
+    small, large = peak_beyond_gradients(512, 2048), peak_beyond_gradients(30_000, 2048)
+    # All logits at once would be 4 * 2048 * 30,000 = 246 MB, and twice that with their gradient.
+    weights = 30_000 * WIDTH * 4
+    assert large < 4 * chunk + weights / 2 < 4 * 2048 * 30_000 / 3
+    assert small < 4 * chunk_of_logits(512)
+    assert peak_beyond_gradients(30_000, 4096) - large < chunk / 2
 
 
 def test_the_count_sees_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 2**40)
-    assert peak_beyond_gradients(20_000, 256) > 2 * 4 * 256 * 20_000
+    assert peak_beyond_gradients(20_000, 512) > 2 * 4 * 512 * 20_000
 
 
 def test_an_update_of_the_whole_trainer_needs_as_little(
@@ -84,10 +89,10 @@ def test_an_update_of_the_whole_trainer_needs_as_little(
         held = most_held(lambda: trainer.learner.gradients(episodes, experience, list(range(12))))
         return held - 4 * sum(p.numel() for network in (policy, trainer.learner.critic) for p in network.parameters())
 
-    small, large = peak(512, 64), peak(151_936, 64)
-    # 12 x 64 tokens: all logits at once would be 4 * 768 * 151,936 = 467 MB. The head's products hold two gradients of
-    # the embedding (5 MB each) for a moment, and some chunks of 4 MiB.
-    weights, chunk = 4 * 151_936 * WIDTH, 4 * CHUNK_ELEMENTS["cpu"]
-    assert large < small + 4 * chunk + 2 * weights < 4 * 768 * 151_936 / 10
+    small, large = peak(512, 128), peak(30_000, 128)
+    # 12 x 128 tokens: all logits at once would be 4 * 1536 * 30,000 = 184 MB. The head's products hold two gradients of
+    # the embedding (1 MB each) for a moment, and some chunks of 15 MB.
+    weights, chunk = 4 * 30_000 * WIDTH, chunk_of_logits(30_000)
+    assert large < small + 4 * chunk + 2 * weights < 4 * 1536 * 30_000 / 2
     # With twice the tokens, what grows is what grows with a vocabulary of 512 as well.
-    assert peak(151_936, 128) - large < peak(512, 128) - small + chunk / 2
+    assert peak(30_000, 256) - large < peak(512, 256) - small + chunk / 2

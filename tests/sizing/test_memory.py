@@ -1,5 +1,7 @@
 """The formulas of memory: by hand, against what autograd really saves, and against the table of two large layouts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -47,6 +49,9 @@ def test_frozen_models_by_hand() -> None:
 def test_logits_and_caches_by_hand() -> None:
     assert memory.logits_in_chunks(SMALL, "cpu", head_learns=True) == 3 * 2**22 + 4 * 2400
     assert memory.logits_in_chunks(SMALL, "cpu", head_learns=False) == 3 * 2**22
+    # 128 tokens at least, however many that are to choose from.
+    large = replace(SMALL, vocabulary=50_000)
+    assert memory.logits_in_chunks(large, "cpu", head_learns=False) == 3 * 4 * 128 * 50_000
     assert memory.whole_logits(SMALL, 7) == 3 * 4 * 7 * 300
     # 5 rows of 6 tokens, 2 x 2 x 4 numbers of 4 bytes each; drawing: 5 x 300 x (12 + 16) bytes.
     assert memory.sampling_without_vllm(SMALL, 5, 6, 4) == 5 * 6 * 64 + 5 * 300 * 28
