@@ -127,10 +127,11 @@ class Learner:
                 stack.enter_context(compiled_blocks(networks))
             yield
 
-    def estimate(self, episodes: Episodes) -> Estimates:
+    def estimate(self, episodes: Episodes, as_sampled: bool = False) -> Estimates:
         """Return one pass of all networks over the episodes; see `selfplay.rl.rollouts.estimate`."""
+        networks = self.policy_network, self.reference_network, self.critic_network
         with self.computing():
-            return estimate(episodes, self.policy_network, self.reference_network, self.critic_network, self.config)
+            return estimate(episodes, *networks, self.config, as_sampled)
 
     def learn(self, episodes: Episodes, experience: Experience, step: int) -> dict[str, float]:
         """Go through all epochs over the episodes of a step; return the update's metrics."""

@@ -149,12 +149,15 @@ def estimate(
     reference: PolicyNetwork | None,
     critic: Callable[[MicroBatch], tuple[Tensor, Tensor]] | None,
     config: PPO,
+    as_sampled: bool = False,
 ) -> Estimates:
     """Return one pass of all networks over the episodes, divided over the processes.
 
     `reference` None: the adapters off. `critic` None: values 0. Each network's weights are rounded for its own pass alone.
+    `as_sampled` takes the engine's log-probs as the policy's, where it gave all of them, and spares the policy its pass.
     """
     mask = episodes.mask
+    as_sampled = as_sampled and not bool(episodes.engine_logprobs[mask].isnan().any())
     dtype = torch.promote_types(unwrap_peft(policy.model).dtype, torch.float32)
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3))
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)
@@ -165,10 +168,13 @@ def estimate(
         for rows in micro_batches(range(len(mask)), episodes.lengths, budget):
             batch = episodes.batch(rows, packs(policy.model))
             into = batch.places
-            with rounded():
-                logprobs[into] = policy.logprobs(batch)
-                if unmasked is not None:
-                    unmasked[into] = policy.unmasked_logprobs(batch)
+            if as_sampled:
+                logprobs[into] = episodes.engine_logprobs[into].to(dtype)
+            else:
+                with rounded():
+                    logprobs[into] = policy.logprobs(batch)
+                    if unmasked is not None:
+                        unmasked[into] = policy.unmasked_logprobs(batch)
             with rounded(), nullcontext() if reference is not None else policy.model.disable_adapter():
                 reference_logprobs[into] = (reference or policy).logprobs(batch)
             if critic is not None:

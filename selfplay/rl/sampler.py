@@ -4,8 +4,9 @@ Left out: tensors, which are made of them in `rollouts`.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from time import perf_counter
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -24,6 +25,7 @@ from selfplay.records import Completion, Prompt
 from selfplay.rewards.sources import Reward, spreads
 from selfplay.rl.batching import minibatches, prompt_order
 from selfplay.storage.files import derived_seed
+from selfplay.weights.half import HalfWeights, others_than_products
 
 
 @runtime_checkable
@@ -84,6 +86,44 @@ class Sampler:
         self.policy, self.prompts, self.config, self.sampling, self.seed = policy, prompts, config, sampling, seed
         self.thread: ThreadPoolExecutor | None = None
         self.ahead: Future[Answers] | None = None
+
+    @property
+    def _own_engine(self) -> TransformersEngine | None:
+        """The transformers engine, if it samples on a CPU with the very weights that learn, in float32, and no mask."""
+        inner = unwrap_peft(self.policy)
+        if (
+            not isinstance(self.engine, TransformersEngine)
+            or self.engine.model is not inner
+            or self.engine.mask is not None
+        ):
+            return None
+        return self.engine if inner.device.type == "cpu" and inner.dtype == torch.float32 else None
+
+    @property
+    def samples_as_trained(self) -> bool:
+        """Whether the engine's log-probs are the trainer's but for float32's rounding: the very weights in the same precision.
+
+        On a GPU products may be rounded further (TF32), and a pass costs little: there the trainer computes its own.
+        """
+        engine = self._own_engine
+        return engine is not None and engine.products == self.config.precision == "float32"
+
+    @contextmanager
+    def _as_trained(self) -> Iterator[None]:
+        """On a CPU, let a policy that learns in bfloat16 sample in it too, of weights that are rounded once, not for every token.
+
+        Products in float32 would differ from the trainer's as much, and take longer. Adapters' weights stay as they are.
+        """
+        engine = self._own_engine
+        if engine is None or self.config.precision != "bfloat16" or unwrap_peft(self.policy) is not self.policy:
+            yield
+            return
+        before, engine.products = engine.products, "bfloat16"
+        try:
+            with HalfWeights(self.policy, others_than_products(self.policy)).in_use():
+                yield
+        finally:
+            engine.products = before
 
     def answers(self, step: int) -> Answers:
         """Return this process's share of the step's prompts, answered."""
@@ -158,7 +198,8 @@ class Sampler:
             seen[number] += 1
         mine = self._of_this_engine
         drawn = self.sampling.model_copy(update={"n": 1, "seed": derived_seed(self.seed, "sampling", step)})
-        answers = [group[0] for group in self.engine.generate(asked[mine], drawn)] if asked[mine] else []
+        with self._as_trained():
+            answers = [group[0] for group in self.engine.generate(asked[mine], drawn)] if asked[mine] else []
         return [
             (number, answer.model_copy(update={"prompt_id": self.prompts[number].id}))
             for number, answer in zip(order[mine], answers, strict=True)

@@ -159,7 +159,7 @@ class PPOTrainer:
         pad = self.tokenizer.pad_token_id
         episodes, unscored = build_episodes(scored, self.prompts, self.encoded, self.reward, self.device, pad)
         collected, learner = perf_counter(), self.learner
-        estimates = learner.estimate(episodes)
+        estimates = learner.estimate(episodes, as_sampled=step > 0 and self.sampler.samples_as_trained)
         coefficient = learner.controller.coefficient
         experience = build_experience(episodes, estimates, self.config, coefficient, self.moments, learner.max_tokens)
         trim_heap()  # the update's tensors are of other sizes

@@ -1,4 +1,4 @@
-"""bfloat16 copies of float32 weights, for a GPU to compute with: what autocast does at every layer and pass is done once a step.
+"""bfloat16 copies of float32 weights to compute with: what autocast does at every layer and pass is done once a step.
 
     half = HalfWeights(network)
     with half.in_use():                      # the network's modules hold the copies
@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 def prefers_half_weights(where: torch.device) -> bool:
@@ -61,6 +62,17 @@ class HalfWeights:
         finally:
             for module, name, weight in self._places:
                 module._parameters[name] = weight
+
+
+def others_than_products(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules whose weights autocast leaves in float32, and the output embedding, whose logits PPO wants precise."""
+    head = model.get_output_embeddings()
+    return [one for one in model.modules() if one is head or isinstance(one, nn.Embedding) or _of_vectors(one)]
+
+
+def _of_vectors(module: nn.Module) -> bool:
+    """Return whether a module, like a norm, has no matrix."""
+    return all(weight.dim() < 2 for weight in module.parameters())
 
 
 def _copy(weight: nn.Parameter) -> nn.Parameter:

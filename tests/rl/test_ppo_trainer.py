@@ -379,11 +379,13 @@ def test_stop_strings_and_stop_tokens_end_the_response(make_trainer: Maker) -> N
 
 
 def test_bfloat16_multiplies_in_bfloat16_and_keeps_the_rest(make_trainer: Maker, make_policy: PolicyMaker) -> None:
-    found = []
-    for precision in ("float32", "bfloat16"):
-        trainer = make_trainer(policy=make_policy(dtype=torch.float32), precision=precision)
-        _, estimates, _ = rollout(trainer)
-        found.append(estimates)
+    first, second = (
+        make_trainer(policy=make_policy(dtype=torch.float32), precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    episodes = rollout(first)[0]
+    found = [trainer.learner.estimate(episodes) for trainer in (first, second)]
+    for trainer, estimates in zip((first, second), found, strict=True):
         assert {p.dtype for p in trainer.policy.parameters()} == {estimates.logprobs.dtype} == {torch.float32}
     for name in ("logprobs", "values"):
         difference = (getattr(found[0], name) - getattr(found[1], name)).abs().max()
