@@ -39,7 +39,9 @@ def test_the_bound_on_the_kl_by_hand() -> None:
     assert exact == pytest.approx(0.1308120, abs=1e-6) and exact < kl_bound(2) == pytest.approx(0.1931472, abs=1e-6)
 
 
-def test_in_compare_the_reward_model_chooses(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_compare_the_reward_model_chooses(
+    tiny_run: Path, training_seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     targets = [f"{tiny_run}@2", f"{tiny_run}@2*6"]
     first = compare(targets, GIVEN, folder=tmp_path)
     assert first.names == ("run@2", "run@2*6") and first.facts["KL of run@2*6 at most"] == "0.96 nats"
@@ -49,7 +51,7 @@ def test_in_compare_the_reward_model_chooses(tiny_run: Path, tmp_path: Path, mon
     from prompts.sources import load_prompts
     from selfplay.storage.journal import Journal
 
-    prompts = load_prompts(PromptSource(split="heldout", limit=12), 0)
+    prompts = load_prompts(PromptSource(split="heldout", limit=12), training_seed)
     scores = [score for rows in Journal(files[0]).batches.values() for score in rows]
     chosen = [Completion.model_validate(row) for row in Journal(files[0].with_suffix(".jsonl")).batches["answers"]]
     highest = [max(scores[place : place + 6]) for place in range(0, 72, 6)]

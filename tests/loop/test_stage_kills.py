@@ -63,18 +63,18 @@ def left(folder: Path) -> dict[str, Any]:
     return found
 
 
-def run_one(directory: Path, name: str) -> None:
-    """Run a stage of the first iteration, or the start."""
+def run_one(directory: Path, name: str, seed: int = 0) -> None:
+    """Run a stage of the first iteration, with the seed of its run, or the start with the seed given."""
     from selfplay.loop import run_stage
 
     if name == "start":
-        run_recipe(directory.parent / "tiny.yaml", [f"output={directory}"], only_start=True)
+        run_recipe(directory.parent / "tiny.yaml", [f"output={directory}", f"seed={seed}"], only_start=True)
     else:
         run_stage(directory, name, 1)
 
 
 @pytest.mark.parametrize("name", MOMENTS)
-def test_kills_in_a_stage_change_nothing(tiny_run: Path, name: str) -> None:
+def test_kills_in_a_stage_change_nothing(tiny_run: Path, training_seed: int, name: str) -> None:
     place = "iteration-000/policy" if name == "start" else f"iteration-001/{name}"
     home = tiny_run.parent / f"killed-{name}"  # beside the recipe
     if name == "start":
@@ -84,10 +84,10 @@ def test_kills_in_a_stage_change_nothing(tiny_run: Path, name: str) -> None:
         shutil.rmtree(home / place)
     expected = left(tiny_run / place)
     for kills, moment in enumerate(MOMENTS[name], start=1):
-        assert in_process(run_one, home, name, moment=moment) == -9, f"was not killed at {moment}"
+        assert in_process(run_one, home, name, training_seed, moment=moment) == -9, f"was not killed at {moment}"
         copy = tiny_run.parent / f"killed-{name}-{kills}"
         shutil.copytree(home, copy, symlinks=True)
-        assert in_process(run_one, copy, name) == 0
+        assert in_process(run_one, copy, name, training_seed) == 0
         assert left(copy / place) == expected, f"another outcome after {kills} kills"
         assert not list(copy.rglob("*.partial"))
         shutil.rmtree(copy)

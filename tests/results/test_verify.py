@@ -110,7 +110,7 @@ def test_every_one_of_200_random_changes_of_a_byte_is_found(stopped: Path) -> No
     ],
 )
 def test_a_resume_that_would_read_a_changed_file_refuses_and_repairing_makes_it_anew(
-    tiny_run: Path, tmp_path: Path, name: str, kept: list[str]
+    tiny_run: Path, training_seed: int, tmp_path: Path, name: str, kept: list[str]
 ) -> None:
     home = tmp_path / "run"
     shutil.copytree(tiny_run, home, symlinks=True)
@@ -118,7 +118,7 @@ def test_a_resume_that_would_read_a_changed_file_refuses_and_repairing_makes_it_
     data = bytearray((home / name).read_bytes())
     data[len(data) // 2] ^= 4
     (home / name).write_bytes(bytes(data))
-    recipe = load_recipe(tiny_run.parent / "tiny.yaml", [f"output={home}", "iterations=3"])
+    recipe = load_recipe(tiny_run.parent / "tiny.yaml", [f"output={home}", f"seed={training_seed}", "iterations=3"])
     with pytest.raises(
         Damaged, match=rf"{Path(name).name}' is damaged: .*; `selfplay verify .*run --repair` removes it"
     ):
@@ -193,16 +193,16 @@ def test_files_of_others_in_a_stages_folder_are_kept(
     assert not work.exists()
 
 
-def test_what_stands_where_people_look_is_covered_too(tiny_run: Path, tmp_path: Path) -> None:
+def test_what_stands_where_people_look_is_covered_too(tiny_run: Path, training_seed: int, tmp_path: Path) -> None:
     home = tmp_path / "run"
     shutil.copytree(tiny_run, home, symlinks=True)
     text = (home / "config.yaml").read_text()
-    (home / "config.yaml").write_text(text.replace("seed: 0", "seed: 1"))
+    (home / "config.yaml").write_text(text.replace(f"seed: {training_seed}", "seed: 7"))
     with pytest.raises(Damaged, match="config.yaml' is damaged: it is not the one that this run wrote; put it back"):
         RunDirectory(home).recipe()
     assert [one.path.name for one in verify(home).damage] == ["config.yaml"]
     assert repair(home) == [f"{home / 'config.yaml'}: removed; `selfplay run RECIPE` writes it again"]
-    RunDirectory(home).begin(load_recipe(tiny_run.parent / "tiny.yaml", [f"output={home}"]))
+    RunDirectory(home).begin(load_recipe(tiny_run.parent / "tiny.yaml", [f"output={home}", f"seed={training_seed}"]))
     assert verify(home).damage == []
     (home / "metrics.jsonl").write_text((home / "metrics.jsonl").read_text().replace("1", "2", 1))
     assert [one.path.name for one in verify(home).damage] == ["metrics.jsonl"]
