@@ -4,6 +4,7 @@ from pathlib import Path
 
 from selfplay.config import load_recipe
 from selfplay.loop import run
+from selfplay.rundir import RunDirectory
 from selfplay.storage.checksums import check_of_file
 
 ROOT = Path(__file__).parents[2]
@@ -21,8 +22,9 @@ def small_run(name: str, tiny_run: Path, folder: Path, *overrides: str) -> Path:
     """Run `runs/NAME.yaml` with overrides from the tiny run's start, with its judge and its seed; gives the directory."""
     judge = f"judge.file={tiny_run.parent / 'tiny_judge.yaml'}"
     start = f"policy.model={tiny_run / 'iteration-000' / 'policy'}"
+    seed = f"seed={RunDirectory(tiny_run).recipe().seed}"
     recipe = ROOT / "runs" / f"{name}.yaml"
-    return run(load_recipe(recipe, [*SMALL, judge, start, f"output={folder / 'run'}", *overrides]))
+    return run(load_recipe(recipe, [*SMALL, judge, start, seed, f"output={folder / 'run'}", *overrides]))
 
 
 def checksums(folder: Path) -> dict[str, str]:
