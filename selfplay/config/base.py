@@ -81,6 +81,11 @@ class AlgorithmSection(Section):
         return 0
 
     @property
+    def group_size(self) -> int:
+        """How many of them answer the same prompt."""
+        return 1
+
+    @property
     def learned_per_step(self) -> int:
         """Those of them that are learned from at most."""
         return self.episodes_per_step

@@ -46,6 +46,11 @@ class Rejection(Passes, AlgorithmSection):
         return self.prompts * self.completions
 
     @property
+    def group_size(self) -> int:
+        """Return the answers to a prompt."""
+        return self.completions
+
+    @property
     def learned_per_step(self) -> int:
         """Return how many answers of a round are kept at most; above a threshold, that may be all."""
         share = {"best": 1 / self.completions, "top": self.share, "above": 1.0}[self.keep]

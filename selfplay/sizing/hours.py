@@ -52,8 +52,8 @@ class Work:
 class Rates(Protocol):
     """Seconds of a process's work on a model of some shape; logits are made of `head` of the tokens."""
 
-    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int) -> float:
-        """Return those in which one engine answers so many prompts."""
+    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int, each: int = 1) -> float:
+        """Return those in which one engine makes so many answers, `each` to a prompt, which is computed once for them."""
         ...
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
@@ -76,16 +76,16 @@ class CardRates:
     card: Card
     sizes: Sizes
 
-    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int) -> float:
+    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int, each: int = 1) -> float:
         """Return the seconds, on `tensor_parallel` cards if it is vLLM: weights and cache are read in each step."""
-        engine, each = self.sizes.recipe.engine, self.sizes.weight_bytes
+        engine, width = self.sizes.recipe.engine, self.sizes.weight_bytes
         vllm = engine.kind == "vllm"
         most = ROWS_OF_VLLM if vllm else engine.batch_size
         waves, together = -(-rows // most), min(rows, most)
-        read = shape.total * each + together * (prompt + answer // 2) * shape.cache_per_token(each)
+        read = shape.total * width + together * (prompt + answer // 2) * shape.cache_per_token(width)
         step = read / engine.gpus_each / (self.card.bandwidth * BANDWIDTH_SHARE)
         step += STEP_SECONDS.get(engine.kind, STEP_SECONDS["vllm"])
-        return waves * answer * step + self.forward(shape, rows * prompt, head=rows) / engine.gpus_each
+        return waves * answer * step + self.forward(shape, rows // each * prompt, head=rows) / engine.gpus_each
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return 2 operations per weight and token."""
@@ -122,13 +122,13 @@ class ProcessorRates:
         }
         return cls(sizes, measured_seconds(task))
 
-    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int) -> float:
+    def decoding(self, shape: Shape, rows: int, prompt: int, answer: int, each: int = 1) -> float:
         """Return steps of whole batches, with a fixed part and one for each row, after a pass over the prompts."""
         waves, rest = divmod(rows, self.sizes.recipe.engine.batch_size)
         batches = [self.sizes.recipe.engine.batch_size] * waves + ([rest] if rest else [])
         like = shape.total / self.sizes.policy.total
         step = sum(self.seconds["decoding step"] + count * self.seconds["decoding of a row"] for count in batches)
-        return answer * step * like + self.forward(shape, rows * prompt)
+        return answer * step * like + self.forward(shape, rows // each * prompt)
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return those of its blocks, and of its head."""
@@ -165,7 +165,8 @@ def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
     )
     found: dict[str, float] = {}
     if needs.pairs:
-        found["generate"] = rates.decoding(sizes.policy, -(-work.generated // engines), work.prompt, work.answer)
+        rows, each = -(-work.generated // engines), recipe.generate.completions
+        found["generate"] = rates.decoding(sizes.policy, rows, work.prompt, work.answer, each)
         found["label"] = judging
     if needs.reward_model:
         forwarded = 2 * work.pairs if recipe.reward.loss == "pairwise" else work.generated
@@ -193,7 +194,7 @@ def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: 
         tokens = 2 * work.pairs * whole // workers
         return 2 * rates.training(policy, tokens, recompute=True, head=tokens)
     tokens, answered = work.episodes * whole // workers, work.episodes * work.answer // workers
-    rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer)
+    rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer, algorithm.group_size)
     estimate = 2 * rates.forward(policy, tokens, head=answered) if algorithm.estimates_logprobs else 0.0
     estimate += sizes.recipe.reward.ensemble * rates.forward(scorer, tokens) if needs.reward_model else 0.0
     estimate += rates.forward(scorer, tokens) if needs.critic else 0.0

@@ -226,6 +226,8 @@ def test_hours_by_hand(tmp_path: Path) -> None:
     # an engine: 256 steps of 8 ms and (15.23 + 128 x 1,152 x 57,344 bytes = 8.46 GB) at 0.6 of 3.35 TB/s, and a prefill of
     # 4.3 s: 9.4 s.
     assert found["policy"] * 3600 == pytest.approx(74.7 + 21.8 + 9.4, rel=0.002)
+    # Four answers to a prompt ask for it once.
+    assert rates.decoding(shape, 128, 1024, 256, each=4) == pytest.approx(5.1 + 4.3 / 4, rel=0.02)
 
 
 def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
@@ -243,6 +245,8 @@ def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
     rates = ProcessorRates(sizes, seconds)
     # 300 answers are a batch of 256 and one of 44; six steps of each, and two blocks over 300 x 4 tokens of prompts.
     assert rates.decoding(sizes.policy, 300, 4, 6) == pytest.approx(6 * (7 + 64 + 7 + 11) + 2 * 1200)
+    # Three answers to a prompt ask for it once.
+    assert rates.decoding(sizes.policy, 300, 4, 6, each=3) == pytest.approx(6 * (7 + 64 + 7 + 11) + 2 * 400)
     work = Work(
         prompt=4, answer=6, generated=300, pairs=150, judge_calls=0, episodes=256, learned=256, epochs=2, heldout=32
     )
@@ -263,7 +267,7 @@ def test_hours_of_a_processor_by_hand(tmp_path: Path) -> None:
     learning = 2 * (640 * 6 + 384 * 1.5) + 2 * 4 * TOTAL * 1e-3
     work = work_of(sizes.recipe, {"pairs": 0, "judge_calls": 0}, 4, 32)
     took = hours(sizes, work, ProcessorRates(sizes, seconds))["policy"] * 3600
-    assert took == pytest.approx(2 * (rollout + 2560 * 2 + learning))
+    assert took == pytest.approx(2 * (6 * (7 + 64) + 2 * 1024 / 4 + 2560 * 2 + learning))
 
 
 def test_hours_of_the_iterations_that_a_run_has_finished(tiny_run: Path) -> None:
