@@ -207,10 +207,10 @@ class Learner:
         config = self.config
         total = episodes.response_tokens(rows)
         budget = config.micro_batch_tokens or default_batch_tokens(self.device)
-        parts = list(micro_batches(rows, episodes.lengths, budget))
+        parts = micro_batches(rows, episodes.lengths, budget)
+        batches = [episodes.batch(part, packs(self.policy)) for part in parts]
         sums = torch.zeros(len(SUMS_OF_POLICY), dtype=torch.float64, device=self.device)
-        for part in parts:
-            batch = episodes.batch(part, packs(self.policy))
+        for batch in batches:
             tokens = experience.tokens(batch.places)
             with torch.set_grad_enabled(learn_policy), precision(config.precision, self.device):
                 logprobs, entropies = self.policy_network(batch)
@@ -225,21 +225,19 @@ class Learner:
         if update is not None:
             update(row)
         if self.critic_network is not None:
-            row |= self._critic_gradients(self.critic_network, episodes, experience, parts, total)
+            row |= self._critic_gradients(self.critic_network, experience, batches, total)
         return row
 
     def _critic_gradients(
         self,
         network: Callable[[MicroBatch], tuple[Tensor, Tensor]],
-        episodes: Episodes,
         experience: Experience,
-        parts: Sequence[Sequence[int]],
+        batches: Sequence[MicroBatch],
         total: int,
     ) -> Row:
         """Leave the critic's gradients of a minibatch of `total` tokens; return the means of its metrics over them."""
         sums = torch.zeros(len(SUMS_OF_CRITIC), dtype=torch.float64, device=self.device)
-        for part in parts:
-            batch = episodes.batch(part, packs(self.policy))
+        for batch in batches:
             tokens = experience.tokens(batch.places)
             with precision(self.config.precision, self.device):
                 values, _ = network(batch)
