@@ -172,8 +172,9 @@ class PPO(AlgorithmSection):
     pretraining: Pretraining | None = None
     """Mix a language-modelling loss into the policy's (PPO-ptx)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products in training; weights, log-probs and losses stay float32. `auto` measures once which is faster on
-    this machine, for a model of 20M parameters or more, and keeps to it when the run is resumed on another."""
+    """Of the matrix products in training, and in one process on a CPU in sampling; weights, log-probs and losses stay float32.
+    `auto` measures once which is faster on this machine, for a model of 20M parameters or more, and keeps to it when the run is
+    resumed on another."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     offload_optimizer: bool = False

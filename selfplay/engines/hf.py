@@ -89,7 +89,7 @@ class TransformersEngine:
         self.stop_ids = frozenset(stop_token_ids(model.generation_config, tokenizer))
         self.special_tokens = special_texts(tokenizer)
         self.products = "float32"
-        """Precision of the blocks' products; "bfloat16" of a policy whose frozen weights PPO has rounded to it."""
+        """Precision of the blocks' products; "bfloat16" of a policy whose weights PPO has rounded to it."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts. Raises ConfigError for one too long."""

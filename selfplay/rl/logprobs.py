@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
-"""Most logits held at once, per device type: 4 MiB, which a cache holds, and 512 MiB."""
+"""Most logits held at once, per device type: 4 MiB, which a cache holds, and 512 MiB; more where CHUNK_TOKENS have more."""
 CHUNK_TOKENS = 128
 """Fewest tokens worked on at once, whatever the vocabulary: products of fewer rows run at a fraction of a processor's rate."""
 
@@ -54,8 +54,9 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
 
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return hidden @ weight.T, on a CPU in float32 by oneDNN: MKL, torch's own choice, takes up to twice as long on AMD's."""
-    if hidden.device.type == "cpu" and hidden.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    """Return hidden @ weight.T, in float32 by oneDNN where torch would take MKL, which needs up to twice as long on an AMD."""
+    of_mkl = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and torch.backends.mkl.is_available()
+    if of_mkl and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
     return hidden @ weight.t()
 

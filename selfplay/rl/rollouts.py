@@ -1,7 +1,7 @@
 """Episodes: answered and scored prompts as tensors, and what the networks say of them.
 
-The one forward pass here gives old log-probs, reference log-probs and values together; no other code
-computes them again.
+The one forward pass here gives old log-probs, reference log-probs and values together, unless the engine's log-probs serve as
+the old ones; no other code computes them again.
 """
 
 import math
@@ -157,7 +157,7 @@ def estimate(
     `as_sampled` takes the engine's log-probs as the policy's, where it gave all of them, and spares the policy its pass.
     """
     mask = episodes.mask
-    as_sampled = as_sampled and not bool(episodes.engine_logprobs[mask].isnan().any())
+    as_sampled = as_sampled and policy.mask is None and not bool(episodes.engine_logprobs[mask].isnan().any())
     dtype = torch.promote_types(unwrap_peft(policy.model).dtype, torch.float32)
     logprobs, reference_logprobs, values = (torch.zeros(mask.shape, dtype=dtype, device=mask.device) for _ in range(3))
     final_values = torch.zeros(len(mask), dtype=dtype, device=mask.device)

@@ -25,7 +25,7 @@ from selfplay.records import Completion, Prompt
 from selfplay.rewards.sources import Reward, spreads
 from selfplay.rl.batching import minibatches, prompt_order
 from selfplay.storage.files import derived_seed
-from selfplay.weights.half import HalfWeights, others_than_products
+from selfplay.weights.half import PRODUCTS, HalfWeights
 
 
 @runtime_checkable
@@ -90,27 +90,27 @@ class Sampler:
     @property
     def _own_engine(self) -> TransformersEngine | None:
         """The transformers engine, if it samples on a CPU with the very weights that learn, in float32, and no mask."""
-        inner = unwrap_peft(self.policy)
-        if (
-            not isinstance(self.engine, TransformersEngine)
-            or self.engine.model is not inner
-            or self.engine.mask is not None
-        ):
-            return None
-        return self.engine if inner.device.type == "cpu" and inner.dtype == torch.float32 else None
+        inner, engine = unwrap_peft(self.policy), self.engine
+        if type(engine) is not TransformersEngine or engine.model is not inner or engine.mask is not None:
+            return None  # a subclass may draw otherwise
+        return engine if inner.device.type == "cpu" and inner.dtype == torch.float32 else None
 
     @property
     def samples_as_trained(self) -> bool:
         """Whether the engine's log-probs are the trainer's but for float32's rounding: the very weights in the same precision.
 
-        On a GPU products may be rounded further (TF32), and a pass costs little: there the trainer computes its own.
+        On a GPU products may be rounded further (TF32), and a pass costs little: there the trainer computes its own. So it does
+        where rotations depend on the longest sequence, and what a cache holds was rotated for a shorter one.
         """
         engine = self._own_engine
-        return engine is not None and engine.products == self.config.precision == "float32"
+        if engine is None or not engine.products == self.config.precision == "float32":
+            return False
+        rotations = str(getattr(engine.model.config.get_text_config(), "rope_parameters", None))
+        return "dynamic" not in rotations and "longrope" not in rotations
 
     @contextmanager
     def _as_trained(self) -> Iterator[None]:
-        """On a CPU, let a policy that learns in bfloat16 sample in it too, of weights that are rounded once, not for every token.
+        """On a CPU, let a policy that learns in bfloat16 sample in it too, with weights rounded once, not for every token.
 
         Products in float32 would differ from the trainer's as much, and take longer. Adapters' weights stay as they are.
         """
@@ -120,7 +120,7 @@ class Sampler:
             return
         before, engine.products = engine.products, "bfloat16"
         try:
-            with HalfWeights(self.policy, others_than_products(self.policy)).in_use():
+            with HalfWeights(self.policy, [self.policy.get_output_embeddings()], PRODUCTS).in_use():
                 yield
         finally:
             engine.products = before

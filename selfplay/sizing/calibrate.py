@@ -19,6 +19,8 @@ from selfplay.errors import ConfigError
 from selfplay.storage.files import hash_of, read_json, write_json
 
 ROUNDS, TOKENS = 5, 512
+VERSION = 2
+"""Of what is timed: one more whenever the same task comes to take another time."""
 FEW_ROWS = 8
 
 
@@ -27,7 +29,7 @@ def measured_seconds(task: dict[str, Any]) -> dict[str, float]:
     kept = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selfplay" / "rates.json"
     known: dict[str, dict[str, float]] = read_json(kept) if kept.is_file() else {}
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    key = hash_of([task, cores, os.environ.get("OMP_NUM_THREADS")])
+    key = hash_of([VERSION, task, cores, os.environ.get("OMP_NUM_THREADS")])
     if key not in known:
         done = subprocess.run(
             [sys.executable, "-m", "selfplay.sizing.calibrate", json.dumps(task)], capture_output=True, text=True

@@ -4,6 +4,8 @@ A forward pass takes 2 operations per weight and token, a backward pass 4, recom
 2020). Looking up an input embedding takes none; the output embedding, tied or not, counts for the tokens that get logits alone. A
 step of decoding reads all weights and the whole cache once, and costs a fixed time on top. What the rates rest on stands beside
 them; an earlier run on the same machine is the better guide, and replaces them where there is one (`measured`).
+On a processor, PPO's sampling is counted in float32 and each step with a pass of the policy for its old log-probs, also where it
+takes less.
 """
 
 from dataclasses import asdict, dataclass
@@ -85,7 +87,7 @@ class CardRates:
         read = shape.total * width + together * (prompt + answer // 2) * shape.cache_per_token(width)
         step = read / engine.gpus_each / (self.card.bandwidth * BANDWIDTH_SHARE)
         step += STEP_SECONDS.get(engine.kind, STEP_SECONDS["vllm"])
-        return waves * answer * step + self.forward(shape, rows // each * prompt, head=rows) / engine.gpus_each
+        return waves * answer * step + self.forward(shape, -(-rows // each) * prompt, head=rows) / engine.gpus_each
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return 2 operations per weight and token."""
@@ -128,7 +130,7 @@ class ProcessorRates:
         batches = [self.sizes.recipe.engine.batch_size] * waves + ([rest] if rest else [])
         like = shape.total / self.sizes.policy.total
         step = sum(self.seconds["decoding step"] + count * self.seconds["decoding of a row"] for count in batches)
-        return answer * step * like + self.forward(shape, rows // each * prompt)
+        return answer * step * like + self.forward(shape, -(-rows // each) * prompt)
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return those of its blocks, and of its head."""
@@ -165,7 +167,8 @@ def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
     )
     found: dict[str, float] = {}
     if needs.pairs:
-        rows, each = -(-work.generated // engines), recipe.generate.completions
+        rivals = 1 if recipe.generate.opponent == "self" else 2  # each computes the prompts for its half of the answers
+        rows, each = -(-work.generated // engines), max(1, recipe.generate.completions // rivals)
         found["generate"] = rates.decoding(sizes.policy, rows, work.prompt, work.answer, each)
         found["label"] = judging
     if needs.reward_model:
@@ -194,7 +197,10 @@ def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: 
         tokens = 2 * work.pairs * whole // workers
         return 2 * rates.training(policy, tokens, recompute=True, head=tokens)
     tokens, answered = work.episodes * whole // workers, work.episodes * work.answer // workers
-    rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer, algorithm.group_size)
+    each = max(
+        1, algorithm.group_size // (engines if algorithm.kind == "ppo" else 1)
+    )  # PPO's are dealt to engines in turn
+    rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer, each)
     estimate = 2 * rates.forward(policy, tokens, head=answered) if algorithm.estimates_logprobs else 0.0
     estimate += sizes.recipe.reward.ensemble * rates.forward(scorer, tokens) if needs.reward_model else 0.0
     estimate += rates.forward(scorer, tokens) if needs.critic else 0.0

@@ -103,6 +103,8 @@ def sampling(sizes: Sizes) -> dict[str, int]:
     """
     rows = -(-sizes.recipe.algorithm.episodes_per_step // sizes.learners)
     parts = engine_parts(sizes, sizes.policy, "engine", rows, weights=not _shares_weights(sizes))
+    if _samples_in_half(sizes):
+        parts["engine: bf16 copies"] = memory.casts(sizes.policy, 1, sizes.precision)
     if sizes.recipe.engine.kind == "vllm":
         largest = sizes.policy.embedding
         buffer = max(memory.WEIGHTS_BUFFER, sizes.weight_bytes * largest)
@@ -115,6 +117,13 @@ def sampling(sizes: Sizes) -> dict[str, int]:
 
 def _shares_weights(sizes: Sizes) -> bool:
     return sizes.recipe.engine.kind == "transformers" and sizes.learners == 1
+
+
+def _samples_in_half(sizes: Sizes) -> bool:
+    """Whether the engine has copies of its own of weights that learn, in bfloat16 (`selfplay.rl.sampler`)."""
+    algorithm, apart = sizes.recipe.algorithm, ("async_rollouts", "nlpo")
+    whole = sizes.recipe.policy.lora is None and not any(getattr(algorithm, name, None) for name in apart)
+    return _shares_weights(sizes) and whole and algorithm.kind == "ppo" and sizes.machine.card is None
 
 
 def update(sizes: Sizes, needs: Any) -> dict[str, int]:

@@ -5,9 +5,10 @@
         network(batch).sum().backward()      # gradients arrive, in float32, in the network's own weights
         optimizer.step(); half.refresh()
 
-Everything between the products (the residual stream, norms, gates) is bfloat16 as well, half the bytes that autocast moves; sums
-inside a norm and a softmax stay float32, as the models' own code has it. This is mixed precision with master weights
-(Micikevicius et al. 2018, 1710.03740), and what FSDP2 does above one process. Left out: float16, which needs loss scaling.
+If all weights are copied, everything between the products (the residual stream, norms, gates) is bfloat16 as well, half the bytes
+that autocast moves; sums inside a norm and a softmax stay float32, as the models' own code has it. This is mixed precision with
+master weights (Micikevicius et al. 2018, 1710.03740), and what FSDP2 does above one process. Left out: float16, which needs
+loss scaling.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 def prefers_half_weights(where: torch.device) -> bool:
@@ -26,18 +27,24 @@ def prefers_half_weights(where: torch.device) -> bool:
     return where.type == "cuda"
 
 
+PRODUCTS = (nn.Linear, Conv1D)
+"""Modules whose weights autocast rounds for every product."""
+
+
 class HalfWeights:
     """A bfloat16 copy of each float32 weight of a network, ties kept; those of modules in `apart` stay as they are, and so do
-    those that transformers leaves in float32 in a bfloat16 model.
+    those that transformers leaves in float32 in a bfloat16 model. `kinds` are the modules that get copies, by default all.
 
     Outside `in_use` the network holds its own weights, so that whoever saves, averages or hashes them sees these alone.
     """
 
-    def __init__(self, network: nn.Module, apart: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self, network: nn.Module, apart: Sequence[nn.Module] = (), kinds: tuple[type[nn.Module], ...] = (nn.Module,)
+    ) -> None:
         left_out = {id(weight) for module in apart for weight in module.parameters()} | _kept_precise(network)
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
         self._copies: dict[nn.Parameter, nn.Parameter] = {}
-        for module in network.modules():
+        for module in (one for one in network.modules() if isinstance(one, kinds)):
             for name, weight in module._parameters.items():
                 if weight is not None and weight.dtype == torch.float32 and id(weight) not in left_out:
                     self._places.append((module, name, weight))
@@ -62,17 +69,6 @@ class HalfWeights:
         finally:
             for module, name, weight in self._places:
                 module._parameters[name] = weight
-
-
-def others_than_products(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the modules whose weights autocast leaves in float32, and the output embedding, whose logits PPO wants precise."""
-    head = model.get_output_embeddings()
-    return [one for one in model.modules() if one is head or isinstance(one, nn.Embedding) or _of_vectors(one)]
-
-
-def _of_vectors(module: nn.Module) -> bool:
-    """Return whether a module, like a norm, has no matrix."""
-    return all(weight.dim() < 2 for weight in module.parameters())
 
 
 def _copy(weight: nn.Parameter) -> nn.Parameter:

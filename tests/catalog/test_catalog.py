@@ -99,11 +99,15 @@ def test_two_runs_are_told_apart_in_recipe_code_data_and_outcome(copy, tmp_path,
     (other / "provenance.json").unlink()
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(
-        config.replace(f"seed: {training_seed}", "seed: 7", 1).replace("iterations: 2", "iterations: 3")
+        config.replace(f"seed: {training_seed}", f"seed: {training_seed + 7}", 1).replace(
+            "iterations: 2", "iterations: 3"
+        )
     )
     shutil.rmtree(other / "iteration-002/evaluate")
     found = diff(copy, other)
-    assert "iterations: 2 -> 3" in found["recipe"] and f"seed: {training_seed} -> 7" in found["recipe"]
+    assert (
+        "iterations: 2 -> 3" in found["recipe"] and f"seed: {training_seed} -> {training_seed + 7}" in found["recipe"]
+    )
     assert any(line.startswith("train prompts: 128 -> 128, ") for line in found["data"])
     assert any(line.startswith("torch ") and line.endswith(" -> none") for line in found["code"])
     assert any(

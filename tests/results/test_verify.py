@@ -197,7 +197,7 @@ def test_what_stands_where_people_look_is_covered_too(tiny_run: Path, training_s
     home = tmp_path / "run"
     shutil.copytree(tiny_run, home, symlinks=True)
     text = (home / "config.yaml").read_text()
-    (home / "config.yaml").write_text(text.replace(f"seed: {training_seed}", "seed: 7"))
+    (home / "config.yaml").write_text(text.replace(f"seed: {training_seed}", f"seed: {training_seed + 7}"))
     with pytest.raises(Damaged, match="config.yaml' is damaged: it is not the one that this run wrote; put it back"):
         RunDirectory(home).recipe()
     assert [one.path.name for one in verify(home).damage] == ["config.yaml"]

@@ -54,6 +54,7 @@ def all_weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
             "entropy_coefficient": 0.01,
         },
         {"async_rollouts": True, "precision": "bfloat16"},
+        {"precision": "bfloat16"},
         {"lora": True},
         {"lora": True, "half_base": True, "precision": "bfloat16"},
     ],

@@ -49,7 +49,7 @@ def test_frozen_models_by_hand() -> None:
 def test_logits_and_caches_by_hand() -> None:
     assert memory.logits_in_chunks(SMALL, "cpu", head_learns=True) == 3 * 2**22 + 4 * 2400
     assert memory.logits_in_chunks(SMALL, "cpu", head_learns=False) == 3 * 2**22
-    # 128 tokens at least, however many that are to choose from.
+    # 128 tokens at least, however large the vocabulary.
     large = replace(SMALL, vocabulary=50_000)
     assert memory.logits_in_chunks(large, "cpu", head_learns=False) == 3 * 4 * 128 * 50_000
     assert memory.whole_logits(SMALL, 7) == 3 * 4 * 7 * 300

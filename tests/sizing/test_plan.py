@@ -48,6 +48,17 @@ def test_the_update_of_a_small_model_by_hand(tmp_path: Path) -> None:
     assert rows["start"].parts["logits"] == 3 * 4 * 64 * 256 * 300
 
 
+def test_a_processor_samples_with_copies_in_bfloat16_where_it_learns_in_it(tmp_path: Path) -> None:
+    copies, half = "engine: bf16 copies", "algorithm.precision=bfloat16"
+    for further, expected in (
+        ((), 2 * 2 * 512),
+        (("algorithm.async_rollouts=true",), None),
+        (("policy.lora.rank=2",), None),
+    ):
+        found = stages(sized(recipe(tmp_path, BOOTSTRAPPED, half, *further), Machine(0, None, 8 * GB)))
+        assert {row.stage: row for row in found}["policy: sampling"].parts.get(copies) == expected
+
+
 def test_groups_need_no_critic_and_an_average_is_one_more_copy(tmp_path: Path) -> None:
     machine = Machine(0, None, 8 * GB)
     plain, groups = (

@@ -7,13 +7,15 @@ import torch
 from tiny_models import Maker, PolicyMaker
 from torch import nn
 
+from selfplay.config import Lora
 from selfplay.engines.hf import TransformersEngine
+from selfplay.lora import add_adapter
 from selfplay.rl import PPOTrainer, learner
 from selfplay.rl.rollouts import Estimates, estimate
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, float]]:
-    """Per step of a training: whether the engine's log-probs are taken, and how far they are from a pass of the policy."""
+    """For each training step: whether the engine's log-probs are taken, and how far they are from a pass of the policy."""
     found: list[tuple[bool, float]] = []
 
     def watching(*arguments: Any) -> Estimates:
@@ -29,11 +31,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, float]]:
     return found
 
 
-def test_behind_the_first_step_a_policy_in_float32_is_not_asked_again(
-    make_trainer: Maker, make_policy: PolicyMaker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lora", [False, True])
+def test_after_the_first_step_a_policy_in_float32_is_not_asked_again(
+    make_trainer: Maker, make_policy: PolicyMaker, monkeypatch: pytest.MonkeyPatch, lora: bool
 ) -> None:
     found, rows = watched(monkeypatch), []
-    make_trainer(policy=make_policy(dtype=torch.float32), steps=3, on_step=rows.append).train()
+    policy = make_policy(dtype=torch.float32)
+    adapted = add_adapter(policy, Lora(rank=2, alpha=4.0)) if lora else policy
+    make_trainer(policy=adapted, steps=3, on_step=rows.append).train()
     assert found[0][1] == 0 and [taken for taken, _ in found[1:]] == [True, True]
     assert max(gap for _, gap in found) < 1e-5
     assert 0 < rows[0]["engine/logprob_gap"] < 1e-5, "the first step has both, and tells whether they agree"
@@ -42,16 +47,27 @@ def test_behind_the_first_step_a_policy_in_float32_is_not_asked_again(
         assert row["val/first_ratio"] == pytest.approx(1, abs=1e-5) and row["policy/first_clipfrac"] == 0
 
 
-@pytest.mark.parametrize("why", ["float64", "bfloat16", "ahead", "another engine's weights", "no logprobs"])
+class Careful(TransformersEngine):
+    """May draw from what it likes."""
+
+
+@pytest.mark.parametrize(
+    "why", ["float64", "bfloat16", "ahead", "another engine's weights", "another engine", "no logprobs", "rotations"]
+)
 def test_elsewhere_the_trainer_computes_its_own(
     make_trainer: Maker, make_policy: PolicyMaker, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    policy = make_policy(dtype=torch.float64 if why == "float64" else torch.float32)
+    shape = (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}} if why == "rotations" else {}
+    )
+    policy = make_policy(dtype=torch.float64 if why == "float64" else torch.float32, **shape)
     knobs: dict[str, Any] = {"ahead": {"async_rollouts": True}, "bfloat16": {"precision": "bfloat16"}}.get(why, {})
     trainer = make_trainer(policy=policy, **knobs)
     if why == "another engine's weights":
         monkeypatch.setattr(TransformersEngine, "update_weights", lambda self, model: None)
         trainer.sampler.engine = TransformersEngine(make_policy(dtype=torch.float32), trainer.tokenizer)
+    if why == "another engine":
+        trainer.sampler.engine = Careful(policy, trainer.tokenizer)
     if why == "no logprobs":
         drawn = trainer.sampler.answers
         monkeypatch.setattr(
@@ -72,7 +88,8 @@ def precisions(trainer: PPOTrainer) -> set[torch.dtype]:
     def generate(self: TransformersEngine, *arguments: Any) -> Any:
         linears = [one for name, one in inner.named_modules() if isinstance(one, nn.Linear) and name != "lm_head"]
         found.update(one.weight.dtype for one in linears)
-        assert inner.lm_head.weight.dtype == inner.model.norm.weight.dtype == torch.float32
+        others = inner.lm_head, inner.model.norm, inner.model.embed_tokens
+        assert {one.weight.dtype for one in others} == {torch.float32}
         answers = drawn(self, *arguments)
         assert answers[0][0].logprobs is not None
         return answers
@@ -85,7 +102,7 @@ def precisions(trainer: PPOTrainer) -> set[torch.dtype]:
 
 def test_a_policy_that_learns_in_bfloat16_samples_in_it(make_trainer: Maker, make_policy: PolicyMaker) -> None:
     rows: list[dict[str, Any]] = []
-    policy = make_policy(dtype=torch.float32)
+    policy = make_policy(dtype=torch.float32, tie_word_embeddings=False)
     own = dict(policy.named_parameters())
     trainer = make_trainer(policy=policy, precision="bfloat16", steps=3, on_step=rows.append)
     assert precisions(trainer) == {torch.bfloat16}
