@@ -157,10 +157,10 @@ def test_show_prints_a_table_and_json(command: Command, tiny_run: Path) -> None:
     assert [row["iteration"] for row in rows] == [0, 1, 2] and rows[2]["win_rate_vs_start"]["n"] == 32
 
 
-def test_show_prints_the_transcripts_of_a_prompt(command: Command, tiny_run: Path) -> None:
+def test_show_prints_the_transcripts_of_a_prompt(command: Command, tiny_run: Path, training_seed: int) -> None:
     from prompts.stories import prompts
 
-    [first] = prompts("heldout", 1)
+    [first] = prompts("heldout", 1, training_seed)
     found = json.loads(command("show", tiny_run, "--prompt", first.id, "--json").out)
     assert found["prompt_id"] == first.id and len(found["answers"]) == 3 and len(found["matches"]) == 3
     assert first.text in command("show", tiny_run, "--prompt", first.id).out.replace("\n", " ")
