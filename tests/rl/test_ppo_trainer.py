@@ -429,12 +429,18 @@ def test_a_compiled_trainer_has_the_same_gradients(make_trainer: Maker, monkeypa
 def test_memory_and_speed_knobs_train_as_well(
     make_trainer: Maker, make_policy: PolicyMaker, knobs: dict[str, Any]
 ) -> None:
+    """On the same texts: a step ahead they are sampled in float32, and in bfloat16 one in a dozen has another token."""
     plain_rows: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for found, extra in ((plain_rows, {}), (rows, knobs)):
-        make_trainer(policy=make_policy(dtype=torch.float32), on_step=found.append, learning_rate=1e-3, **extra).train()
-    tolerance = 0.05 if "precision" in knobs else 1e-5
-    for name in ("loss/policy_avg", "loss/value_avg", "policy/entropy_avg", "objective/scores"):
+        policy = make_policy(dtype=torch.float32)
+        ahead = {"policy": policy, "async_rollouts": True, "on_step": found.append}
+        make_trainer(learning_rate=1e-3, **ahead, **extra).train()
+    assert rows[0]["objective/scores"] == plain_rows[0]["objective/scores"]
+    assert "precision" not in knobs or rows[0]["loss/value_avg"] != plain_rows[0]["loss/value_avg"]
+    # Of eight seeds the farthest was .0045 off in bfloat16, .087 on other texts.
+    tolerance = 0.02 if "precision" in knobs else 1e-5
+    for name in ("loss/policy_avg", "loss/value_avg", "policy/entropy_avg"):
         assert rows[0][name] == pytest.approx(plain_rows[0][name], rel=tolerance, abs=tolerance), name
     assert rows[0]["val/first_ratio"] == pytest.approx(1.0, abs=tolerance)
 
