@@ -155,12 +155,16 @@ def test_a_reward_from_outside(folder: Path, tiny_run: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["Hinge, options: {gap: 90.0}", "squared"])
 def test_a_reward_models_loss_from_outside(folder: Path, tiny_run: Path, loss: str) -> None:
-    """Untrained scores lie close together, so the first loss is the gap asked for less their mean margin, or its square."""
+    """Untrained scores lie close together, so the first loss is the gap asked for less their mean margin, or its square.
+
+    With two completions a prompt has one pair, so that the loss, a mean over prompts, and the margin, over pairs, weigh alike.
+    """
     name, _, options = loss.partition(",")
     made = f"loss: python, python: '{folder}/own.py:{name}',{options or ' options: {}'}"
     more = f"reward={{{made}, heldout_share: 0.3, batch_size: 64}}"
     start = tiny_run / "iteration-000" / "policy"
-    settings = [*overrides(folder, start, more), "generate.prompts=64", "algorithm.steps=1", "reward.extra_rounds=0"]
+    pairs = "generate={prompts: 64, completions: 2}"
+    settings = [*overrides(folder, start, more), pairs, "algorithm.steps=1", "reward.extra_rounds=0"]
     directory = run(load_recipe(folder / "tiny.yaml", settings)) / "iteration-001"
     rows = read_json_lines(directory / "reward" / "metrics.jsonl")
     assert len(rows) == 2, "64 prompts are one batch, of two epochs"
