@@ -60,12 +60,13 @@ def write_files(folder: Path) -> Path:
 
 
 # The judge ties most pairs, and of the rest few are held back, 20 at first: seed 0 needed two rounds more, then one, before the
-# reward model's lower bound passed one half. Its scores were .09, .30 and .56, its win rates .78 [.72, .84] and .95 [.92, .97].
+# reward model's lower bound passed one half. The scores of seeds 0, 1 and 2 were .09, .30, .56; .08, .26, .62; and .10, .31, .34,
+# where the second iteration is no more above the first than chance (.54 [.50, .59]); the last win rates' least bound was .80.
 @needs_shared
 @pytest.mark.timeout(1800)  # up to seven rounds of pairs in each iteration
 def test_two_iterations_raise_the_score_of_a_judge_of_ones_own(tmp_path: Path, training_seed: int) -> None:
     overrides = [f"output={tmp_path / 'run'}", f"seed={training_seed}"]
     assert run_in_process(write_files(tmp_path), overrides) == 0
     start, first, second = iterations(tmp_path / "run")
-    assert start["mean_score"] < first["mean_score"] < second["mean_score"]
-    assert second["win_rate_vs_start"]["low"] > 0.5
+    assert start["mean_score"] + 0.1 < min(first["mean_score"], second["mean_score"])
+    assert second["win_rate_vs_start"]["low"] > 0.6
