@@ -229,9 +229,9 @@ def test_a_critic_that_nobody_needs_is_refused(make_trainer: Maker, make_policy:
 
 
 def test_overlong_answers_lose_part_of_the_penalty(make_trainer: Maker, prompts: list[Prompt]) -> None:
-    trainer = make_trainer(overlong_buffer=4, missing_eos_penalty=2.0)
+    trainer = make_trainer(overlong_buffer=4, missing_eos_penalty=2.0, episodes=96)
     episodes, _, experience = rollout(trainer)
     # of 7 tokens the last 4: half a point for each beyond 3
     expected = episodes.scores.double() - 0.5 * (episodes.response_lengths - 3).clamp(min=0)
     torch.testing.assert_close(experience.scores, expected, rtol=0, atol=1e-9)
-    assert len(set(episodes.response_lengths.tolist())) > 2
+    assert len(set(episodes.response_lengths.tolist())) > 3  # six at least with five seeds
