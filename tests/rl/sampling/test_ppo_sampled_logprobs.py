@@ -15,14 +15,17 @@ from selfplay.rl.rollouts import Estimates, estimate
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, float]]:
-    """For each training step: whether the engine's log-probs are taken, and how far they are from a pass of the policy."""
+    """For each training step: whether the engine's log-probs are taken, and how far those used are from a pass of the policy.
+
+    Two passes over the same ids may differ in the last digit: where memory lies decides how a product is summed.
+    """
     found: list[tuple[bool, float]] = []
 
     def watching(*arguments: Any) -> Estimates:
         made, own = estimate(*arguments), estimate(*arguments[:-1])
         mask = arguments[0].mask
         assert bool((made.logprobs[~mask] == 0).all())
-        torch.testing.assert_close(made.reference_logprobs, own.reference_logprobs, rtol=0, atol=0)
+        torch.testing.assert_close(made.reference_logprobs, own.reference_logprobs, rtol=0, atol=1e-5)
         taken = bool((made.logprobs[mask] == arguments[0].engine_logprobs[mask]).all())
         found.append((taken, float((made.logprobs - own.logprobs).abs().max())))
         return made
@@ -39,7 +42,7 @@ def test_after_the_first_step_a_policy_in_float32_is_not_asked_again(
     policy = make_policy(dtype=torch.float32)
     adapted = add_adapter(policy, Lora(rank=2, alpha=4.0)) if lora else policy
     make_trainer(policy=adapted, steps=3, on_step=rows.append).train()
-    assert found[0][1] == 0 and [taken for taken, _ in found[1:]] == [True, True]
+    assert [taken for taken, _ in found] == [False, True, True]
     assert max(gap for _, gap in found) < 1e-5
     assert 0 < rows[0]["engine/logprob_gap"] < 1e-5, "the first step has both, and tells whether they agree"
     for row in rows[1:]:
@@ -77,7 +80,7 @@ def test_elsewhere_the_trainer_computes_its_own(
         )
     found = watched(monkeypatch)
     trainer.train()
-    assert [gap for _, gap in found] == [0, 0] and not any(taken for taken, _ in found)
+    assert [taken for taken, _ in found] == [False, False] and max(gap for _, gap in found) < 1e-5
 
 
 def precisions(trainer: PPOTrainer) -> set[torch.dtype]:
