@@ -48,7 +48,7 @@ def seconds_alone(prompts: list[int], tokens: float, precision: str) -> dict[str
 
     All tokens go six times through the policy or its like with logits (sampled once; estimated by policy and reference; forward
     and backward of the update, which is three) and five times without (reward model, critic's estimate and its update).
-    Sampling and logits are float32, all else is in `precision`.
+    Logits are float32, all else is in `precision`.
     """
     shape = AutoConfig.from_pretrained(checkpoint())
     episodes: Any = SimpleNamespace(
@@ -60,8 +60,8 @@ def seconds_alone(prompts: list[int], tokens: float, precision: str) -> dict[str
         {f"{name} GFLOP/s": round(rate / 1e9) for name, rate in rates.items()},
         f"{(6 * whole + 5 * body) / 1e12:.1f} TFLOP",
     )
-    exact = (whole + 5 * (whole - body)) / rates["float32"]
-    return {"float32": exact, precision: 10 * body / rates[precision], "all": exact + 10 * body / rates[precision]}
+    exact, rest = 6 * (whole - body) / rates["float32"], 11 * body / rates[precision]
+    return {"float32": exact, precision: rest, "all": exact + rest}
 
 
 def row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
