@@ -36,8 +36,8 @@ from selfplay.storage import durable
 TRAINING = ("bootstrap", "judge_model", "reward_model")
 """Modules of the stages that run on all workers, beside `policy` by an algorithm that spreads."""
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_LEAVE = 60
-"""For workers to save the step under way behind a Ctrl-C; another one ends at once."""
+SECONDS_TO_LEAVE = 600
+"""For workers to save the step under way after a Ctrl-C, which takes minutes with a large model; another one ends at once."""
 OURS = re.compile(r"  (?!File )\S")
 """A line of ours among what a worker says, and not a library's or a traceback's."""
 STOP = "stop"

@@ -106,7 +106,7 @@ def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(begun: Path, tiny_run: Pa
         time.sleep(0.1)
     started = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
-    said = running.communicate(timeout=120)[1].splitlines()
+    said = running.communicate(timeout=300)[1].splitlines()
     assert running.returncode == 130 and said[-1].startswith("interrupted; what is finished is saved"), said
     assert not psutil.wait_procs(started, timeout=60)[1]
 
