@@ -118,9 +118,14 @@ def test_one_letter_is_the_same_verdict_as_text_and_as_a_probability(
 def test_every_answer_in_json_can_be_read_whatever_is_asked(
     home: Path, engine: VllmEngine, heldout: list[Pair]
 ) -> None:
-    """Decoding is guided, so that this holds for questions of a kind that no judge was taught as well."""
-    said = {row.pair_id: row.preference for row in judge(home, "json", engine).judge(heldout) if row.order == "forward"}
-    assert len(said) == HELDOUT and set(said.values()) == {0.0, 1.0}
+    """Decoding is guided, so that this holds for questions of a kind that no judge was taught as well.
+
+    But for a pair that is too long to be asked: with one seed of five there is one.
+    """
+    said = [row for row in judge(home, "json", engine).judge(heldout) if row.order == "forward"]
+    answered = [row for row in said if "that is more than the" not in row.error]
+    assert len(said) == HELDOUT and len(answered) > 0.95 * HELDOUT
+    assert {row.preference for row in answered} == {0.0, 1.0}
 
 
 def test_transformers_and_vllm_give_the_same_chances(home: Path, engine: VllmEngine, asked: list[Pair]) -> None:
