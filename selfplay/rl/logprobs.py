@@ -17,7 +17,6 @@ CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 """Most logits held at once, per device type: 4 MiB, which a cache holds, and 512 MiB; more where CHUNK_TOKENS have more."""
 CHUNK_TOKENS = 128
 """Fewest tokens worked on at once, whatever the vocabulary: products of fewer rows run at a fraction of a processor's rate."""
-
 LARGE = 2**20
 """Numbers of an output embedding from which oneDNN pays."""
 
@@ -57,11 +56,13 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
 
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return hidden @ weight.T, in float32 by oneDNN where torch would take MKL, which needs up to twice as long on an AMD."""
-    of_mkl = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and torch.backends.mkl.is_available()
-    if (
-        of_mkl and torch.backends.mkldnn.is_available() and weight.numel() >= LARGE
-    ):  # it keeps a kernel for each number of rows
+    """Return hidden @ weight.T, of a large weight in float32 by oneDNN where torch would take MKL.
+
+    MKL needs up to twice as long on an AMD; oneDNN keeps a kernel for each number of rows, which a small weight is not worth.
+    """
+    float32_on_cpu = hidden.device.type == "cpu" and hidden.dtype == torch.float32
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if float32_on_cpu and both and weight.numel() >= LARGE:
         return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
     return hidden @ weight.t()
 

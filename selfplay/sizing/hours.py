@@ -191,15 +191,15 @@ def hours(sizes: Sizes, work: Work, rates: Rates) -> dict[str, float]:
 def policy_seconds(rates: Rates, sizes: Sizes, work: Work, needs: Any, engines: int) -> float:
     """Return the seconds of an iteration's steps: sample, score, estimate, update."""
     algorithm, workers = sizes.recipe.algorithm, sizes.learners
-    engines = min(engines, workers) if algorithm.kind == "ppo" else engines  # each learner samples
+    each = algorithm.group_size
+    if algorithm.kind == "ppo":  # each learner samples, and a group is dealt to the engines in turn
+        engines = min(engines, workers)
+        each = max(1, each // engines)
     whole, scorer, policy = work.prompt + work.answer, scorer_of(sizes), sizes.policy
     if not work.episodes:
         tokens = 2 * work.pairs * whole // workers
         return 2 * rates.training(policy, tokens, recompute=True, head=tokens)
     tokens, answered = work.episodes * whole // workers, work.episodes * work.answer // workers
-    each = max(
-        1, algorithm.group_size // (engines if algorithm.kind == "ppo" else 1)
-    )  # PPO's are dealt to engines in turn
     rollout = rates.decoding(policy, -(-work.episodes // engines), work.prompt, work.answer, each)
     estimate = 2 * rates.forward(policy, tokens, head=answered) if algorithm.estimates_logprobs else 0.0
     estimate += sizes.recipe.reward.ensemble * rates.forward(scorer, tokens) if needs.reward_model else 0.0

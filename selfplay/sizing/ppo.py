@@ -121,9 +121,10 @@ def _shares_weights(sizes: Sizes) -> bool:
 
 def _samples_in_half(sizes: Sizes) -> bool:
     """Whether the engine has copies of its own of weights that learn, in bfloat16 (`selfplay.rl.sampler`)."""
-    algorithm, apart = sizes.recipe.algorithm, ("async_rollouts", "nlpo")
-    whole = sizes.recipe.policy.lora is None and not any(getattr(algorithm, name, None) for name in apart)
-    return _shares_weights(sizes) and whole and algorithm.kind == "ppo" and sizes.machine.card is None
+    algorithm = sizes.recipe.algorithm
+    if not isinstance(algorithm, PPO) or algorithm.async_rollouts or algorithm.nlpo is not None:
+        return False
+    return _shares_weights(sizes) and sizes.recipe.policy.lora is None and sizes.machine.card is None
 
 
 def update(sizes: Sizes, needs: Any) -> dict[str, int]:

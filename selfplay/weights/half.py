@@ -53,8 +53,8 @@ class HalfWeights:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the network's weights again: an optimizer has changed them."""
-        changing = {weight: copy for weight, copy in self._copies.items() if weight.requires_grad}
+        """Copy the network's weights that learn: an optimizer has changed them."""
+        changing = {weight: copy for weight, copy in self._copies.items() if copy.requires_grad}
         if changing:
             torch._foreach_copy_([one.data for one in changing.values()], [one.data for one in changing])
 
@@ -72,8 +72,13 @@ class HalfWeights:
 
 
 def _copy(weight: nn.Parameter) -> nn.Parameter:
-    """Return a bfloat16 copy whose gradient, once a backward pass has made it, is added to the weight's own."""
-    copy = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)
+    """Return a bfloat16 copy whose gradient, once a backward pass has made it, is added to the weight's own.
+
+    Of a weight that learns it is empty, until it is refreshed to be used.
+    """
+    learns, own = weight.requires_grad, weight.detach()
+    rounded = torch.empty_like(own, dtype=torch.bfloat16) if learns else own.to(torch.bfloat16)
+    copy = nn.Parameter(rounded, requires_grad=learns)
 
     def hand_over(made: Tensor) -> None:
         assert made.grad is not None
