@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from selfplay.rl.logprobs import token_logprobs
+from selfplay.rl.logprobs import LARGE, token_logprobs
 
 
 def plain(
@@ -73,3 +73,18 @@ def test_no_response_tokens_at_all() -> None:
     logprobs, _ = token_logprobs(hidden, torch.randn(9, 4), None, torch.zeros(0, dtype=torch.long))
     logprobs.sum().backward()
     assert logprobs.shape == (0,) and hidden.grad is not None and hidden.grad.shape == (0, 4)
+
+
+def test_a_large_output_embedding_in_float32_gives_what_float64_gives() -> None:
+    """The product that oneDNN makes where torch has MKL, forward and backward; some chunks, the last one shorter."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*size, generator=generator) for size in ((300, 256), (LARGE // 256, 256)))
+    tokens = torch.randint(len(weight), (300,), generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [one.detach().to(dtype).requires_grad_() for one in (hidden, weight / 16)]
+        logprobs, entropies = token_logprobs(*inputs, None, tokens, chunk=128)
+        (logprobs.mean() + entropies.mean()).backward()
+        found.append([logprobs, entropies, *(one.grad for one in inputs)])
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-4)
