@@ -176,7 +176,7 @@ class Pool:
         if closing:
             self.ray.wait(closing, num_returns=len(closing), timeout=SECONDS_TO_CLOSE)
         for actor in [*self._idle, *self._busy.values()]:
-            self.ray.kill(actor)
+            self._end(actor)
         self._idle, self._busy, self._closed = [], {}, True
         self._starting.clear()
 
@@ -214,10 +214,11 @@ class Pool:
             self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
             if not self._goes_on(error):  # else it is an error of a call whose result nobody waits for
+                self._end(actor)
                 self._failed_starts += starting
                 if self._failed_starts > self.size * (1 + self.restarts):
                     raise EngineFailed(f"the workers of Ray do not come up: {first_line(error)}; {GO_ON}") from None
-                self._replace(actor)
+                self._begin()
                 return
         self._idle.append(actor)
 
@@ -225,17 +226,17 @@ class Pool:
         """Return whether an actor goes on behind an error: it is a call's own, not the death of the actor or of its engine."""
         return isinstance(error, self.ray.exceptions.RayTaskError) and not isinstance(error.cause, EngineFailed)
 
-    def _replace(self, actor: Any) -> None:
-        """Start another actor in the place of one that is gone or to go."""
-        with contextlib.suppress(Exception):
+    def _end(self, actor: Any) -> None:
+        """End an actor that is of no use any more: one whose engine died goes on by itself, and holds its cores and its GPU."""
+        with contextlib.suppress(Exception):  # it may be dead already
             self.ray.kill(actor)
-        self._begin()
 
     def _lost(self, actor: Any, losses: Counter[int], place: int, method: str, error: Any) -> None:
-        """Count a lost call, and start another actor in the place of the one that is gone.
+        """End the actor that lost a call, count the call, and start another actor.
 
-        Raises Stopped if a signal has asked to stop: it may have reached the actors too.
+        Raises Stopped if a signal has asked to stop (it may have reached the actors too); EngineFailed if that was one too many.
         """
+        self._end(actor)
         stopping.check()
         losses[place] += 1
         if losses[place] > self.restarts:
@@ -244,5 +245,5 @@ class Pool:
                 f"a worker of Ray died {losses[place]} times in the same call of {method} (launch.restarts {self.restarts}): "
                 f"{reason}; {GO_ON}"
             ) from None
-        self._replace(actor)
+        self._begin()
         self._look_at_idle()  # they may have been lost with it

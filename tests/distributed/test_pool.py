@@ -3,6 +3,7 @@
 And what `selfplay doctor` says of a cluster's machines.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -85,6 +86,18 @@ def sys_path() -> list[str]:
     return [str(Path(__file__).parent), *filter(None, sys.path)]
 
 
+@contextlib.contextmanager
+def another_node(cluster: Cluster, cores: int) -> Iterator[object]:
+    """A second node, which is gone at the end whatever happened: other tests use the cluster too."""
+    node = cluster.add_node(num_cpus=cores, object_store_memory=100 * 2**20)
+    try:
+        cluster.wait_for_nodes()
+        yield node
+    finally:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node)
+
+
 @pytest.fixture(scope="module")
 def pool(cluster: Cluster) -> Iterator[Pool]:
     made = Pool(TWO)
@@ -106,6 +119,16 @@ def doubler(folder: Path, slot: str = "one") -> Opening:
 
 def calls(*starts: int) -> list[tuple[list[int]]]:
     return [([start, start + 1],) for start in starts]
+
+
+def cores_come_free(cores: int) -> None:
+    """Wait until a cluster has so many: those of actors that were ended are given back in a moment."""
+    until = time.monotonic() + 60
+    while (free := ray.available_resources().get("CPU", 0)) < cores:
+        assert time.monotonic() < until, (
+            f"{free:g} of {cores} cores are free: an actor goes on that nobody calls any more"
+        )
+        time.sleep(0.1)
 
 
 def attempts(folder: Path, start: int) -> int:
@@ -186,27 +209,30 @@ def test_a_call_that_kills_every_worker_ends_in_one_sentence(pool: Pool, tmp_pat
     with pytest.raises(
         EngineFailed,
         match=r"died 2 times in the same call of double \(launch.restarts 1\): its processes are dead; what is finished",
-    ):
+    ) as found:
         dict(pool.map(doubler(tmp_path), calls(0, 2), "double"))
     assert attempts(tmp_path, 2) == 2
+    pool.close()
+    cores_come_free(2)
+    assert found.value.__traceback__ is not None, "the error, whose frames hold the last actor, was kept until here"
 
 
 def test_a_node_that_is_lost_costs_its_calls(cluster: Cluster, pool: Pool, tmp_path: Path) -> None:
     """One call at a time on each of two nodes; the second node goes away in the middle."""
     pool.close()
-    node = cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
-    cluster.wait_for_nodes()
-    while ray.available_resources().get("CPU", 0) < 4:  # the closed pool's are given back in a moment
-        time.sleep(0.1)
-    made = Pool(TWO)
-    all_come_up(made)
     found: list[tuple[int, str]] = []
-    for number, (place, (answer, where)) in enumerate(made.map(doubler(tmp_path), [(n,) for n in range(8)], "slowly")):
-        assert answer == place
-        found.append((answer, where))
-        if number == 2:
-            cluster.remove_node(node, allow_graceful=False)
-    made.close()
+    with another_node(cluster, cores=2) as node:
+        cores_come_free(4)
+        made = Pool(TWO)
+        all_come_up(made)
+        for number, (place, (answer, where)) in enumerate(
+            made.map(doubler(tmp_path), [(n,) for n in range(8)], "slowly")
+        ):
+            assert answer == place
+            found.append((answer, where))
+            if number == 2:
+                cluster.remove_node(node, allow_graceful=False)
+        made.close()
     assert sorted(answer for answer, _ in found) == list(range(8)), "each once"
     assert len({where for _, where in found[:4]}) == 2, "both nodes worked"
 
@@ -215,30 +241,30 @@ def test_the_doctor_says_what_keeps_a_machine_from_working(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two nodes that are as this process and share its disk; then with other versions here, and a path that leads elsewhere."""
-    node = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-    cluster.wait_for_nodes()
-    monkeypatch.setattr(doctor, "diagnose", list)
-    monkeypatch.setattr(sys, "argv", ["selfplay", "doctor", "--address", cluster.address, "--directory", str(tmp_path)])
-    with pytest.raises(SystemExit) as done:
-        main()
-    said = capsys.readouterr().out.splitlines()  # Ray itself may tell of nodes that were lost before
-    lines = [line for line in said if line.startswith(("fine ", "note ", "problem "))]
-    assert done.value.code == 0 and len(lines) == 2 and lines[0] != lines[1], said
-    assert all(
-        line.startswith("fine     machine ") and f"versions as here, shares {tmp_path}," in line for line in lines
-    )
-    assert list(tmp_path.iterdir()) == []
+    with another_node(cluster, cores=1):
+        monkeypatch.setattr(doctor, "diagnose", list)
+        monkeypatch.setattr(
+            sys, "argv", ["selfplay", "doctor", "--address", cluster.address, "--directory", str(tmp_path)]
+        )
+        with pytest.raises(SystemExit) as done:
+            main()
+        said = capsys.readouterr().out.splitlines()  # Ray itself may tell of nodes that were lost before
+        lines = [line for line in said if line.startswith(("fine ", "note ", "problem "))]
+        assert done.value.code == 0 and len(lines) == 2 and lines[0] != lines[1], said
+        assert all(
+            line.startswith("fine     machine ") and f"versions as here, shares {tmp_path}," in line for line in lines
+        )
+        assert list(tmp_path.iterdir()) == []
 
-    here = doctor_cluster.versions()
-    monkeypatch.setattr(doctor_cluster, "versions", lambda: {**here, "torch": "1.0", "new": "2"})
-    monkeypatch.chdir(tmp_path)
-    found = doctor_cluster.examine(cluster.address, Path("/proc/self/cwd"))
-    assert [(one.state, one.detail) for one in found] == 2 * [
-        ("problem", f"other versions than here: new none (here 2), torch {here['torch']} (here 1.0)"),
-        ("problem", "does not see what is written into /proc/self/cwd here"),
-    ]
-    assert all(one.cure for one in found)
-    cluster.remove_node(node)
+        here = doctor_cluster.versions()
+        monkeypatch.setattr(doctor_cluster, "versions", lambda: {**here, "torch": "1.0", "new": "2"})
+        monkeypatch.chdir(tmp_path)
+        found = doctor_cluster.examine(cluster.address, Path("/proc/self/cwd"))
+        assert [(one.state, one.detail) for one in found] == 2 * [
+            ("problem", f"other versions than here: new none (here 2), torch {here['torch']} (here 1.0)"),
+            ("problem", "does not see what is written into /proc/self/cwd here"),
+        ]
+        assert all(one.cure for one in found)
 
 
 def test_the_doctor_on_machines_with_gpus_and_folders_of_others() -> None:
