@@ -87,7 +87,8 @@ class CardRates:
         read = shape.total * width + together * (prompt + answer // 2) * shape.cache_per_token(width)
         step = read / engine.gpus_each / (self.card.bandwidth * BANDWIDTH_SHARE)
         step += STEP_SECONDS.get(engine.kind, STEP_SECONDS["vllm"])
-        return waves * answer * step + self.forward(shape, -(-rows // each) * prompt, head=rows) / engine.gpus_each
+        prompts = self.forward(shape, _prompt_tokens(rows, prompt, each), head=rows)
+        return waves * answer * step + prompts / engine.gpus_each
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return 2 operations per weight and token."""
@@ -130,7 +131,7 @@ class ProcessorRates:
         batches = [self.sizes.recipe.engine.batch_size] * waves + ([rest] if rest else [])
         like = shape.total / self.sizes.policy.total
         step = sum(self.seconds["decoding step"] + count * self.seconds["decoding of a row"] for count in batches)
-        return answer * step * like + self.forward(shape, -(-rows // each) * prompt)
+        return answer * step * like + self.forward(shape, _prompt_tokens(rows, prompt, each))
 
     def forward(self, shape: Shape, tokens: int, head: int = 0) -> float:
         """Return those of its blocks, and of its head."""
@@ -148,6 +149,11 @@ class ProcessorRates:
         policy = self.sizes.policy
         blocks = shape.layers * shape.block / policy.block * self.seconds[f"{kind} of a block"]
         return tokens * blocks + head * shape.embedding / policy.embedding * self.seconds[f"{kind} of the head"]
+
+
+def _prompt_tokens(rows: int, prompt: int, each: int) -> int:
+    """Return the tokens of the prompts of so many answers, `each` to a prompt."""
+    return -(-rows // each) * prompt
 
 
 def _products(shape: Shape, tokens: int, head: int) -> int:
