@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from selfplay.engines import vllm_weights
+from selfplay.rl import logprobs, optimise
 from selfplay.sizing import memory
 from selfplay.sizing.memory import Precision
 from selfplay.sizing.shapes import Shape, shape_of_config, shape_of_model
@@ -55,6 +57,14 @@ def test_logits_and_caches_by_hand() -> None:
     assert memory.whole_logits(SMALL, 7) == 3 * 4 * 7 * 300
     # 5 rows of 6 tokens, 2 x 2 x 4 numbers of 4 bytes each; drawing: 5 x 300 x (12 + 16) bytes.
     assert memory.sampling_without_vllm(SMALL, 5, 6, 4) == 5 * 6 * 64 + 5 * 300 * 28
+
+
+def test_what_is_held_at_once_is_what_the_code_that_holds_it_says() -> None:
+    """Sizes are worked out without torch, which all three modules load: their constants are written down a second time."""
+    assert memory.LOGITS_AT_ONCE == {device: 4 * count for device, count in logprobs.CHUNK_ELEMENTS.items()}
+    assert memory.TOKENS_AT_ONCE == logprobs.CHUNK_TOKENS
+    assert memory.OFFLOADED_AT_ONCE == 8 * optimise.BUCKET_ELEMENTS  # Adam's two moments, of 4 bytes each
+    assert memory.WEIGHTS_BUFFER == vllm_weights.BUFFER_BYTES
 
 
 WIDTHS = {
