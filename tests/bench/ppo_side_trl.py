@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedModel,
     TrainerCallback,
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
@@ -56,7 +57,8 @@ class Watcher(TrainerCallback):
         self.ends.append(perf_counter())
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--policy", required=True)
     parser.add_argument("--reward", required=True)
@@ -65,22 +67,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rollout-batch", type=int, default=256)
-    given = parser.parse_args()
-    on_gpu = torch.cuda.is_available()
-    shared = json.loads(given.settings)
-    tokenizer = AutoTokenizer.from_pretrained(given.policy, padding_side="left")
-    rows = [json.loads(line)["input_ids"] for line in Path(given.prompts).read_text().split("\n") if line]
-    policy = AutoModelForCausalLM.from_pretrained(given.policy)
-    reference = AutoModelForCausalLM.from_pretrained(given.policy)
-    reward = AutoModelForSequenceClassification.from_pretrained(given.reward, num_labels=1)
-    critic = AutoModelForSequenceClassification.from_pretrained(given.reward, num_labels=1)
+    return parser.parse_args()
+
+
+def scaled_reward(path: str) -> PreTrainedModel:
+    """Our reward model, with its shift and scale in the head."""
+    reward = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
     scale = reward.config.selfplay_reward
     head = torch.nn.Linear(reward.config.hidden_size, 1)
     with torch.no_grad():
         head.weight.copy_(reward.score.weight / scale["deviation"])
         head.bias.fill_(-scale["mean"] / scale["deviation"])
     reward.score = head
-    config = PPOConfig(
+    return reward
+
+
+def config_of(given: argparse.Namespace) -> PPOConfig:
+    """TRL's settings that do the same as ours."""
+    shared, on_gpu = json.loads(given.settings), torch.cuda.is_available()
+    return PPOConfig(
         output_dir="unused",
         per_device_train_batch_size=shared["episodes"],
         gradient_accumulation_steps=1,
@@ -107,44 +112,54 @@ def main() -> None:
         disable_tqdm=True,
         use_cpu=not on_gpu,
     )
-    watcher = Watcher()
-    trainer = PPOTrainer(
-        config,
-        tokenizer,
-        policy,
-        reference,
-        reward,
+
+
+def trainer_of(given: argparse.Namespace, watcher: Watcher) -> PPOTrainer:
+    """TRL's trainer on the models and prompts that are given."""
+    rows = [json.loads(line)["input_ids"] for line in Path(given.prompts).read_text().split("\n") if line]
+    return PPOTrainer(
+        config_of(given),
+        AutoTokenizer.from_pretrained(given.policy, padding_side="left"),
+        AutoModelForCausalLM.from_pretrained(given.policy),
+        AutoModelForCausalLM.from_pretrained(given.policy),
+        scaled_reward(given.reward),
         Dataset.from_dict({"input_ids": rows}),
-        critic,
+        AutoModelForSequenceClassification.from_pretrained(given.reward, num_labels=1),
         callbacks=[watcher],
         eval_dataset=Dataset.from_dict({"input_ids": rows[:1]}),
     )
+
+
+def time_parts() -> None:
+    """Let TRL's functions add up the seconds of sampling and of scoring."""
     ppo_trainer.batch_generation = timed("rollout", ppo_trainer.batch_generation)
     ppo_trainer.get_reward = timed("scoring", ppo_trainer.get_reward)
     ppo_trainer.forward = timed("scoring", ppo_trainer.forward, only_without_gradients=True)
+
+
+def main() -> None:
+    watcher = Watcher()
+    trainer = trainer_of(arguments(), watcher)
+    time_parts()
+    on_gpu = torch.cuda.is_available()
     memory, begun = PeakMemory(), perf_counter()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     trainer.train()
     seconds = perf_counter() - begun
-    ends = [begun, *watcher.ends]
-    print(
-        "RESULT"
-        + json.dumps(
-            {
-                "seconds": seconds,
-                "step_seconds": [after - before for before, after in pairwise(ends)],
-                "growth": torch.cuda.max_memory_allocated() if on_gpu else memory.growth(),
-                "peak": torch.cuda.max_memory_allocated() if on_gpu else memory.peak(),
-                "threads": torch.get_num_threads(),
-                "scores": [row["objective/scores"] for row in watcher.rows],
-                "kl": [row["objective/kl"] for row in watcher.rows],
-                "tokens": [],
-                **spent,
-                "update": seconds - sum(spent.values()),
-            }
-        )
-    )
+    found = {
+        "seconds": seconds,
+        "step_seconds": [after - before for before, after in pairwise([begun, *watcher.ends])],
+        "growth": torch.cuda.max_memory_allocated() if on_gpu else memory.growth(),
+        "peak": torch.cuda.max_memory_allocated() if on_gpu else memory.peak(),
+        "threads": torch.get_num_threads(),
+        "scores": [row["objective/scores"] for row in watcher.rows],
+        "kl": [row["objective/kl"] for row in watcher.rows],
+        "tokens": [],
+        **spent,
+        "update": seconds - sum(spent.values()),
+    }
+    print("RESULT" + json.dumps(found))
 
 
 if __name__ == "__main__":
