@@ -61,7 +61,7 @@ def test_logits_and_caches_by_hand() -> None:
 
 def test_what_is_held_at_once_is_what_the_code_that_holds_it_says() -> None:
     """Sizes are worked out without torch, which all three modules load: their constants are written down a second time."""
-    assert memory.LOGITS_AT_ONCE == {device: 4 * count for device, count in logprobs.CHUNK_ELEMENTS.items()}
+    assert {device: 4 * count for device, count in logprobs.CHUNK_ELEMENTS.items()} == memory.LOGITS_AT_ONCE
     assert memory.TOKENS_AT_ONCE == logprobs.CHUNK_TOKENS
     assert memory.OFFLOADED_AT_ONCE == 8 * optimise.BUCKET_ELEMENTS  # Adam's two moments, of 4 bytes each
     assert memory.WEIGHTS_BUFFER == vllm_weights.BUFFER_BYTES
