@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from judges import build, load_spec
 from judges.criteria.ifeval import OURS, verdicts_on
 from prompts.sources import load_prompts
 from selfplay.cli import app
@@ -32,13 +31,17 @@ def test_means_and_paired_differences() -> None:
     assert mean_of([None]).mean is None
 
 
+def score_of_tiny_judge(response: str) -> float:
+    """A full stop at the end counts 3 of 4; the rest falls from 1 for nothing to 0 for 400 characters."""
+    return (3 * response.rstrip().endswith(".") + max(0.0, 1 - len(response) / 400)) / 4
+
+
 def test_a_runs_checkpoints_by_the_judge_that_labelled(tiny_run: Path, tmp_path: Path) -> None:
     found = score([f"{tiny_run}@start", f"{tiny_run}@2"], folder=tmp_path, by="animal")
     rows = read_rows(tmp_path / "scores.parquet")
-    judge = build(load_spec(str(tiny_run.parent / "tiny_judge.yaml")))
-    prompts = {prompt.id: prompt for prompt in load_prompts(PromptSource(split="heldout", limit=256), 0)}
     for one in found.checkpoints:
         mine = [row for row in rows if row["checkpoint"] == one.name]
+        assert [row["score"] for row in mine] == pytest.approx([score_of_tiny_judge(row["response"]) for row in mine])
         assert one.score.n == len(mine) and one.score.mean == pytest.approx(
             sum(row["score"] for row in mine) / len(mine)
         )
@@ -47,7 +50,6 @@ def test_a_runs_checkpoints_by_the_judge_that_labelled(tiny_run: Path, tmp_path:
     first, last = found.checkpoints
     assert last.above_first is not None and first.above_first is None
     assert last.above_first.mean == pytest.approx((last.score.mean or 0) - (first.score.mean or 0))
-    assert judge.spec.scores and prompts
     assert json.loads((tmp_path / "scores.json").read_text())["facts"]["judge"].startswith("tiny (version")
 
 
