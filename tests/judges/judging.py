@@ -1,4 +1,4 @@
-"""Pairs in one line, for the tests of judges."""
+"""What tests of judges share: pairs in one line, an engine that says what it is told, a judge file and gold pairs for it."""
 
 import math
 import re
@@ -6,10 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from judges.audit.gold import BUILT_IN, load_gold
 from judges.spec.base import JudgeSpec
 from judges.spec.load import parse_spec
 from selfplay.config import SamplingParams, parse_yaml
 from selfplay.records import Completion, Pair, Prompt, Verdict
+
+GOLD = load_gold(BUILT_IN)
+RIGHT = {(row.pair.first if row.answer == 1 else row.pair.second).text: row for row in GOLD}
+"""Text of the better response -> its gold pair."""
+PAIRWISE = """
+mode: pairwise
+model: m
+messages: [{role: user, content: "{{ prompt }}\\n{{ responses[0] }}\\n{{ responses[1] }}"}]
+output: {kind: regex, pattern: '\\[\\[(A|B|C)\\]\\]', labels: {A: 1, B: 0, C: 0.5}}
+on_error: {retries: 0}
+thresholds: {accuracy: 0.7}
+"""
+"""A judge file that the functions `honest` and `by` answer for."""
 
 
 def completion(text: str, id: str = "c", prompt_id: str = "p") -> Completion:
@@ -100,3 +114,15 @@ class Scripted:
 def fenced(text: str) -> list[str]:
     """What stands between fences in a rendered message, in order."""
     return [body for _, body in re.findall(r"^(`{3,})\n(.*?)\n\1$", text, re.DOTALL | re.MULTILINE)]
+
+
+def honest(text: str) -> str:
+    """Knows the right answers, and is fooled by nothing."""
+    _, first, second = fenced(text)
+    knows = (first in RIGHT, second in RIGHT)
+    return {(True, False): "[[A]]", (False, True): "[[B]]"}.get(knows, "[[C]]")
+
+
+def by(rule: Callable[[str, str], bool]) -> Callable[[str], str]:
+    """Prefers the first response where a rule of the two says so, else the second."""
+    return lambda text: "[[A]]" if rule(*fenced(text)[1:]) else "[[B]]"
