@@ -14,7 +14,7 @@ from judges.distill import RuleTeacher
 from judges.spec.load import reward_judge
 from prompts.preferences import load_preferences
 from prompts.sources import load_prompts
-from selfplay.algorithms import algorithm_of
+from selfplay.algorithms import Needs, algorithm_of
 from selfplay.compare.best_of import check_choice
 from selfplay.config import DPO, HeldoutSet, Recipe
 from selfplay.engines.endpoint_keys import Secrets
@@ -89,6 +89,7 @@ def check(recipe: Recipe, sets: PromptSets | None = None) -> tuple[list[Prompt],
     for one, prompts in sets.also:
         check_further_set(recipe, one, prompts, texts)
     check_rewards(recipe, train)
+    check_preferences(recipe, needs)
     if recipe.evaluate.best_of is not None:
         check_choice(recipe, judges.load_spec(recipe.evaluate.judge) if recipe.evaluate.judge else labelling)
     beware = [caution for spec, asked in judges_of(recipe, sets) for caution in cautions(spec, asked)]
@@ -137,8 +138,6 @@ def check_rewards(recipe: Recipe, train: Sequence[Prompt]) -> None:
     """Raise ConfigError for a reward function or loss that is not there, or a judge that cannot be asked about one response."""
     if recipe.reward.loss == "python":
         build_python_loss(recipe.reward)
-    if recipe.reward.data is not None:
-        load_preferences(recipe.reward.data)
     for part in recipe.rewards:
         if part.function is not None:
             check_function(part.function)
@@ -155,6 +154,21 @@ def check_rewards(recipe: Recipe, train: Sequence[Prompt]) -> None:
                     f"judge {spec.name!r} ranks several answers to one prompt, and PPO samples one: use a "
                     "pairwise, pointwise, rubric or rules judge as the reward, or reward.kind model"
                 )
+
+
+def check_preferences(recipe: Recipe, needs: Needs) -> None:
+    """Raise ConfigError for preferences that cannot be read, or for one prompt, where a reward model needs another to be
+    measured on."""
+    source = recipe.reward.data
+    given = {prompt.id for prompt, _, _ in load_preferences(source)[0]} if source is not None else None
+    count = recipe.generate.prompts if given is None else len(given)
+    if needs.reward_model and count < 2:
+        what, way_out = (
+            ("generate.prompts is 1", "raise it to 2 at least")
+            if given is None
+            else (f"all pairs of reward.data {source!r} have one prompt", "give pairs of more prompts")
+        )
+        raise ConfigError(f"{what}, and a reward model is measured on prompts that it does not learn from: {way_out}")
 
 
 def check_function(reference: str) -> None:

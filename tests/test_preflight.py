@@ -330,6 +330,21 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
     assert done.stdout == "False\n"
 
 
+def test_a_reward_model_needs_a_second_prompt_to_be_measured_on(tmp_path: Path) -> None:
+    rest = "a reward model is measured on prompts that it does not learn from"
+    one = ["generate.prompts=1", "algorithm.steps=2"]
+    assert refusal(bootstrapped(tmp_path, *one)) == f"generate.prompts is 1, and {rest}: raise it to 2 at least"
+    check(bootstrapped(tmp_path, "generate.prompts=2"))
+    check(bootstrapped(tmp_path, *one, "reward.kind=judge"))
+    data = tmp_path / "data.jsonl"
+    rows = [{"prompt": prompt, "chosen": f"yes {n}", "rejected": "no"} for n, prompt in enumerate("aab")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    said = refusal(bootstrapped(tmp_path, f"reward.data={data}"))
+    assert said == f"all pairs of reward.data '{data}' have one prompt, and {rest}: give pairs of more prompts"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check(bootstrapped(tmp_path, *one, f"reward.data={data}"))
+
+
 def test_rewards_that_ppo_asks_directly(tmp_path: Path) -> None:
     (tmp_path / "score.py").write_text("def score(prompts, responses, meta):\n    return [0.0 for _ in responses]\n")
     function = f"{tmp_path}/score.py:score"

@@ -95,7 +95,8 @@ class Reward(Passes, RewardParts):
     warmup: Unit = 0.05
     """Share of the steps over which the learning rate rises from 0."""
     heldout_share: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
-    """Share of the prompts whose pairs are kept back to measure accuracy and calibration."""
+    """Share of the prompts whose pairs are kept back to measure accuracy and calibration; a prompt is on the same side in
+    all iterations. Where a hash would put all prompts of the first on one side, the share of them is taken exactly."""
     replay: Unit = 0.0
     """Share of each earlier iteration's preferences that is mixed in."""
     margin: bool = False

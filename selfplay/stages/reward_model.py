@@ -5,7 +5,7 @@ held-out accuracy with a 95% interval, Brier score, calibration error. Left out:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,12 @@ def check_vocabulary(kind: str, checkpoint: str | Path, tokenizer: Any) -> None:
 
 
 def learned_rows(run: RunContext, iteration: int, extra: int, tokenizer: Any) -> tuple[Rows, Rows]:
-    """Return the preferences to train on and those to measure on. Raises ConfigError if one of the two would be empty."""
+    """Return the preferences to train on and those to measure on. Raises ConfigError if one of the two would be empty.
+
+    No prompt changes sides from one iteration to the next, or a model that goes on from the one before would be measured on
+    what that one learned: the first iteration alone moves prompts, and a later one whose pairs lie all on one side takes
+    the other from the iterations before it.
+    """
     config, seed = run.recipe.reward, run.seed("reward split")
     if config.data is not None:
         rows, earlier = given_rows(config.data, tokenizer, context_of(run.files.policy(iteration - 1))), []
@@ -104,13 +109,24 @@ def learned_rows(run: RunContext, iteration: int, extra: int, tokenizer: Any) ->
         rows, earlier = (
             [row for stage in stages for row in preferences(run, *stage)] for stages in sources(run, iteration, extra)
         )
-    train, heldout = split(rows, config.heldout_share, seed)
-    mixed_in = split(earlier, config.heldout_share, seed)[0]
+    first = rows if config.data is not None or iteration == 1 else all_rounds(run, 1)
+    moved = moved_prompts(first, config.heldout_share, seed)
+    train, heldout = split(rows, config.heldout_share, seed, moved)
+    mixed_in = split(earlier, config.heldout_share, seed, moved)[0]
     train += draw(mixed_in, config.replay, run.seed("reward", iteration, extra))
+    if iteration > 1 and config.data is None and not (train and heldout):
+        before = [row for number in range(1, iteration) for row in all_rounds(run, number)]
+        others = split(before, config.heldout_share, seed, moved)
+        train, heldout = train or others[0], heldout or others[1]
+        log(
+            "  all prompts are on one side of the held-out split: the pairs of the other side are from earlier iterations"
+        )
     if not train or not heldout:
+        prompts = len({row["prompt_id"] for row in rows})
         raise ConfigError(
-            f"{len(rows)} decided pairs are too few to train a reward model on and keep {config.heldout_share:g} of the "
-            f"prompts back: {'raise generate.prompts' if config.data is None else 'give more rows in reward.data'}"
+            f"{len(rows)} decided pairs of {prompts} prompt{'s' * (prompts != 1)} are too few to train a reward model on and "
+            "measure it on another prompt: "
+            + ("raise generate.prompts, in a new `output`" if config.data is None else "give more rows in reward.data")
         )
     return train, heldout
 
@@ -190,13 +206,42 @@ def preferences(run: RunContext, iteration: int, stage: str) -> Rows:
     return [row | {"round": f"{iteration}/{stage}"} for row in rows]
 
 
-def split(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on and rows to measure on; all pairs of one prompt go the same way, by a hash of its id."""
+def all_rounds(run: RunContext, iteration: int) -> Rows:
+    """Return the rows of an iteration's preferences, those of its extra rounds included."""
+    return [row for folder in run.files.rounds(iteration, "label") for row in preferences(run, iteration, folder.name)]
+
+
+def split(rows: Rows, share: float, seed: int, moved: Container[str] = ()) -> tuple[Rows, Rows]:
+    """Return rows to train on and rows to measure on; all pairs of one prompt go the same way.
+
+    A hash of the prompt's id says which way, and the other one for the prompts that were `moved`.
+    """
     train: Rows = []
     heldout: Rows = []
     for row in rows:
-        (heldout if derived_seed(seed, row["prompt_id"]) % 10_000 < share * 10_000 else train).append(row)
+        name = row["prompt_id"]
+        measured = (place_of(name, seed) < share * 10_000) != (name in moved)
+        (heldout if measured else train).append(row)
     return train, heldout
+
+
+def moved_prompts(rows: Rows, share: float, seed: int) -> frozenset[str]:
+    """Return the prompts that must change sides because `split` would leave one of the two empty; mostly none.
+
+    Then the share of the prompts with the smallest hashes, at least one and not all, is measured on, and the others are
+    trained on. Of a single prompt nothing can be held back: it stays where it is.
+    """
+    places = {row["prompt_id"]: place_of(row["prompt_id"], seed) for row in rows}
+    measured = {name for name, place in places.items() if place < share * 10_000}
+    if len(places) < 2 or 0 < len(measured) < len(places):
+        return frozenset()
+    count = min(max(1, round(share * len(places))), len(places) - 1)
+    return frozenset(measured ^ set(sorted(places, key=lambda name: (places[name], name))[:count]))
+
+
+def place_of(prompt: str, seed: int) -> int:
+    """Return a prompt's place in [0, 10000), by a hash of its id."""
+    return derived_seed(seed, prompt) % 10_000
 
 
 def draw(rows: Rows, share: float, seed: int) -> Rows:

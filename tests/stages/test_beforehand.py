@@ -59,7 +59,7 @@ def test_prompts_that_do_not_fit_are_named_or_left_out(begun: Path, capsys: pyte
     context = json.loads((begun / "iteration-000/policy/config.json").read_text())["max_position_embeddings"]
     lengths = {prompt.id: len(encode_prompt(tokenizer, prompt)) for prompt in [*whole.train, *whole.heldout]}
     longest = max(lengths.values())
-    wanted = {"sampling": {"max_tokens": context - longest + 1}, "generate": {"prompts": 1}}
+    wanted = {"sampling": {"max_tokens": context - longest + 1}, "generate": {"prompts": 2}}
     long = [prompt for prompt in whole.train if lengths[prompt.id] == longest]
     heldout = [prompt for prompt in whole.heldout if lengths[prompt.id] == longest]
     with pytest.raises(ConfigError, match=rf"with {longest} tokens.*leave no room for sampling.max_tokens") as error:

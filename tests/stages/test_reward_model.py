@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 from staging import open_run
 
+from selfplay.errors import ConfigError
 from selfplay.rewards.reward_model import RewardModel
 from selfplay.stages import reward_model as reward
-from selfplay.stages.reward_model import calibration_error, draw, measure, preferences, split
+from selfplay.stages.reward_model import (
+    calibration_error,
+    draw,
+    learned_rows,
+    measure,
+    moved_prompts,
+    preferences,
+    split,
+)
 from selfplay.stats.intervals import clustered_interval
 from selfplay.storage.files import read_json
 from selfplay.training.pairs import read_preferences
@@ -31,6 +40,100 @@ def test_all_pairs_of_a_prompt_go_the_same_way_whatever_else_there_is() -> None:
         f"p{n}" for n in range(50)
     }
     assert {row["prompt_id"] for row in split(rows(400), 0.3, seed=2)[1]} != sides[1]
+
+
+@pytest.mark.parametrize(
+    ("places", "share", "moved"),
+    [
+        (
+            {"a": 5000, "b": 1000, "c": 9999, "d": 1200},
+            0.1,
+            "b",
+        ),  # none is below 1000; a tenth of four is 0.4: one prompt
+        ({"a": 5000, "b": 3000, "c": 9999, "d": 3001}, 0.3, "b"),  # 1.2: one
+        ({"a": 5000, "b": 6000, "c": 6000, "d": 7000}, 0.4, "ab"),  # 1.6: two, of equal places the first name
+        ({"a": 5, "b": 1, "c": 3}, 0.3, "ac"),  # all are below 3000; 0.9: one stays
+        ({"a": 5, "b": 1, "c": 3}, 0.89, "a"),  # 2.67 would be all
+        ({"a": 5, "b": 1, "c": 3000}, 0.3, ""),
+        ({"a": 4000, "b": 2999, "c": 3000}, 0.3, ""),
+        ({"a": 5}, 0.3, ""),
+        ({"a": 5000}, 0.3, ""),
+    ],
+)
+def test_prompts_change_sides_only_where_one_would_be_empty(
+    monkeypatch: pytest.MonkeyPatch, places: dict[str, int], share: float, moved: str
+) -> None:
+    monkeypatch.setattr(reward, "place_of", lambda prompt, seed: places[prompt])
+    given = [{"prompt_id": name, "pair_id": f"{name}/{k}"} for name in places for k in range(2)]
+    assert moved_prompts(given, share, 1) == moved_prompts(given[::-1], share, 1) == set(moved)
+    train, heldout = split(given, share, 1, moved)
+    expected = {name for name in places if (places[name] < share * 10_000) != (name in moved)}
+    assert {row["prompt_id"] for row in heldout} == expected and len(train) + len(heldout) == len(given)
+    assert len(places) == 1 or (train and heldout)
+
+
+def names(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """The prompts of some rows."""
+    return {row["prompt_id"] for row in rows}
+
+
+@pytest.mark.parametrize(("share", "all_trained_on"), [(1e-4, True), (0.8999, False)])
+def test_a_split_with_an_empty_side_is_mended_and_no_prompt_changes_sides(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, share: float, all_trained_on: bool
+) -> None:
+    """The two iterations have no prompt in common. By their hashes all would be on one side."""
+    real = reward.place_of
+    monkeypatch.setattr(
+        reward, "place_of", lambda prompt, seed: real(prompt, seed) // 2 + (5000 if all_trained_on else 0)
+    )
+    run = open_run(copied, reward={"replay": 1.0, "heldout_share": share})
+    rows = [preferences(run, number, "label") for number in (1, 2)]
+    assert not names(rows[0]) & names(rows[1])
+    train, heldout = learned_rows(run, 1, 0, None)
+    prompts = len(names(rows[0]))
+    assert len(names(heldout)) == max(1, round(share * prompts)) and len(train) + len(heldout) == len(rows[0])
+    again, measured = learned_rows(run, 2, 0, None)
+    assert not names(train + again) & names(heldout + measured)
+    if all_trained_on:  # what was held back measures again, and the replayed rows are all that were trained on
+        assert measured == heldout and again == rows[1] + train
+    else:
+        assert measured == rows[1] and again == train
+
+
+def test_without_replay_an_iteration_that_is_all_held_back_trains_on_earlier_ones(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(copied)
+    kept = names(preferences(run, 2, "label")) | {min(names(preferences(run, 1, "label")))}
+    monkeypatch.setattr(reward, "place_of", lambda prompt, seed: 0 if prompt in kept else 9999)
+    assert learned_rows(run, 2, 0, None) == (learned_rows(run, 1, 0, None)[0], preferences(run, 2, "label"))
+
+
+def test_extra_rounds_count_for_the_sides_of_later_iterations(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first iteration's own prompts are all trained on; one that an extra round asks is held back, so none moves."""
+    shutil.copytree(copied / "iteration-002/label", copied / "iteration-001/label-extra-1")
+    run = open_run(copied)
+    first, extra = (preferences(run, 1, name) for name in ("label", "label-extra-1"))
+    kept = min(names(extra))
+    monkeypatch.setattr(reward, "place_of", lambda prompt, seed: 0 if prompt == kept else 9999)
+    assert names(learned_rows(run, 1, 0, None)[1]) and kept not in names(first)
+    assert names(learned_rows(run, 1, 1, None)[1]) == {kept}
+    train, heldout = learned_rows(run, 2, 0, None)
+    assert names(heldout) == {kept} and names(train) == names(extra) - {kept}
+    shutil.rmtree(copied / "iteration-002/label")
+    shutil.copytree(copied / "iteration-001/label", copied / "iteration-002/label")
+    train, heldout = learned_rows(
+        run, 2, 0, None
+    )  # asks the first round's prompts again: only the extra one was held back
+    assert names(heldout) == {kept} and names(train) == names(first)
+
+
+def test_pairs_of_one_prompt_are_a_sentence(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run(copied)
+    one = [{**row, "prompt_id": "p"} for row in preferences(run, 1, "label")][:3]
+    monkeypatch.setattr(reward, "preferences", lambda *_: one)
+    with pytest.raises(ConfigError, match="^3 decided pairs of 1 prompt are too few .* raise generate.prompts"):
+        learned_rows(run, 1, 0, None)
 
 
 def test_a_share_is_drawn_pair_by_pair() -> None:
