@@ -124,10 +124,16 @@ def calibrate(
 ) -> Calibration:
     """Ask the judge about `gold`, fit its temperature and measure what it does in `FOLDS` folds.
 
-    Raises ConfigError as `build` does, and for fewer than `LEAST_PAIRS` pairs with a verdict.
+    Raises ConfigError as `build` does, for fewer than `LEAST_PAIRS` pairs with a verdict, and for pairs whose prompts are all in
+    one fold; before the judge is asked where no verdict is needed to know it.
     """
     bare = spec.lenient().model_copy(update={"verdict_temperature": None})
     judge = build(bare, engine, cache, seed=seed)
+    if len(gold) < LEAST_PAIRS:
+        raise ConfigError(
+            f"judge {spec.name!r}: {len(gold)} pairs are too few, a temperature needs {LEAST_PAIRS}: give more"
+        )
+    folds_of(spec.name, gold)
     before, odds = probabilities(judge, gold)
     known = np.isfinite(before)
     if known.sum() < LEAST_PAIRS:
@@ -167,18 +173,10 @@ def measure(
     """
     fitted = fit if scores else fit_and_shrink
     truth = np.array([row.answer for row in rows])
-    folds = np.array([drawn(0, "fold", prompt_of(row.pair), FOLDS) for row in rows])
+    folds = folds_of(name, rows)
     after = np.empty(len(rows))
     for fold in range(FOLDS):
         held_out = folds == fold
-        if held_out.all():
-            count = len({prompt_of(row.pair) for row in rows})
-            what = (
-                "all pairs have one prompt" if count == 1 else f"the {count} prompts all fall into one of {FOLDS} folds"
-            )
-            raise ConfigError(
-                f"judge {name!r}: {what}, so that there is nothing to fit a temperature on: give pairs of more prompts"
-            )
         after[held_out] = expit(odds[held_out] / fitted(odds[~held_out], truth[~held_out])[0])
     temperature, low, high = fitted(odds, truth)
     change = per_prompt(rows, losses(after, truth) - losses(before, truth))
@@ -199,6 +197,18 @@ def measure(
         log_loss_change_low=middle - reach,
         log_loss_change_high=middle + reach,
     )
+
+
+def folds_of(name: str, rows: Sequence[GoldPair]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return each pair's fold, all pairs of a prompt in the same. Raises ConfigError where all pairs are in one fold."""
+    folds = np.array([drawn(0, "fold", prompt_of(row.pair), FOLDS) for row in rows], dtype=np.int64)
+    if len(set(folds.tolist())) == 1:
+        count = len({prompt_of(row.pair) for row in rows})
+        what = "all pairs have one prompt" if count == 1 else f"the {count} prompts all fall into one of {FOLDS} folds"
+        raise ConfigError(
+            f"judge {name!r}: {what}, so that there is nothing to fit a temperature on: give pairs of more prompts"
+        )
+    return folds
 
 
 def fit(odds: Array, truth: Array, expected: Array | float = 0.5) -> tuple[float, float, float | None]:

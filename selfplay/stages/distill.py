@@ -72,20 +72,20 @@ def distill(
     """Ask the teacher, teach the student, write it to a new `directory`, and compare the two on held-out pairs.
 
     `answers` are what is known of the pairs (see `compare_judges`). Raises ConfigError for a directory that is there, for a
-    file that is not pairwise, and for a teacher that decides too few pairs.
+    file that is not pairwise, for too few pairs, before the teacher is asked, and for a teacher that decides too few.
     """
     if directory.exists():
         raise ConfigError(f"{str(directory)!r} is there already; name a new directory")
     file = judges.load_spec(settings.file, "student")
     lessons_of = VerdictTeacher([file])
     kept = cache or AnswerCache()
+    measuring = sum(measures(pair, settings.seed) for pair in pairs)
+    refuse_few(f"of {len(pairs)} pairs", len(pairs) - measuring, measuring)
     decided = decided_by(judges.build(teacher.lenient(), engine, kept, seed=settings.seed), pairs)
     train, heldout = dealt(decided, settings.seed)
-    if min(len(train), len(heldout)) < LEAST:
-        raise ConfigError(
-            f"judge {teacher.name!r} decides {len(decided)} of {len(pairs)} pairs: {len(train)} to teach on and "
-            f"{len(heldout)} to measure on, of other prompts; {LEAST} of each are the least, and some hundreds make a judge"
-        )
+    refuse_few(
+        f"judge {teacher.name!r} decides {len(decided)} of {len(pairs)} pairs, of which", len(train), len(heldout)
+    )
     lessons = list(lessons_of.lessons(train))
     log(f"  {teacher.name} decides {len(decided)} of {len(pairs)} pairs: {len(train)} teach, {len(heldout)} measure")
     with durable.new_folder(directory) as folder:
@@ -102,11 +102,24 @@ def distill(
 
 def dealt(rows: Sequence[GoldPair], seed: int) -> tuple[list[GoldPair], list[GoldPair]]:
     """Return the pairs to teach on, and those to measure on; all pairs of a prompt go the same way."""
-    held_out = [drawn(seed, "held out", prompt_of(row.pair), HELD_OUT) == 0 for row in rows]
     return (
-        [row for row, measures in zip(rows, held_out, strict=True) if not measures],
-        [row for row, measures in zip(rows, held_out, strict=True) if measures],
+        [row for row in rows if not measures(row.pair, seed)],
+        [row for row in rows if measures(row.pair, seed)],
     )
+
+
+def measures(pair: Pair, seed: int) -> bool:
+    """Return whether a pair measures the student and does not teach it, by a hash of its prompt."""
+    return drawn(seed, "held out", prompt_of(pair), HELD_OUT) == 0
+
+
+def refuse_few(which: str, teaching: int, measuring: int) -> None:
+    """Raise ConfigError for fewer than `LEAST` pairs to teach on or to measure on; `which` begins the sentence."""
+    if min(teaching, measuring) < LEAST:
+        raise ConfigError(
+            f"{which} {teaching} can teach and {measuring}, of other prompts, can measure; {LEAST} of each are the least, and "
+            "some hundreds make a judge: give more pairs, of more prompts"
+        )
 
 
 def learned(

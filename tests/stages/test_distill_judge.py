@@ -18,7 +18,7 @@ from selfplay.engines.hf import TransformersEngine
 from selfplay.errors import ConfigError
 from selfplay.models import load_policy, load_tokenizer
 from selfplay.records import Completion, Pair, Prompt
-from selfplay.stages.distill import Distillation, dealt, distill
+from selfplay.stages.distill import Distillation, dealt, distill, measures
 from selfplay.storage.files import read_json
 
 STUDENT = """
@@ -148,9 +148,20 @@ def test_a_checkpoint_goes_on_learning_and_keeps_its_tokenizer(files: Path, tiny
 
 
 def test_what_cannot_teach_is_a_sentence(files: Path) -> None:
-    with pytest.raises(ConfigError, match="decides 9 of 10 pairs: .* the least, and some hundreds make a judge"):
-        distill(load_spec(files / "strong.yaml"), pairs(10), files / "out", settings(files), Strong())
-    assert not (files / "out").exists()
+    teacher, asked = load_spec(files / "strong.yaml"), Strong()
+    few = "0, of other prompts, can measure; 10 of each are the least, and some hundreds make a judge: give more pairs"
+    alike = [pair for pair in pairs(200) if not measures(pair, 0)]
+    with pytest.raises(ConfigError, match=f"^of {len(alike)} pairs {len(alike)} can teach and {few}"):
+        distill(teacher, alike, files / "out", settings(files), asked)
+    assert not asked.calls, "known before the teacher is asked"
+    ties = [pair for pair in pairs(1000) if int(pair.id[5:]) % 10 == 0 or not measures(pair, 0)]  # every tenth is a tie
+    decided = [pair for pair in ties if int(pair.id[5:]) % 10]
+    with pytest.raises(
+        ConfigError,
+        match=rf"^judge 'strong' decides {len(decided)} of {len(ties)} pairs, of which {len(decided)} can teach and {few}",
+    ):
+        distill(teacher, ties, files / "out", settings(files), asked)
+    assert asked.calls and not (files / "out").exists()
 
 
 @pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--epochs", "-1"), ("--learning-rate", "-0.1")])

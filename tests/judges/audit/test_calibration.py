@@ -216,15 +216,19 @@ def test_where_responses_have_scores_their_difference_is_the_odds() -> None:
 
 
 def test_too_few_or_one_prompt_only_is_a_sentence() -> None:
-    with pytest.raises(ConfigError, match="gave a verdict on 10 of 10 pairs; a temperature needs 20"):
-        calibrate(spec(CHANCES), known(10, 5), Scripted(chances=sure))
+    asked = Scripted(chances=sure)
+    with pytest.raises(ConfigError, match="judge 'test': 10 pairs are too few, a temperature needs 20: give more"):
+        calibrate(spec(CHANCES), known(10, 5), asked)
     one = [GoldPair(pair("good", "bad", id="same"), 1.0, "all")] * 30
     with pytest.raises(ConfigError, match="all pairs have one prompt"):
-        calibrate(spec(CHANCES), one, Scripted(chances=sure))
+        calibrate(spec(CHANCES), one, asked)
     alike = [number for number in range(100) if drawn(0, "fold", f"Say {number}.", FOLDS) == 0][:2]
     two = [GoldPair(pair("good", "bad", f"Say {alike[one % 2]}.", f"p{one}"), 1.0, "all") for one in range(30)]
     with pytest.raises(ConfigError, match="the 2 prompts all fall into one of 5 folds"):
-        calibrate(spec(CHANCES), two, Scripted(chances=sure))
+        calibrate(spec(CHANCES), two, asked)
+    assert not asked.calls, "known before the judge is asked"
+    with pytest.raises(ConfigError, match="gave a verdict on 0 of 30 pairs; a temperature needs 20"):
+        calibrate(spec(RATING), known(30, 20), Scripted(lambda text: "none"))
 
 
 def test_the_command_calibrates_rules_on_a_file(tmp_path: Path) -> None:
