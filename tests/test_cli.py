@@ -187,9 +187,11 @@ def test_a_changed_recipe_on_an_old_run_is_refused(command: Command, tiny_run: P
 def test_a_problem_that_doctor_finds_is_exit_code_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from selfplay.verbs import doctor
 
-    assert command("doctor").code == 0
+    note = doctor.Finding("GPU", "note", "none")
     problem = doctor.Finding("trl", "problem", "trl 1.0 is not ==1.16.0", "pip install trl==1.16.0")
-    monkeypatch.setattr(doctor, "diagnose", lambda: [doctor.Finding("GPU", "note", "none"), problem])
+    monkeypatch.setattr(doctor, "diagnose", lambda: [note])
+    assert command("doctor").code == 0
+    monkeypatch.setattr(doctor, "diagnose", lambda: [note, problem])
     plain, as_json = command("doctor"), command("doctor", "--json")
     assert plain.code == 1 and plain.out.endswith("-> pip install trl==1.16.0\n")
     assert as_json.code == 1 and json.loads(as_json.out)[1]["state"] == "problem"
