@@ -32,6 +32,7 @@ from selfplay.records import Prompt, TemplatedPrompt
 from selfplay.storage import durable
 from selfplay.storage.checksums import check_folder, checked
 from selfplay.storage.files import hash_of
+from selfplay.weights.kept_precision import SMALLEST_FOR_BFLOAT16
 from selfplay.weights.precision import keep_attention_precise
 from selfplay.weights.saving import save_weights, write_for_older
 
@@ -54,6 +55,15 @@ def device() -> torch.device:
 def default_batch_tokens(where: torch.device) -> int:
     """Tokens, padding included, that one forward pass takes best: on a CPU, few enough for its caches."""
     return 2048 if where.type == "cpu" else 32768
+
+
+def training_batch_tokens(model: Any, where: torch.device) -> int:
+    """Tokens, padding included, that a pass takes best whose activations a backward pass waits for.
+
+    On a CPU fewer of a large model: SmolLM2-135M learns as fast from 512 at once as from 2,048, in a quarter less memory.
+    """
+    large = sum(one.numel() for one in model.parameters()) >= SMALLEST_FOR_BFLOAT16
+    return 512 if where.type == "cpu" and large else default_batch_tokens(where)
 
 
 def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:

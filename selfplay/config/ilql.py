@@ -54,7 +54,7 @@ class ILQL(AlgorithmSection):
     beta: NonNegative = 30.0
     """Samples are drawn in proportion to exp(log p + beta Q), with Q the mean of both target heads; 0 is imitation."""
     micro_batch_tokens: Count | None = None
-    """Most tokens, padding included, in one forward pass; never changes gradients. Default 2,048 on a CPU, 32,768 on a GPU."""
+    """Most tokens, padding included, in one forward pass; never changes gradients. Default as PPO's."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products in training; weights and losses stay float32."""
     gradient_checkpointing: bool = False

@@ -86,7 +86,7 @@ class PPO(AlgorithmSection):
     """Optimiser steps per pass."""
     micro_batch_tokens: Count | None = None
     """Most tokens, padding included, in one forward pass; changes speed and memory, never the gradients. Default 2,048
-    on a CPU (what its caches hold) and 32,768 on a GPU."""
+    on a CPU (what its caches hold; 512 where a model of 20M parameters or more learns) and 32,768 on a GPU."""
     learning_rate: Positive = 3e-4
     """The policy's peak learning rate."""
     critic_learning_rate: Positive = 1e-3

@@ -18,7 +18,7 @@ from selfplay.config import ILQL, SAFE_TO_CHANGE
 from selfplay.ilql.heads import ILQLHeads
 from selfplay.ilql.losses import awac_weights, expectile_loss, q_loss, q_targets
 from selfplay.ilql.rows import Row
-from selfplay.models import default_batch_tokens, logit_scale, right_pad, split_by_tokens, weights_digest
+from selfplay.models import logit_scale, right_pad, split_by_tokens, training_batch_tokens, weights_digest
 from selfplay.rl.batching import MicroBatch, collate, prompt_order
 from selfplay.rl.checkpoint import resume, save_checkpoint
 from selfplay.rl.logprobs import token_logprobs
@@ -112,7 +112,7 @@ class ILQLTrainer:
         answered = mask.sum(1) - asked
         rewards = torch.tensor([row.reward for row in rows], device=self.device, dtype=self.heads.value.weight.dtype)
         total, sums = answered.sum(), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
-        budget = self.config.micro_batch_tokens or default_batch_tokens(self.device)
+        budget = self.config.micro_batch_tokens or training_batch_tokens(self.policy, self.device)
         for part in split_by_tokens(range(len(rows)), mask.sum(1).tolist(), budget):
             batch = collate(ids, asked, answered, part, packs(self.policy))
             last = torch.zeros(len(batch.tokens), dtype=torch.bool, device=self.device)

@@ -17,7 +17,7 @@ from selfplay.distributed.collectives import all_reduce, world_size
 from selfplay.distributed.sharding import home, shard
 from selfplay.engines.masking import TargetMask
 from selfplay.lora import unwrap_peft
-from selfplay.models import default_batch_tokens
+from selfplay.models import training_batch_tokens
 from selfplay.rl.batching import MicroBatch, micro_batches, minibatches
 from selfplay.rl.experience import Experience, Tokens
 from selfplay.rl.kl import KLController, kl_estimate
@@ -206,7 +206,7 @@ class Learner:
         """
         config = self.config
         total = episodes.response_tokens(rows)
-        budget = config.micro_batch_tokens or default_batch_tokens(self.device)
+        budget = config.micro_batch_tokens or training_batch_tokens(self.policy, self.device)
         parts = micro_batches(rows, episodes.lengths, budget)
         batches = [episodes.batch(part, packs(self.policy)) for part in parts]
         sums = torch.zeros(len(SUMS_OF_POLICY), dtype=torch.float64, device=self.device)

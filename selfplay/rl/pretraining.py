@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from selfplay.config import PPO, Pretraining
 from selfplay.distributed.collectives import all_reduce
 from selfplay.errors import ConfigError
-from selfplay.models import default_batch_tokens
+from selfplay.models import training_batch_tokens
 from selfplay.rl.batching import collate, micro_batches
 from selfplay.rl.networks import PolicyNetwork, packs, precision
 
@@ -43,7 +43,7 @@ class PretrainingMix:
         lengths = [self.lengths[row] for row in rows]
         total = sum(lengths) - len(rows)
         summed = torch.zeros((), dtype=torch.float64, device=self.tokens.device)
-        budget = config.micro_batch_tokens or default_batch_tokens(self.tokens.device)
+        budget = config.micro_batch_tokens or training_batch_tokens(policy.model, self.tokens.device)
         for part in micro_batches(names, lengths, budget):
             batch = collate(
                 self.tokens,

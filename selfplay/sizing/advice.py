@@ -10,7 +10,7 @@ from selfplay.errors import ConfigError
 from selfplay.preflight import check_launch
 from selfplay.sizing.cards import GB
 from selfplay.sizing.engines import least_share
-from selfplay.sizing.sizes import DEFAULT_TOKENS, Sizes, sizes_of
+from selfplay.sizing.sizes import Sizes, sizes_of
 from selfplay.sizing.stages import StageMemory, stages
 
 
@@ -121,7 +121,7 @@ def fixes(sizes: Sizes) -> Iterator[Setting]:
     if getattr(algorithm, "gradient_checkpointing", None) is False:
         yield Setting("algorithm.gradient_checkpointing", True)
     if hasattr(algorithm, "micro_batch_tokens"):
-        tokens = algorithm.micro_batch_tokens or DEFAULT_TOKENS[sizes.device]
+        tokens = algorithm.micro_batch_tokens or sizes.training_tokens
         while (tokens := tokens // 2) >= sizes.sequence:
             yield Setting("algorithm.micro_batch_tokens", tokens)
     if getattr(algorithm, "offload_optimizer", None) is False and card:

@@ -7,7 +7,7 @@ from selfplay.config import PPO
 from selfplay.sizing import memory
 from selfplay.sizing.engines import engine_parts
 from selfplay.sizing.shapes import Shape
-from selfplay.sizing.sizes import DEFAULT_TOKENS, Sizes
+from selfplay.sizing.sizes import Sizes
 
 
 def scorer_of(sizes: Sizes) -> Shape:
@@ -163,6 +163,6 @@ def _pass(sizes: Sizes, name: str, shape: Shape, half_already: bool = False) -> 
 def micro_batch(sizes: Sizes) -> int:
     """Return the tokens of the largest micro-batch: the budget or one sequence, and no more than a minibatch has."""
     algorithm: Any = sizes.recipe.algorithm
-    budget = getattr(algorithm, "micro_batch_tokens", None) or DEFAULT_TOKENS[sizes.device]
+    budget = getattr(algorithm, "micro_batch_tokens", None) or sizes.training_tokens
     episodes = -(-algorithm.episodes_per_step // getattr(algorithm, "minibatches", 1))
     return max(min(budget, -(-episodes // sizes.learners) * sizes.sequence), sizes.sequence)

@@ -18,7 +18,8 @@ from selfplay.weights.kept_precision import SMALLEST_FOR_BFLOAT16, kept_products
 BYTES_PER_TOKEN = 4
 """Of a prompt's text: what English takes with a vocabulary of 100,000 and more."""
 DEFAULT_TOKENS = {"cuda": 32768, "cpu": 2048}
-"""Tokens of a micro-batch unless the recipe sets them (`selfplay.models.default_batch_tokens`)."""
+LARGE_MODEL_TOKENS = 512
+"""Tokens of a micro-batch unless the recipe sets them, of a large model on a CPU the last (`models.training_batch_tokens`)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Sizes:
     def device(self) -> str:
         """Return where it runs, by torch's name."""
         return "cpu" if self.machine.card is None else "cuda"
+
+    @property
+    def training_tokens(self) -> int:
+        """Return the tokens of a micro-batch unless the recipe sets them."""
+        large = self.policy.total >= SMALLEST_FOR_BFLOAT16
+        return LARGE_MODEL_TOKENS if large and self.device == "cpu" else DEFAULT_TOKENS[self.device]
 
     @property
     def workers(self) -> int:

@@ -8,7 +8,7 @@ from selfplay.config import Recipe
 from selfplay.sizing import memory, ppo
 from selfplay.sizing.engines import engine_parts, engines
 from selfplay.sizing.shapes import Shape
-from selfplay.sizing.sizes import DEFAULT_TOKENS, Sizes
+from selfplay.sizing.sizes import Sizes
 
 UNCERTAIN = ("activations", "logits", ": cache", "libraries")
 """Ends of the names of parts that may turn out smaller: by shorter prompts and answers, or because processes share them."""
@@ -114,7 +114,7 @@ def _ilql(sizes: Sizes, needs: Any) -> dict[str, dict[str, int]]:
     shape, precision = sizes.policy, sizes.precision
     inner = 2 * shape.hidden if algorithm.heads == "mlp" else shape.hidden
     heads = 2 * (shape.vocabulary * inner + (inner * shape.hidden if algorithm.heads == "mlp" else 0))
-    budget = algorithm.micro_batch_tokens or DEFAULT_TOKENS[sizes.device]
+    budget = algorithm.micro_batch_tokens or sizes.training_tokens
     tokens = max(min(budget, algorithm.batch_size * sizes.sequence), sizes.sequence)
     return {
         "policy": {

@@ -257,9 +257,7 @@ def test_results_and_errors_come_through(start: Callable[[], Any]) -> None:
 def test_a_process_that_dies_ends_the_wait_and_is_named(start: Callable[[], Any]) -> None:
     dog, process = watching(start)
     later(0.2, process.kill)
-    with pytest.raises(
-        EngineFailed, match=rf"the engine's process .+ \({process.pid}\) died during a long wait; what"
-    ):
+    with pytest.raises(EngineFailed, match=rf"the engine's process .+ \({process.pid}\) died during a long wait; what"):
         dog.call("a long wait", lambda: time.sleep(120))
     with pytest.raises(EngineFailed, match="died during a long wait"):  # and every later call
         dog.call("another", lambda: None)

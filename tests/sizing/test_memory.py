@@ -1,14 +1,18 @@
 """The formulas of memory: by hand, against what autograd really saves, and against the table of two large layouts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from recipes_to_size import BOOTSTRAPPED, recipe, sized
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from selfplay.engines import vllm_weights
+from selfplay.models import training_batch_tokens
 from selfplay.rl import logprobs, optimise
 from selfplay.sizing import memory
+from selfplay.sizing.cards import GB, KNOWN, Machine
 from selfplay.sizing.memory import Precision
 from selfplay.sizing.shapes import Shape, shape_of_config, shape_of_model
 
@@ -65,6 +69,20 @@ def test_what_is_held_at_once_is_what_the_code_that_holds_it_says() -> None:
     assert memory.TOKENS_AT_ONCE == logprobs.CHUNK_TOKENS
     assert memory.OFFLOADED_AT_ONCE == 8 * optimise.BUCKET_ELEMENTS  # Adam's two moments, of 4 bytes each
     assert memory.WEIGHTS_BUFFER == vllm_weights.BUFFER_BYTES
+
+
+@pytest.mark.parametrize("machine", [Machine(0, None, 16 * GB), Machine(1, KNOWN["H100"], 16 * GB)])
+@pytest.mark.parametrize(("name", "on_cpu"), [("SmolLM2-135M-Instruct", 512), (None, 2048)])
+def test_a_large_model_learns_from_fewer_tokens_at_once_on_a_cpu(
+    tmp_path: Path, machine: Machine, name: str | None, on_cpu: int
+) -> None:
+    sizes = sized(
+        recipe(tmp_path, BOOTSTRAPPED if name is None else f"policy: {{model: HuggingFaceTB/{name}}}"), machine
+    )
+    with torch.device("meta"):
+        model = torch.nn.Linear(1, sizes.policy.total, bias=False)
+    expected = on_cpu if machine.card is None else 32768
+    assert sizes.training_tokens == expected == training_batch_tokens(model, torch.device(sizes.device))
 
 
 WIDTHS = {
