@@ -20,7 +20,13 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
-WITHOUT_VLLM := --deselect tests/install/test_install.py $(shell grep -lsE "VllmEngine|vllm_serve|kind=vllm|-vllm.yaml" \
+COMMANDS := tests/docs/test_commands.py::test_the_commands_of_a_page_work
+WITHOUT_VLLM := --deselect tests/install/test_install.py \
+	$(patsubst runs/%.yaml,--deselect "tests/test_cli.py::test_every_shipped_recipe_dry_runs[%]",$(shell grep -lE "kind: vllm" runs/*.yaml)) \
+	--deselect "$(COMMANDS)[seed0-docs/howto/real-model.md]" --deselect "$(COMMANDS)[seed0-docs/scaling.md]" \
+	--deselect tests/test_doctor.py::test_a_vllm_without_what_it_needs \
+	--deselect tests/test_doctor.py::test_this_environment_has_no_problem_and_explains_what_pip_check_says \
+	--deselect tests/test_preflight.py::test_packages_that_a_recipe_needs $(shell grep -lsE "VllmEngine|vllm_serve|kind=vllm|-vllm.yaml" \
 	tests/*/test_*.py | sed "s/^/--ignore=/")
 
 .PHONY: demo quickstart test test-real test-workers test-avx2 test-portable test-newest test-lowest torture nightly lint docs bench clean

@@ -77,5 +77,5 @@ def load_gguf(path: str | Path) -> tuple[Any, Any]:
     if isinstance(end, int):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     model.hf_quantizer = None  # the weights are plain by now, and save_pretrained asks
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)  # which some versions have taken away already
     return model, tokenizer
