@@ -58,7 +58,7 @@ def default_batch_tokens(where: torch.device) -> int:
 
 
 def training_batch_tokens(model: Any, where: torch.device) -> int:
-    """The same of a pass that keeps its activations: on a CPU a large model learns as fast from fewer, in less memory."""
+    """Return the same for a pass that keeps its activations: of a large model on a CPU fewer, as fast and in less memory."""
     large = sum(one.numel() for one in model.parameters()) >= SMALLEST_FOR_BFLOAT16
     return 512 if where.type == "cpu" and large else default_batch_tokens(where)
 
