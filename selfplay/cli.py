@@ -1,23 +1,27 @@
 """The command line: verbs to functions, no logic. A user's mistake is one sentence and exit code 2."""
 
-import errno
 import sys
-from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-import typer.core
+try:
+    import errno
+    from pathlib import Path
+    from typing import Annotated, Any
 
-from selfplay.errors import ConfigError, Interrupted, SelfplayError, Stopped
-from selfplay.verbs import Json, emit
-from selfplay.verbs.chat import chat
-from selfplay.verbs.compare import compare
-from selfplay.verbs.demo import demo
-from selfplay.verbs.judge import judge_app
-from selfplay.verbs.prompts import prompts
-from selfplay.verbs.run import EXIT_CODES, RunArgument, bootstrap, print_table, run, stage
-from selfplay.verbs.runs import diff, note, prune, runs
-from selfplay.verbs.score import score
+    import typer
+    import typer.core
+
+    from selfplay.errors import ConfigError, Interrupted, SelfplayError, Stopped
+    from selfplay.verbs import Json, emit
+    from selfplay.verbs.chat import chat
+    from selfplay.verbs.compare import compare
+    from selfplay.verbs.demo import demo
+    from selfplay.verbs.judge import judge_app
+    from selfplay.verbs.prompts import prompts
+    from selfplay.verbs.run import EXIT_CODES, RunArgument, bootstrap, print_table, run, stage
+    from selfplay.verbs.runs import diff, note, prune, runs
+    from selfplay.verbs.score import score
+except KeyboardInterrupt:  # these take half a second, before main() can catch it
+    sys.exit(130)
 
 
 class Verbs(typer.core.TyperGroup):
@@ -47,6 +51,8 @@ def main() -> None:
     """Entry point."""
     try:
         app()
+    except KeyboardInterrupt:  # while the verbs are being put together, before one of them runs
+        sys.exit(Interrupted.exit_code)
     except SelfplayError as error:
         asked_for = isinstance(error, Stopped | Interrupted)
         typer.echo(str(error) if asked_for else f"error: {error}", err=True)
