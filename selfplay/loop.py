@@ -110,8 +110,9 @@ def iterate(run: RunContext) -> None:
             more = f", even after {rounds} more round{'s' * (rounds > 1)} of them" if rounds else ""
             stopped = (
                 f"the reward model of iteration {iteration} is not better than chance on held-out pairs{more}: training on "
-                "it would follow noise. Look at judge_health.json beside the labels; a clearer judge, or more "
-                "generate.prompts or another reward.learning_rate in a new output, may help"
+                "it would follow noise. Look at judge_health.json beside the labels; in a new output a clearer "
+                "judge, more generate.prompts, another reward.learning_rate or, if few pairs were held back, a larger "
+                "reward.heldout_share may help"
             )
             break
         ensure_stage(run, iteration, "policy", policy)

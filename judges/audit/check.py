@@ -83,6 +83,8 @@ def check(
     announce(f"tests in the file: {len(spec.tests) - len(failed)} of {len(spec.tests)} pass")
     for line in (*(f"  test {test}" for test in failed), *(f"caution: {caution}" for caution in beware)):
         announce(line)
+    if not rows and not tests_only:
+        announce("no pairs with a known answer (`gold` in the file, or --gold FILE): nothing else is measured")
     answers = cache or AnswerCache()
     before, started = answers.spent(), time.monotonic()
     figures, by_category, by_trap = None, {}, {}

@@ -1,4 +1,4 @@
-"""Which iteration to keep, and whether to go on: the decision that the alarms of `compare.alarms` lead to.
+"""Which iteration to keep, and whether to go on: the decision that the alarms of `guard.alarms` lead to.
 
 Reads what the stages wrote and knows no model. The recipe's `guard.action` says what an alarm does.
 """

@@ -28,8 +28,9 @@ def judge_list(as_json: Json = False) -> None:
     if as_json:
         emit(found)
         return
+    widest = max(len(judge["name"]) for judge in found)
     for judge in found:
-        typer.echo(f"{judge['name']:20} {judge['mode']:10} {judge['description']}")
+        typer.echo(f"{judge['name']:{widest}} {judge['mode']:10} {judge['description']}")
 
 
 @judge_app.command("schema")
