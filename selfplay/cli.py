@@ -44,7 +44,12 @@ app = typer.Typer(
     help="Improve a language model by its own play: generate, judge, train a reward model, PPO, compare, repeat.",
 )
 app.add_typer(judge_app, name="judge")
-THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+THE_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
+"""What is never a mistake of this program. ENOENT and EEXIST can be one: where a user says where to write,
+`storage.durable` names the path."""
 
 
 def main() -> None:

@@ -158,8 +158,7 @@ class RunDirectory:
             durable.remove_tree(partial)
         elif any(path.is_file() and not durable.BESIDE.fullmatch(path.name) for path in partial.rglob("*")):
             raise ConfigError(f"{str(partial)!r} was not begun by a stage of this run; move it away, or delete it")
-        with durable.naming(begun):
-            begun.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(begun.parent)
         write_sealed(begun, {"fingerprint": fingerprint, "seconds": 0.0})
         return 0.0
 
@@ -261,8 +260,7 @@ class RunDirectory:
         """Hold the run: raises ConfigError if another process works on it."""
         lock = FileLock(self.path / ".lock")
         try:
-            with durable.naming(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(self.path)
             lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(

@@ -247,6 +247,45 @@ def test_a_judge_s_tests_run_without_its_model(command: Command) -> None:
     assert "asks a language model, but names none" in asked.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "RUN", "--output", "/proc/none"),
+        ("score", "RUN", "--output", "/proc/none"),
+        ("compare", "RUN", "--output", "here", "--report", "/proc/none/page.html"),
+        ("compare", "RUN", "--output", "here", "--table", "/proc/none/table.csv"),
+        ("report", "RUN", "--output", "page.html", "--figures", "/proc/none"),
+        ("report", "RUN", "--output", "/proc/none.html"),
+        ("export", "RUN@2", "/proc/none"),
+        ("init", "/proc/none"),
+        ("run", "tiny.yaml", "output=/proc/none"),
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_cannot_be_made_is_one_sentence(
+    command: Command, tmp_path: Path, tiny_run: Path, words: tuple[str, ...]
+) -> None:
+    write_recipe(tmp_path)
+    code, _, err = command(*(word.replace("RUN", str(tiny_run)) for word in words))
+    said = err.splitlines()[-1]
+    assert code == 2 and said.startswith("error: '/proc/none")
+    assert "could not be written: " in said and "; fix that and give the same command again" in said
+
+
+def test_a_name_that_is_too_long_is_one_sentence_and_a_file_that_we_forgot_is_none(
+    command: Command, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = command("compare", tiny_run, "--output", "x" * 300)
+    assert code == 2 and "File name too long" in err and len(err.splitlines()) == 1
+
+    def lost(*arguments: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "of/our/own")
+
+    monkeypatch.setattr("selfplay.report.show.transcripts", lost)
+    with pytest.raises(FileNotFoundError):
+        command("show", tiny_run, "--prompt", "any")
+
+
 def test_a_disk_that_refuses_is_one_sentence(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     recipe = write_recipe(tmp_path)

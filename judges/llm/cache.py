@@ -19,7 +19,7 @@ from typing import Any
 from selfplay.engines import Answer
 from selfplay.errors import ConfigError
 from selfplay.storage.checksums import Damaged, fast_hash
-from selfplay.storage.durable import NotWritten
+from selfplay.storage.durable import NotWritten, make_folder
 
 CACHE = "judge_cache.sqlite"
 """The file's name in a run, and in a folder of a comparison."""
@@ -42,9 +42,12 @@ class AnswerCache:
 
     def __init__(self, path: Path | None = None) -> None:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         self.path = path
-        self.database = sqlite3.connect(path or ":memory:", timeout=120, isolation_level=None, check_same_thread=False)
+        with self._naming():
+            self.database = sqlite3.connect(
+                path or ":memory:", timeout=120, isolation_level=None, check_same_thread=False
+            )
         with self._naming(), self._writing():
             begun = self.database.execute("select name from sqlite_master where name = 'answers'").fetchone()
             self.database.execute(SCHEMA)

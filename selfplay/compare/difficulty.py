@@ -34,7 +34,7 @@ def known_difficulty(path: Path, table: VoteTable) -> Array:
         writer.writerows(
             [prompt, repr(float(value)), baseline] for prompt, value in zip(table.prompts, fitted, strict=True)
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(path.parent)
         durable.write(path, out.getvalue())
         return fitted
     found = _read(path, baseline)

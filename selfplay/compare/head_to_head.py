@@ -33,6 +33,7 @@ from selfplay.results.run import Match, RunData, vote_table
 from selfplay.results.seeds import BetweenSeeds
 from selfplay.rundir import RunDirectory
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
+from selfplay.storage import durable
 from selfplay.storage.files import hash_of, write_json, write_rows
 
 
@@ -82,7 +83,7 @@ class HeadToHead:
 
     def write(self, folder: Path) -> None:
         """Write `matches.parquet` and `comparison.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         write_rows(folder / "matches.parquet", [vars(match) for match in self.matches])
         write_json(folder / "comparison.json", self.json())
 
@@ -119,7 +120,7 @@ def compare(
     values = {} if by is None else categories_of(asked_of, by)
     home = next((one.run for one in found if one.run is not None), None)
     folder = folder or (home / "compare" if home else Path("runs/compare"))
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     bounds = bounds_of_best(found, spec)
     keeps = spec.needs_model or bool(bounds)
     cache = AnswerCache((home or folder) / CACHE) if keeps else AnswerCache()

@@ -22,6 +22,7 @@ from selfplay.engines.ledger import Ledger
 from selfplay.progress import Meter, meter
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory
+from selfplay.storage import durable
 from selfplay.storage.files import derived_seed, hash_of, read_rows
 from selfplay.storage.journal import Journal
 
@@ -113,7 +114,7 @@ def _sample(
 
             def open_engine() -> Engine:
                 refuse_pruned(one)
-                journal.parent.mkdir(parents=True, exist_ok=True)
+                durable.make_folder(journal.parent)
                 return stack.enter_context(closing(engines.of(one)))
 
             return sample_through(Journal(journal), "answers", prompts, sampling, size, open_engine, bar)

@@ -27,6 +27,7 @@ from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt, Record
 from selfplay.rundir import RunDirectory
 from selfplay.stats.means import Mean, difference_of, mean_of
+from selfplay.storage import durable
 from selfplay.storage.files import write_json, write_rows
 
 OF_CONDITIONS = "instructions"
@@ -86,7 +87,7 @@ def score(
     values = {} if by is None else categories_of(asked, by)
     home = next((one.run for one in found if one.run is not None), None)
     folder = folder or (home / "score" if home else Path("runs/score"))
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     answers, scores = _answers_and_scores(found, asked, spec, settings, folder, home or folder, launch)
     counts = {}
     if has_conditions(asked):

@@ -10,6 +10,7 @@ from selfplay.report.html import as_run
 from selfplay.results.run import RunData
 from selfplay.stats.summary import Category, Summary, breakdown, summarise
 from selfplay.stats.votes import VoteTable
+from selfplay.storage import durable
 from selfplay.storage.files import write_json
 
 
@@ -44,7 +45,7 @@ class VoteSummary:
 
     def write(self, folder: Path) -> None:
         """Write `comparison.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder)
         write_json(folder / "comparison.json", self.json())
 
 

@@ -66,7 +66,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._file_lock = None if self.path is None else FileLock(self.path.with_name(f".{self.path.stem}.lock"))
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(self.path.parent)
             with self._exclusive():
                 self._compare_with_total()
 

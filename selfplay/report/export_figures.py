@@ -26,7 +26,7 @@ def save_figures(run_directory: Path, folder: Path, formats: Sequence[str] | Non
         if one not in ("svg", "png"):
             raise ConfigError(f"figures can be written as svg and png, not as {one!r}")
     figures = all_figures(read_run(run_directory))
-    folder.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(folder)
     paths = []
     for figure in figures:
         for one in formats:

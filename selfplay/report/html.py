@@ -53,7 +53,7 @@ def render_report(run: RunData, *, live: bool = False) -> str:
 
 def write_comparison(run: RunData, output: Path) -> Path:
     """Write the report of a comparison that has no run of its own (see `as_run`); returns its path."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(output.parent)
     durable.write(output, render_report(run))
     return output
 

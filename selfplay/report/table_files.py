@@ -38,7 +38,7 @@ def write_table(path: Path, summary: Summary, facts: Mapping[str, Any]) -> Path:
     and the settings in its caption.
     """
     check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_folder(path.parent)
     if path.suffix == ".tex":
         durable.write(path, latex(summary, facts))
         return path

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from selfplay.errors import ConfigError
+from selfplay.storage import durable
 from selfplay.storage.files import hash_of, read_json, write_json
 
 ROUNDS, TOKENS = 5, 512
@@ -38,7 +39,7 @@ def measured_seconds(task: dict[str, Any]) -> dict[str, float]:
             said = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]  # a killed one says nothing
             raise ConfigError(f"how fast this processor is could not be measured: {said}")
         known[key] = json.loads(done.stdout.splitlines()[-1])
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(kept.parent)
         write_json(kept, known)
     return known[key]
 

@@ -3,7 +3,8 @@
     write(path, text)                      # a whole file
     with replacing(path) as beside: ...    # the same for what a library writes
     append(path, line)                     # a line of a journal
-    with new_folder(path) as folder: ...   # a folder
+    make_folder(path)                      # a folder to write into
+    with new_folder(path) as folder: ...   # a folder that is whole
     publish(folder, final)                 # a folder that is whole gets its name
     remove(path), remove_tree(folder)      # a folder disappears in one step too
 
@@ -138,6 +139,12 @@ def link(path: Path, target: str) -> None:
             hook("link", path)
             os.replace(beside, path)
         _sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in, where they are not there. Raises NotWritten."""
+    with naming(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from judges.llm.cache import AnswerCache, key_of
 from selfplay.engines import Answer
 from selfplay.errors import ConfigError
 from selfplay.storage.checksums import Damaged
+from selfplay.storage.durable import NotWritten
 
 WRITER = """
 import sys
@@ -144,3 +145,9 @@ def test_a_file_from_before_there_were_checksums_is_read_and_gets_them(tmp_path:
     assert cache.get(["old", "new"])["old"].texts == ("[[A]]",) and cache.check() == (2, 1, [])
     cache.put([("old", Answer(("[[A]]",), ("stop",), cost=0.25))])
     assert cache.spent()["cost"] == 0.75 and AnswerCache(path).check() == (2, 0, [])
+
+
+@pytest.mark.parametrize("path", ["/proc/none.sqlite", "/proc/none/cache.sqlite"])
+def test_a_cache_that_cannot_be_made_is_a_sentence(path: str) -> None:
+    with pytest.raises(NotWritten, match="'/proc/none.* (cannot|could not) be written: "):
+        AnswerCache(Path(path))
