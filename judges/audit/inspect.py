@@ -23,6 +23,8 @@ AnySpec = Annotated[
     Field(discriminator="mode"),
 ]
 
+NO_MODEL = "there is no model"
+
 
 class Exchange(BaseModel):
     """One call: what the model was shown and what it said, or its log-probabilities; nothing if there was no model."""
@@ -50,7 +52,7 @@ class Listener:
     def __init__(self, inner: Engine | None) -> None:
         self.inner, self.exchanges = inner, list[Exchange]()
         self.special_tokens: frozenset[str] = getattr(inner, "special_tokens", frozenset())
-        if hasattr(inner, "stream"):
+        if inner is None or hasattr(inner, "stream"):
             self.stream = self._stream
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[list[Completion]]:
@@ -71,9 +73,10 @@ class Listener:
     def _stream(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, choices: Sequence[str] | None = None
     ) -> Iterator[tuple[int, Answer | None, str]]:
-        """Yield the inner engine's answers as they come, and why there is none."""
+        """Yield the inner engine's answers as they come, and why there is none: without an engine each call is made once."""
         inner: Any = self.inner
-        for place, answer, error in inner.stream(prompts, sampling, choices):
+        none = ((place, None, NO_MODEL) for place in range(len(prompts)))
+        for place, answer, error in none if inner is None else inner.stream(prompts, sampling, choices):
             said = None if answer is None else list(answer.texts) if answer.logprobs is None else answer.logprobs
             thoughts = [] if answer is None else [thought for thought in answer.thoughts if thought]
             messages = list(prompts[place].messages)

@@ -55,3 +55,15 @@ def test_trying_shows_the_thoughts_in_which_a_verdict_was_read(capsys: pytest.Ca
     trial = try_pair(spec(PAIRWISE), Thinking())
     print_trial(trial.model_dump(mode="json"))
     assert capsys.readouterr().out.count("[thought] It is the first.\n[said] ['']\n") == 2
+
+
+@pytest.mark.parametrize("name", ["helpfulness", "helpfulness-logprob"])
+def test_without_a_model_each_prompt_is_shown_once(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    trial = try_pair(load_spec(name))
+    contents = [exchange.messages[-1].content for exchange in trial.exchanges]
+    assert len(set(contents)) == len(contents) == 2, "one for each order"
+    assert [verdict.error for verdict in trial.verdicts] == ["there is no model"] * 2 and trial.preference is None
+    print_trial(trial.model_dump(mode="json"))
+    shown = capsys.readouterr().out
+    assert shown.count("[user]\n") == 2 and shown.count("[said] nothing: there is no model\n") == 2
+    assert "verdict (forward): unscored: there is no model" in shown
