@@ -244,7 +244,30 @@ def test_a_judge_s_tests_run_without_its_model(command: Command) -> None:
     assert json.loads(as_json.out)["failed_tests"] == [] and as_json.err == "tests in the file: 14 of 14 pass\n"
     asked = command("judge", "check", "helpfulness")
     assert asked.code == 2 and asked.out == "tests in the file: 14 of 14 pass\n"
-    assert "asks a language model, but names none" in asked.err
+    assert asked.err == NAMES_NO_MODEL.format("--model")
+
+
+NAMES_NO_MODEL = (
+    "error: judge 'helpfulness' asks a language model, but names none: give one with {} (a checkpoint or a hub id), or set "
+    "`model` in a judge's file of your own\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("calibrate", "helpfulness"), "--model"),
+        (("compare", "stories", "helpfulness", "--pairs", "pairs.jsonl"), "--other-model"),
+        (("calibrate", "stories", "--pairs", "pairs.jsonl", "--teacher", "helpfulness"), "--teacher-model"),
+    ],
+    ids=["the judge", "the second judge", "the teacher"],
+)
+def test_a_judge_without_a_model_names_the_option_for_one(
+    command: Command, tmp_path: Path, arguments: tuple[str, ...], option: str
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}\n')
+    found = command("judge", *arguments)
+    assert (found.code, found.out, found.err) == (2, "", NAMES_NO_MODEL.format(option))
 
 
 @pytest.mark.parametrize(

@@ -85,17 +85,19 @@ def reload_engine(engine: Any, checkpoint: str | Path, name: str, dtype: str = "
         engine.mask = mask
 
 
-def open_judge_engine(spec: Any, config: EngineConfig, dtype: str = "float32", ledger: Ledger | None = None) -> Engine:
+def open_judge_engine(
+    spec: Any, config: EngineConfig, dtype: str = "float32", ledger: Ledger | None = None, option: str | None = None
+) -> Engine:
     """Return the engine that answers for a judge's file: its endpoint, or the given kind of engine over its model.
 
-    `ledger` counts what an endpoint costs. Raises ConfigError if the file names no model, or for an endpoint's key that
-    is missing.
+    `ledger` counts what an endpoint costs; `option` is the command line's for a model. Raises ConfigError if the file
+    names no model (a recipe's is checked before, by `selfplay.preflight`), or for an endpoint's key that is missing.
     """
     endpoint, model = getattr(spec, "endpoint", None), getattr(spec, "model", None)
     if model is None:
+        give = f"give one with {option} (a checkpoint or a hub id), or " if option else ""
         raise ConfigError(
-            f"judge {spec.name!r} asks a language model, but names none: set judge.model in the recipe, or "
-            "`model` in the judge's file"
+            f"judge {spec.name!r} asks a language model, but names none: {give}set `model` in a judge's file of your own"
         )
     if endpoint is not None:
         from selfplay.engines.endpoint import EndpointEngine

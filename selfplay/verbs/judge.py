@@ -143,10 +143,7 @@ def judge_compare(
 
     with (
         judge_and_engine(one, model, engine) as (left, opened),
-        judge_and_engine(other, other_model, engine) as (
-            right,
-            opened_too,
-        ),
+        judge_and_engine(other, other_model, engine, option="--other-model") as (right, opened_too),
     ):
         asked, answers = pairs_and_answers(pairs, left)
         found = compare_judges((left, right), asked, answers, (opened, opened_too), AnswerCache(cache))
@@ -201,7 +198,7 @@ def decided_pairs(pairs: Path, teacher: str, model: str | None, engine: str, cac
     from judges.distill import decided_by
     from judges.llm.cache import AnswerCache
 
-    with judge_and_engine(teacher, model, engine) as (spec, opened):
+    with judge_and_engine(teacher, model, engine, option="--teacher-model") as (spec, opened):
         return decided_by(build(spec.lenient(), opened, AnswerCache(cache)), pairs_and_answers(pairs, spec)[0])
 
 
@@ -228,8 +225,13 @@ def pairs_and_answers(path: Path | None, spec: Any) -> tuple[Any, dict[str, floa
 
 
 @contextmanager
-def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = True) -> Iterator[Any]:
-    """Open a judge's spec, and a function that opens the engine of a part of it; engines are closed at the end."""
+def judge_and_engine(
+    file: str, model: str | None, kind: str, needed: bool = True, option: str = "--model"
+) -> Iterator[Any]:
+    """Open a judge's spec, and a function that opens the engine of a part of it; engines are closed at the end.
+
+    `option` is that for `model`.
+    """
     import judges
     from selfplay.config import Engine
     from selfplay.engines.ledger import Ledger
@@ -241,7 +243,7 @@ def judge_and_engine(file: str, model: str | None, kind: str, needed: bool = Tru
         def opener(part: Any) -> Any:
             from selfplay.engines.open import open_judge_engine
 
-            opened = open_judge_engine(part, config, ledger=ledger)
+            opened = open_judge_engine(part, config, ledger=ledger, option=option)
             engines.callback(opened.close)
             return opened
 
