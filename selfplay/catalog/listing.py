@@ -1,6 +1,7 @@
 """`selfplay runs`: all runs of a folder at a glance.
 
-Reads what is on disk and changes nothing. A run that cannot be read is listed as damaged, with the reason.
+Reads what is on disk and changes nothing. A run that cannot be read is listed as damaged, or as unreadable where the disk or
+its permissions refuse, with the reason.
 """
 
 import contextlib
@@ -25,7 +26,11 @@ from selfplay.storage.files import read_json
 
 @dataclass(frozen=True)
 class Listing:
-    """One run: `state` is running, stopped, finished or damaged; sizes in bytes, age and time left in seconds."""
+    """One run; sizes in bytes, age and time left in seconds.
+
+    `state` is running, stopped, finished, damaged, unreadable, or unknown: stopped or running, which only who may write to
+    the run's `.lock` can tell.
+    """
 
     path: str
     name: str
@@ -56,16 +61,20 @@ def list_runs(folder: Path) -> list[Listing]:
 
 
 def _is_run(path: Path) -> bool:
-    return path.is_dir() and ((path / "config.yaml").is_file() or (path / "provenance.json").is_file())
+    """Return whether a folder holds a run; one that may not be looked into may hold one."""
+    try:
+        return path.is_dir() and ((path / "config.yaml").is_file() or (path / "provenance.json").is_file())
+    except PermissionError:
+        return True
 
 
 def _listing(path: Path) -> Listing:
     """Return one run, readable or not."""
     files = RunDirectory(path)
-    size = _bytes(path)
-    born = [file.stat().st_mtime for file in (path / "provenance.json", path / "config.yaml") if file.is_file()]
-    age = max(0.0, time.time() - min(born, default=time.time()))
+    size, age = _bytes(path), 0.0
     try:
+        born = [file.stat().st_mtime for file in (path / "provenance.json", path / "config.yaml") if file.is_file()]
+        age = max(0.0, time.time() - min(born, default=time.time()))
         recipe = files.recipe()
         measured = recipe.prompts.heldout is not None
         last = "evaluate" if measured else "policy"
@@ -75,8 +84,10 @@ def _listing(path: Path) -> Listing:
         found = assess(path)
         best = found.best_iteration if done else None
         rate = start_rate(files, best) if best and measured else None
-    except ConfigError as error:
-        return Listing(str(path), path.name, "damaged", str(error), None, None, None, None, "", age, None, size, ())
+    except (ConfigError, OSError) as error:
+        state = "damaged" if isinstance(error, ConfigError) else "unreadable"
+        detail = str(error) if isinstance(error, ConfigError) else f"{error.filename}: {error.strerror}"
+        return Listing(str(path), path.name, state, detail, None, None, None, None, "", age, None, size, ())
     judge = (recipe.evaluate.judge or recipe.judge.file) if measured else ""
     said = rate.model_dump() if rate else None
     return Listing(
@@ -85,10 +96,10 @@ def _listing(path: Path) -> Listing:
 
 
 def _bytes(path: Path) -> int:
-    """Return the size of a folder's files. Those that a running process removes meanwhile count nothing."""
+    """Return the size of a folder's files. Those that a process removes meanwhile, or that are hidden, count nothing."""
     size = 0
     for file in path.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, PermissionError):
             status = file.lstat()
             size += status.st_size if stat.S_ISREG(status.st_mode) else 0
     return size
@@ -101,8 +112,9 @@ def _state(files: RunDirectory, recipe: Recipe, done: int) -> tuple[str, str, fl
         return "finished", f"early: {stopped}" if stopped else "", None
     number, stage = _under_way(files)
     place = f"iteration {number}, {stage}" if stage else "between two stages"
-    if not _is_locked(files.path):
-        return "stopped", place, None
+    locked = _is_locked(files.path)
+    if not locked:
+        return ("stopped" if locked is not None else "unknown"), place, None
     before = files.seconds(number - 1) if number > 1 else {}
     if not before:
         return "running", place, None
@@ -110,8 +122,8 @@ def _state(files: RunDirectory, recipe: Recipe, done: int) -> tuple[str, str, fl
     return "running", place, max(left, 0.0)
 
 
-def _is_locked(path: Path) -> bool:
-    """Return whether a process works on a run."""
+def _is_locked(path: Path) -> bool | None:
+    """Return whether a process works on a run; None where this user may not open its lock, and so cannot tell."""
     if not (path / ".lock").exists():
         return False
     lock = FileLock(path / ".lock")
@@ -119,6 +131,8 @@ def _is_locked(path: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
+    except OSError:
+        return None
     lock.release()
     return False
 

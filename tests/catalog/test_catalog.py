@@ -1,5 +1,6 @@
 """Many runs: listed with their state, told apart, annotated, and pruned without losing what was measured."""
 
+import errno
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from selfplay.report.html import write_report
 from selfplay.report.show import iterations
 from selfplay.results.notes import add_note
 from selfplay.rundir import RunDirectory
+from selfplay.storage.files import write_json
 
 
 def said(*arguments, answer: str = ""):
@@ -81,6 +83,58 @@ def test_a_run_that_a_process_holds_is_running_with_the_time_left(tmp_path):
     # One iteration like the first, less what the second has spent already.
     assert one.left == pytest.approx(max(0, sum(files.seconds(1).values()) - sum(files.seconds(2).values())))
     assert list_runs(made.parent)[0].state == "stopped"
+
+
+def refuse_to_open(monkeypatch, folder, flags):
+    """Let `os.open` with any of the flags fail below a folder, as for another user."""
+    before = os.open
+
+    def refusing(path, given, *arguments, **named):
+        if given & flags and Path(os.fspath(path)).is_relative_to(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return before(path, given, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refusing)
+
+
+def test_runs_that_this_user_may_only_read_are_listed(tmp_path, monkeypatch):
+    done, cut = (make_run(tmp_path / "runs" / name, Plan(prompts=12)) for name in ("done", "cut"))
+    shutil.rmtree(cut / "iteration-002/evaluate")
+    (cut / "iteration-002/evaluate.partial").mkdir()
+    write_json(done / "outcome.json", {"best": 2, "stopped": None})
+    for one in (done, cut):
+        (one / ".lock").touch()
+    before = {Path(one.path).name: (one.state, one.detail) for one in list_runs(tmp_path / "runs")}
+    assert before == {"done": ("finished", ""), "cut": ("stopped", "iteration 2, evaluate")}
+    refuse_to_open(monkeypatch, tmp_path / "runs", os.O_RDWR | os.O_WRONLY)
+    found = {Path(one.path).name: (one.state, one.detail) for one in list_runs(tmp_path / "runs")}
+    assert found == {**before, "cut": ("unknown", "iteration 2, evaluate")}
+
+
+@pytest.mark.parametrize("hidden", ["secret", "secret/config.yaml"])
+def test_a_run_that_this_user_may_not_read_is_a_line(tmp_path, monkeypatch, hidden):
+    for name in ("secret", "open"):
+        make_run(tmp_path / "runs" / name, Plan(prompts=12))
+    before, place = os.stat, tmp_path / "runs" / hidden
+    kept = Path.read_bytes
+
+    def refusing(path, *arguments, **named):
+        if isinstance(path, str | Path) and Path(path) != tmp_path / "runs/secret" and Path(path).is_relative_to(place):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return before(path, *arguments, **named)
+
+    def unreadable(path):
+        if path == place:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return kept(path)
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    if hidden == "secret":
+        monkeypatch.setattr(os, "stat", refusing)
+    found = {Path(one.path).name: one for one in list_runs(tmp_path / "runs")}
+    assert found["open"].state == "stopped" and found["secret"].state == "unreadable"
+    assert "secret" in found["secret"].detail and found["secret"].detail.endswith(": Permission denied")
+    assert "unreadable" in said("runs", tmp_path / "runs").stdout
 
 
 def test_the_table_and_the_json_of_runs(copy):
