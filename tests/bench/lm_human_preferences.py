@@ -5,7 +5,8 @@
 A Llama of 260k parameters pretrained on TinyStories (../shared) goes on from the first words of a sentence; the recipe is as
 shipped but for the policy and the prompts. Prints, per seed: held-out accuracy of the reward model, KL over the last five
 PPO steps, win rate against the start by the second word list; then, on the pairs of the first seed, held-out accuracy
-and sequences forwarded of `reward.loss` pairwise and ranking. Left out: labels by people.
+and sequences forwarded of `reward.loss` pairwise and of ranking, after as many epochs and after as many sequences. Left out:
+labels by people.
 """
 
 import argparse
@@ -86,31 +87,35 @@ def ranked_pairs(directory: Path, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def compare_losses(directory: Path) -> bool:
-    """Print accuracy and sequences forwarded per epoch of two losses on a run's completions; whether ranking loses nothing.
+    """Print accuracy and sequences forwarded of two losses on a run's completions; whether ranking learns as much from as many.
 
-    Pairs are those of the word list, where it ties of the shorter text, so that K = 4 completions have six. The same number
-    of steps, of as many prompts each.
+    Pairs are those of the word list, where it ties of the shorter text, so that K = 4 completions have six, and an epoch of
+    ranking forwards a third of the sequences. An epoch has the same number of steps, of as many prompts each.
     """
     start = RunDirectory(directory).policy(0)
     tokenizer, config = load_tokenizer(start), RunDirectory(directory).recipe().reward
     train, heldout = split(ranked_pairs(directory, tokenizer), 0.3, 0)
-    found = {}
     groups = groups_of(train)
     each = sum(len(group["ids"]) for group in groups)
-    for loss, elements, forwarded in (("pairwise", len(train), 2 * len(train)), ("ranking", len(groups), each)):
+    pairwise, ranking = ("pairwise", len(train), 2 * len(train)), ("ranking", len(groups), each)
+    found = []
+    for (loss, elements, forwarded), epochs in ((pairwise, 2), (ranking, 2), (ranking, round(2 * pairwise[2] / each))):
         batch = max(1, math.ceil(elements / math.ceil(len(groups) / config.batch_size)))
         set_seed(0)
         model = RewardModel(load_scalar_model(start), tokenizer)
         model.model.config.pad_token_id = tokenizer.pad_token_id
         with tempfile.TemporaryDirectory() as work:
-            settings = config.model_copy(update={"loss": loss, "batch_size": batch, "epochs": 2, "learning_rate": 1e-3})
+            settings = config.model_copy(
+                update={"loss": loss, "batch_size": batch, "epochs": epochs, "learning_rate": 1e-3}
+            )
             train_reward_model(model, train, settings, Path(work), seed=0)
-        accuracy = found[loss] = measure(model, heldout)["accuracy"]
+        accuracy = measure(model, heldout)["accuracy"]
+        found.append(accuracy)
         print(
-            f"{loss}: {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] of {accuracy['n']} pairs, "
-            f"{forwarded} sequences forwarded per epoch"
+            f"{loss}: {accuracy['value']:.3f} [{accuracy['low']:.3f}, {accuracy['high']:.3f}] of {accuracy['n']} pairs after "
+            f"{epochs} epochs, {epochs * forwarded} sequences forwarded"
         )
-    return bool(found["ranking"]["high"] >= found["pairwise"]["value"])
+    return bool(found[-1]["high"] >= found[0]["value"])
 
 
 def main() -> None:
