@@ -14,16 +14,14 @@ from typing import Any
 
 import judges
 from judges.audit.cautions import cautions
-from judges.llm.cache import CACHE, AnswerCache
 from judges.spec.base import JudgeSpec
 from prompts.sources import load_prompts
 from selfplay.compare.best_of import bounds_of_best
 from selfplay.compare.difficulty import known_difficulty
-from selfplay.compare.sampling import Engines, sample_all
+from selfplay.compare.sampling import Engines, open_folder, sample_all
 from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, contestants, recipes, with_baseline_first
 from selfplay.config import Launch
-from selfplay.engines.ledger import LEDGER, Ledger
 from selfplay.errors import ConfigError
 from selfplay.progress import log, meter
 from selfplay.records import Completion, Pair, Prompt, Verdict
@@ -118,14 +116,9 @@ def compare(
     check_unseen(asked_of, trained)
     warn(spec, asked_of)
     values = {} if by is None else categories_of(asked_of, by)
-    home = next((one.run for one in found if one.run is not None), None)
-    folder = folder or (home / "compare" if home else Path("runs/compare"))
-    durable.make_folder(folder)
     bounds = bounds_of_best(found, spec)
-    keeps = spec.needs_model or bool(bounds)
-    cache = AnswerCache((home or folder) / CACHE) if keeps else AnswerCache()
+    folder, cache, ledger = open_folder(found, spec, folder, "compare")
     before = cache.spent()["answers"]
-    ledger = Ledger((home or folder) / LEDGER) if keeps else Ledger()
     with Engines(settings, cache, ledger, launch) as engines:
         answers = sample_all(found, asked_of, folder, engines)
         judged = judge_all(found, asked_of, answers, engines.judge(spec))

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import judges
-from judges.llm.cache import AnswerCache
+from judges.llm.cache import CACHE, AnswerCache
 from selfplay.compare.best_of import choose, chosen_by
 from selfplay.compare.settings import Settings, settings_of
 from selfplay.compare.targets import Contestant, refuse_pruned
 from selfplay.config import Launch
 from selfplay.distributed.cluster import connected
 from selfplay.engines import Engine, sample_through
-from selfplay.engines.ledger import Ledger
-from selfplay.progress import Meter, meter
+from selfplay.engines.ledger import LEDGER, Ledger
+from selfplay.errors import ConfigError
+from selfplay.progress import Meter, log, meter
 from selfplay.records import Completion, Prompt
 from selfplay.rundir import RunDirectory
 from selfplay.storage import durable
@@ -79,6 +80,27 @@ class Engines:
         engine = open_judge_on(pool, part, self.settings.engine, self.settings.dtype, self.ledger)
         self._open.callback(engine.close)
         return engine
+
+
+def open_folder(
+    found: Sequence[Contestant], spec: judges.JudgeSpec, output: Path | None, name: str
+) -> tuple[Path, AnswerCache, Ledger]:
+    """Return the folder to write into, made, with the judge cache and the ledger.
+
+    The folder is `output`, or `name` in the first run, else in `runs`. What a judge's model says is kept in that run, or in the
+    folder where there is none or it may not be written into. Raises ConfigError for a folder that may not be written into.
+    """
+    run = next((one.run for one in found if one.run is not None), None)
+    folder = output or (run or Path("runs")) / name
+    if reason := durable.refusal(folder):
+        raise ConfigError(f"{str(folder)!r} could not be written: {reason}; name another folder with --output")
+    if not spec.needs_model and not any(one.best_of for one in found):
+        return folder, AnswerCache(), Ledger()
+    home = run or folder
+    if reason := durable.refusal(home):
+        log(f"  {home} could not be written: {reason}; what the judge says is kept in {folder}")
+        home = folder
+    return folder, AnswerCache(home / CACHE), Ledger(home / LEDGER)
 
 
 def sample_all(

@@ -12,22 +12,18 @@ from typing import Any
 
 import numpy as np
 
-import judges
 from judges.criteria.ifeval_figures import Figure, counts_of, differences_of, figures_of, has_conditions
-from judges.llm.cache import CACHE, AnswerCache
 from prompts.sources import load_prompts
 from selfplay.compare.best_of import bounds_of_best
 from selfplay.compare.head_to_head import categories_of
-from selfplay.compare.sampling import Engines, sample_all
-from selfplay.compare.settings import Given, Settings, judging, settings_of
+from selfplay.compare.sampling import Engines, open_folder, sample_all
+from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import Contestant, check_unseen, named_checkpoints, recipes
 from selfplay.config import Launch
-from selfplay.engines.ledger import LEDGER, Ledger
 from selfplay.errors import ConfigError
 from selfplay.records import Completion, Prompt, Record
 from selfplay.rundir import RunDirectory
 from selfplay.stats.means import Mean, difference_of, mean_of
-from selfplay.storage import durable
 from selfplay.storage.files import write_json, write_rows
 
 OF_CONDITIONS = "instructions"
@@ -85,10 +81,12 @@ def score(
     asked = load_prompts(settings.prompts, settings.seed)
     check_unseen(asked, trained)
     values = {} if by is None else categories_of(asked, by)
-    home = next((one.run for one in found if one.run is not None), None)
-    folder = folder or (home / "score" if home else Path("runs/score"))
-    durable.make_folder(folder)
-    answers, scores = _answers_and_scores(found, asked, spec, settings, folder, home or folder, launch)
+    folder, cache, ledger = open_folder(found, spec, folder, "score")
+    with Engines(settings, cache, ledger, launch) as engines:
+        answers = sample_all(found, asked, folder, engines)
+        judge: Any = engines.judge(spec)
+        scores: dict[str, list[float | None]] = {one.name: list(judge.score(asked, answers[one.name])) for one in found}
+    cache.close()
     counts = {}
     if has_conditions(asked):
         counts = {name: counts_of(asked, [one.text for one in told]) for name, told in answers.items()}
@@ -98,27 +96,6 @@ def score(
     write_rows(folder / "scores.parquet", _rows(asked, answers, scores))
     write_json(folder / "scores.json", result.model_dump(mode="json"))
     return result
-
-
-def _answers_and_scores(
-    found: Sequence[Contestant],
-    prompts: Sequence[Prompt],
-    spec: judges.JudgeSpec,
-    settings: Settings,
-    folder: Path,
-    home: Path,
-    launch: Launch | None,
-) -> tuple[dict[str, list[Completion]], dict[str, list[float | None]]]:
-    """Return each checkpoint's answers, and their scores, one per prompt."""
-    keeps = spec.needs_model or any(one.best_of for one in found)
-    cache = AnswerCache(home / CACHE) if keeps else AnswerCache()
-    ledger = Ledger(home / LEDGER) if keeps else Ledger()
-    with Engines(settings, cache, ledger, launch) as engines:
-        answers = sample_all(found, prompts, folder, engines)
-        judge: Any = engines.judge(spec)
-        scores = {one.name: list(judge.score(prompts, answers[one.name])) for one in found}
-    cache.close()
-    return answers, scores
 
 
 def _collect(

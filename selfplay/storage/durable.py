@@ -96,7 +96,7 @@ def replacing(path: Path) -> Iterator[Path]:
     It is removed if the block fails. Raises NotWritten where the disk refuses.
     """
     with naming(path):
-        beside = _create_beside(path, lambda name: os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)))
+        beside = _create_beside(path, _create_file)
         with _removed_on_failure(beside):
             yield beside
             _sync(beside)
@@ -145,6 +145,19 @@ def make_folder(path: Path) -> None:
     """Make a folder and those it lies in, where they are not there. Raises NotWritten."""
     with naming(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+def refusal(folder: Path) -> str:
+    """Make a folder, if it is not there, and return why no file can be created in it; nothing if one can."""
+    try:
+        make_folder(folder)
+        beside = _create_beside(folder / "trial", _create_file)
+        hook("remove", beside)
+        beside.unlink()
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        return cause.strerror or str(cause)
+    return ""
 
 
 @contextlib.contextmanager
@@ -231,6 +244,11 @@ def _create_beside(path: Path, create: Callable[[Path], object]) -> Path:
             create(beside)
             return beside
     raise AssertionError("the numbers have no end")
+
+
+def _create_file(path: Path) -> None:
+    """Create an empty file. Raises FileExistsError if it is there."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Head to head: real checkpoints sampled on the same prompts, every pair judged, and nothing asked twice."""
 
+import errno
 import json
 import shutil
 from io import StringIO
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from selfplay.compare.head_to_head import compare
+from selfplay.compare.score import score
 from selfplay.compare.settings import Given, judging, settings_of
 from selfplay.compare.targets import contestants, resolve
 from selfplay.config import PromptSource, Recipe, SamplingParams
@@ -19,6 +21,7 @@ from selfplay.report.html import as_run, write_comparison
 from selfplay.report.terminal import print_summary
 from selfplay.stats.summary import summarise
 from selfplay.stats.votes import Vote, tabulate
+from selfplay.storage import durable
 from selfplay.storage.files import read_rows
 
 MODEL_JUDGE = """\
@@ -93,6 +96,42 @@ def test_a_second_comparison_asks_a_judge_that_is_a_model_nothing(tiny, tmp_path
     again = compare(targets, Given(judge=str(judge)), folder=tmp_path / "elsewhere")
     assert len(asked) == first.asked and again.asked == 0
     assert again.matches == first.matches
+
+
+def refuse_within(folder, monkeypatch):
+    """Let no file be created or changed in a folder, as for a user who may only read it."""
+
+    def refuse(call, path):
+        if call != "remove" and path.is_relative_to(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(durable, "hook", refuse)
+
+
+@pytest.mark.parametrize("measure", [compare, score])
+def test_a_run_that_may_not_be_written_into_is_refused_before_any_work(tiny, tmp_path, monkeypatch, measure):
+    copy = shutil.copytree(tiny, tmp_path / "run", symlinks=True)
+    (copy / measure.__name__).mkdir()
+    before = sorted(copy.rglob("*"))
+    refuse_within(copy, monkeypatch)
+    monkeypatch.setattr(f"{measure.__module__}.sample_all", lambda *_: pytest.fail("it went to work"))
+    with pytest.raises(
+        ConfigError, match=f"run/{measure.__name__}' could not be written: .*another folder with --output"
+    ):
+        measure([str(copy)])
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_run_that_may_only_be_read_is_compared_into_another_folder(tiny, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(tiny, tmp_path / "run", symlinks=True)
+    judge = tmp_path / "letters.yaml"
+    judge.write_text(MODEL_JUDGE.format(model=tiny / "iteration-000/policy"))
+    before = sorted(copy.rglob("*"))
+    refuse_within(copy, monkeypatch)
+    given = Given(PromptSource(split="heldout", limit=4), str(judge), sampling=SamplingParams(max_tokens=4))
+    result = compare([f"{copy}@1", f"{copy}@2"], given, folder=tmp_path / "else")
+    assert result.asked > 0 and (tmp_path / "else/judge_cache.sqlite").is_file() and sorted(copy.rglob("*")) == before
+    assert f"{copy} could not be written: Permission denied" in "".join(capsys.readouterr())
 
 
 def test_a_judge_that_is_shown_the_last_turn_only_is_warned_of(tiny, tmp_path, capsys):

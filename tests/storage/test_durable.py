@@ -178,3 +178,19 @@ def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), durable.new_folder(tmp_path / "g"):
         raise KeyboardInterrupt
     assert state(tmp_path) == {"f": "old"} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", ["create", "remove"])
+def test_a_folder_says_why_no_file_can_be_created_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    assert durable.refusal(tmp_path / "a/b") == "" and list((tmp_path / "a").rglob("*")) == [tmp_path / "a/b"]
+    (tmp_path / "file").write_text("x")
+    assert durable.refusal(tmp_path / "file/b") == "Not a directory"
+
+    def refuse(now: str, path: Path) -> None:
+        if now == call:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(durable, "hook", refuse)
+    assert durable.refusal(tmp_path) == "Read-only file system"
