@@ -64,7 +64,16 @@ MISTAKES = [
     ),
     (("run", "mine.yaml", "generate.prompts=5000"), "generate.prompts is 5000, but there are 1024 training prompts"),
     (("run", "broken.yaml", "--dry-run"), "broken.yaml is not valid YAML"),
-    (("run", "mine.yaml", "output=."), "holds files that do not belong to a run (broken.yaml, mine.yaml)"),
+    (("run", "mine.yaml", "output=."), "holds files that do not belong to a run (broken.yaml, empty, mine.yaml)"),
+    (("run", "."), "'.' is a folder, not a recipe: name a file in it, such as broken.yaml"),
+    (
+        ("run", "run"),
+        "'run' is a run's folder, not a recipe: go on with it by `selfplay run run/config.yaml output=run`",
+    ),
+    (
+        ("bootstrap", "empty"),
+        "'empty' is a folder, not a recipe: name a YAML file, or write one with `selfplay init empty/",
+    ),
     (("init", "mine.yaml"), "'mine.yaml' is there already; give another name, or --force to replace it"),
     (
         ("show", "nowhere"),
@@ -81,6 +90,9 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 ) -> None:
     assert command("init", "mine.yaml").code == 0
     (tmp_path / "broken.yaml").write_text("policy: {model: [}\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")
     code, out, err = command(*arguments)
     assert code == 2 and out == ""
     assert err.startswith("error: ") and sentence in err and err.count("\n") == 1

@@ -167,6 +167,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `key=value` overrides. Raises ConfigError with a sentence for every mistake."""
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(_folder(path))
     if not path.is_file():
         raise ConfigError(f"there is no recipe {str(path)!r}; write one with `selfplay init {path}`")
     tree = parse_yaml(read_text(path), str(path))
@@ -176,6 +178,21 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(tree, override)
     return validate(Recipe, tree, str(path))
+
+
+def _folder(path: Path) -> str:
+    """Return what to say of a folder that was given for a recipe."""
+    if (path / "config.yaml").is_file():
+        return (
+            f"{str(path)!r} is a run's folder, not a recipe: go on with it by `selfplay run {path / 'config.yaml'} "
+            f"output={path}`"
+        )
+    recipe = next((str(file) for file in sorted(path.glob("*.yaml"))), None)
+    return f"{str(path)!r} is a folder, not a recipe: " + (
+        f"name a file in it, such as {recipe}"
+        if recipe
+        else f"name a YAML file, or write one with `selfplay init {path / 'recipe.yaml'}`"
+    )
 
 
 def validate(model: type[T], tree: Any, where: str) -> T:
