@@ -1,6 +1,8 @@
 """What can be compared: iterations of runs, checkpoints on disk, models on the hub; and what their runs agree on."""
 
+import difflib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,9 +99,34 @@ def _named(target: str, alone: bool) -> list[Contestant]:
         return [one for which in ("start", "best")[0 if alone else 1 :] for one in _of_seeds(Path(target), which)]
     if (Path(target) / "config.json").is_file():
         return [Contestant(Path(target).resolve().name, target)]
-    if target.startswith((".", "/", "~")) or Path(target).exists():
-        raise ConfigError(f"{target!r} is neither a run (with a config.yaml) nor a checkpoint (with a config.json)")
+    of_run = bool(at) and (suffix in ("start", "best", "all") or suffix.isdecimal())
+    _refuse_local(base if of_run else target, of_run)
     return [Contestant(target, base if at else target, suffix if at else None)]
+
+
+def _refuse_local(target: str, of_run: bool) -> None:
+    """Raise ConfigError for what is no hub id: an iteration's run, a path, and what is or would be in a folder here."""
+    path = Path(target)
+    if path.exists():
+        raise ConfigError(f"{target!r} is neither a run (with a config.yaml) nor a checkpoint (with a config.json)")
+    within = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    if not (of_run or within or target.startswith((".", "/", "~"))):
+        return
+    known = {
+        one.name: str(one)
+        for folder in (Path("runs"), path.parent)
+        if folder.is_dir()
+        for one in sorted(folder.iterdir())
+        if (one / "config.yaml").is_file() or (one / "config.json").is_file()
+    }
+    near = difflib.get_close_matches(path.name, known, n=1, cutoff=0.5)
+    hint = f", did you mean {known[near[0]]!r}?" if near else "; `selfplay runs` lists the runs in a folder"
+    hub = (
+        f" (a hub id is one only where there is no folder {path.parts[0]!r})"
+        if within and not path.is_absolute()
+        else ""
+    )
+    raise ConfigError(f"there is no run or checkpoint {target!r}{hub}{hint}")
 
 
 def _best_of(one: Contestant, n: int) -> Contestant:
@@ -170,9 +197,10 @@ def with_baseline_first(found: Sequence[Contestant], baseline: str | None) -> li
         if baseline in (one.name, one.checkpoint + ("*" if one.best_of else ""))
     ]
     if not places and ("@" in baseline or Path(baseline).exists()):
-        known = resolve(baseline)
-        wanted = (known.checkpoint, known.best_of)
-        places = [place for place, one in enumerate(found) if (one.checkpoint, one.best_of) == wanted]
+        with suppress(ConfigError):  # what cannot be resolved is none of them either
+            known = resolve(baseline)
+            wanted = (known.checkpoint, known.best_of)
+            places = [place for place, one in enumerate(found) if (one.checkpoint, one.best_of) == wanted]
     if not places:
         names = ", ".join(one.name for one in found)
         raise ConfigError(f"the baseline {baseline!r} is none of the checkpoints compared: {names}")

@@ -178,7 +178,7 @@ def test_targets_name_what_they_say(tiny):
         (["{run}@7"], "has no policy of iteration 7"),
         (["{run}@last"], "is not an iteration"),
         (["{run}@1"], "nothing to compare"),
-        (["./nowhere", "{run}"], "neither a run"),
+        (["./nowhere", "{run}"], "there is no run or checkpoint './nowhere'"),
         ([], "nothing to compare"),
     ],
 )
