@@ -309,6 +309,43 @@ def test_a_place_that_cannot_be_made_is_one_sentence(
     assert "could not be written: " in said and f"; {way_out}" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (("compare", "RUN", "--output", "here"), True),
+        (("score", "RUN", "--output", "here"), True),
+        (("run", "tiny.yaml"), True),
+        (("evaluate", "RUN", "--iteration", 2), True),
+        (("report", "RUN"), False),
+        (("note", "RUN", "text"), False),
+        (("export", "RUN@2", "copy"), False),
+        (("init", "new.yaml"), False),
+    ],
+    ids=str,
+)
+def test_only_a_verb_that_saves_as_it_works_says_that_it_goes_on(
+    command: Command,
+    tmp_path: Path,
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[object, ...],
+    kept: bool,
+) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run", symlinks=True)
+    if words[0] == "evaluate":
+        shutil.rmtree(copy / "iteration-002/evaluate")
+    write_recipe(tmp_path)
+
+    def refuse(call: str, path: Path) -> None:
+        if call == "write":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("selfplay.storage.durable.hook", refuse)
+    code, _, err = command(*(str(word).replace("RUN", str(copy)) for word in words))
+    end = "free some space and give the same command again" + ", which goes on from what is saved" * kept
+    assert code == 2 and err.splitlines()[-1].endswith(end)
+
+
 def test_a_name_that_is_too_long_is_one_sentence_and_a_file_that_we_forgot_is_none(
     command: Command, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,10 +23,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from selfplay.errors import ConfigError
+from selfplay.errors import ConfigError, SelfplayError
 
 BESIDE = re.compile(r"\..+\.(\d+)-\d+\.partial")
 """Names of what is written beside its place, with the number of the process that writes."""
+AGAIN = "give the same command again"
+"""End of the way out of a NotWritten."""
 
 
 class NotWritten(ConfigError, OSError):
@@ -64,10 +66,21 @@ def naming(path: Path) -> Iterator[None]:
 
 def _not_written(path: Path, reason: str, full: bool) -> NotWritten:
     fix = "free some space" if full else "fix that"
-    return NotWritten(
-        f"{str(path)!r} could not be written: {reason}; {fix} and give the same command again, which goes on from what "
-        "is saved"
-    )
+    return NotWritten(f"{str(path)!r} could not be written: {reason}; {fix} and {AGAIN}")
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Add to what tells in the block of a file that could not be written that the same command goes on.
+
+    For what saves as it works. The error of a worker, which is no NotWritten here any more, is told by its words.
+    """
+    try:
+        yield
+    except SelfplayError as error:
+        if str(error).endswith(AGAIN):
+            error.args = (f"{error}, which goes on from what is saved",)
+        raise
 
 
 def write(path: Path, content: str | bytes) -> None:

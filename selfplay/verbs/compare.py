@@ -8,6 +8,7 @@ import typer
 
 from selfplay.config import Launch, PromptSource, validate
 from selfplay.errors import ConfigError
+from selfplay.storage.durable import resumable
 from selfplay.verbs import Json, emit
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def compare(
     from selfplay.compare.head_to_head import compare as head_to_head
 
     given, launch = given_of(prompts, split, judge, temperature, max_tokens, engine), launch_of(workers, address)
-    result = head_to_head(
-        targets or [], given, like=like, folder=output, baseline=baseline, difficulty=difficulty, by=by, launch=launch
-    )
+    named: Any = {"baseline": baseline, "difficulty": difficulty, "by": by, "launch": launch}
+    with resumable():
+        result = head_to_head(targets or [], given, like=like, folder=output, **named)
     _hand_over(result, result.folder, report, table or [], as_json)
 
 

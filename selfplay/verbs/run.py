@@ -12,6 +12,7 @@ import typer
 from selfplay.config import Recipe, load_recipe
 from selfplay.errors import ENDED_EARLY, ConfigError
 from selfplay.stopping import listening
+from selfplay.storage.durable import resumable
 from selfplay.verbs import Json, emit
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
@@ -121,7 +122,7 @@ def _print_work(recipe: Recipe, gpu: str | None, as_json: bool) -> None:
 
 def run_to_its_end(recipe: Recipe, only_start: bool = False) -> Path:
     """Run a recipe, stop politely where a signal asks for it, and return the run's directory."""
-    with listening():
+    with listening(), resumable():
         from selfplay.loop import run as run_loop
 
         return run_loop(recipe, only_start)
@@ -169,7 +170,7 @@ def stage(name: str) -> Any:
         directory: RunArgument,
         iteration: Annotated[int, typer.Option("--iteration", "-i", min=1, help="Number of the iteration.")],
     ) -> None:
-        with listening():
+        with listening(), resumable():
             from selfplay.loop import run_stage
 
             typer.echo(run_stage(directory, name, iteration))

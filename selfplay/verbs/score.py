@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from selfplay.errors import ConfigError
+from selfplay.storage.durable import resumable
 from selfplay.verbs import Json, emit
 from selfplay.verbs.compare import (
     Address,
@@ -57,7 +58,8 @@ def score(
 
     given = given_of(prompts, split, judge, temperature, max_tokens, engine)
     check_folder(output)
-    found = score_checkpoints(targets, given, like=like, folder=output, by=by, launch=launch_of(workers, address))
+    with resumable():
+        found = score_checkpoints(targets, given, like=like, folder=output, by=by, launch=launch_of(workers, address))
     if as_json:
         emit(found.model_dump(mode="json"))
     else:
