@@ -7,9 +7,10 @@ preferences, counts = to_preferences(pairs, verdicts, spec)
 """
 
 from judges.build import Judge, build
+from judges.consistency import health
 from judges.spec.base import JudgeSpec
 from judges.spec.load import digest, load_spec, shipped
-from judges.verdicts import aggregate_verdicts, health, to_preferences
+from judges.verdicts import aggregate_verdicts, to_preferences
 from selfplay.errors import JudgeStopped
 
 __all__ = [

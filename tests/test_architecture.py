@@ -34,6 +34,7 @@ ORDER = (
     "judges.spec",
     "judges.criteria",
     "judges.verdicts",
+    "judges.consistency",
     "judges.llm",
     "judges.modes",
     "judges.build",

@@ -16,10 +16,11 @@ from judges.audit.diagnosis import DOES_NOT_READ, Figures, Problem, diagnose
 from judges.audit.file_tests import run_tests
 from judges.audit.gold import GoldPair, canaries, gold_file, load_gold
 from judges.build import Judge, Opener, build
+from judges.consistency import health
 from judges.llm.cache import AnswerCache
 from judges.llm.thinking import example
 from judges.spec.base import JudgeSpec
-from judges.verdicts import aggregate_verdicts, health, winner
+from judges.verdicts import aggregate_verdicts, winner
 from selfplay.engines import Engine
 from selfplay.errors import JudgeStopped
 from selfplay.records import Pair, Verdict

@@ -29,7 +29,7 @@ DOES_NOT_READ = ("one place", "constant", "guessing", "order")
 
 
 class Figures(BaseModel):
-    """How a judge did on pairs; see `judges.verdicts.health` for the first ones.
+    """How a judge did on pairs; see `judges.consistency.health` for the first ones.
 
     On pairs with a known answer also `accuracy` with its 95% interval (a tie is half right, an unscored pair wrong) and
     Cohen's `kappa` between the right and the given winners, over the pairs that could be read; `longer_deserved` is the

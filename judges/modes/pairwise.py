@@ -1,6 +1,6 @@
 """Pairwise judges: a language model is shown two responses, in one order or both, and says which is better.
 
-Whether the two orders agree (swap consistency) is measured in `judges.verdicts.health`.
+Whether the two orders agree (swap consistency) is measured in `judges.consistency.health`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From scores and values to advantages: groups, token rewards, generalised advantage estimation, whitening, moments.
+"""From scores and values to advantages: groups, generalised advantage estimation, whitening, moments.
 
 Shapes: B sequences, T response tokens. A mask (B, T) is true on real tokens. Left out: anything about models.
 """
@@ -28,19 +28,6 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, epsilon: float
     mean = masked_mean(values, mask)
     whitened = (values - mean) * torch.rsqrt(masked_variance(values, mask) + epsilon)
     return (whitened if shift_mean else whitened + mean) * mask
-
-
-def token_rewards(scores: Tensor, kl: Tensor, coefficient: float, mask: Tensor) -> Tensor:
-    """(B, T) rewards: -coefficient * kl on every token, and the score (B,) once, on the last true place of each row.
-
-    A row without tokens gets no score. Source: Ziegler et al. 2019, equation 2.
-    """
-    rewards = -coefficient * kl * mask
-    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    last = torch.where(mask.bool(), places, -1).amax(dim=1)
-    rows = (last >= 0).nonzero().squeeze(-1)
-    rewards[rows, last[rows]] += scores[rows].to(rewards.dtype)
-    return rewards
 
 
 def penalise_missing_end(scores: Tensor, truncated: Tensor, penalty: float, how: str) -> Tensor:

@@ -17,10 +17,9 @@ from selfplay.rl.advantages import (
     normalise_scores,
     penalise_missing_end,
     penalise_overlong,
-    token_rewards,
     whiten,
 )
-from selfplay.rl.kl import kl_estimate
+from selfplay.rl.kl import kl_estimate, token_rewards
 from selfplay.rl.losses import importance_weights
 from selfplay.rl.rollouts import Episodes, Estimates
 

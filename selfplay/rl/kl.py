@@ -1,7 +1,7 @@
-"""How far the policy has moved from its reference: estimators of the KL, and the controller of its coefficient.
+"""How far the policy has moved from its reference: estimators of the KL, the KL in the reward, and its coefficient's controller.
 
-The KL enters the reward in `advantages.token_rewards`, or the loss in `learner`. Left out: the exact KL over the
-vocabulary, which would need both distributions of every token at once.
+Where `kl_in` is loss, it enters in `learner` instead. Left out: the exact KL over the vocabulary, which would need both
+distributions of every token at once.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,19 @@ def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, estimator: str) ->
     if estimator == "k3":
         return torch.expm1(-difference.clamp(-20, 20)) + difference
     raise ValueError(f"unknown KL estimator {estimator!r}: use one of {', '.join(ESTIMATORS)}")
+
+
+def token_rewards(scores: Tensor, kl: Tensor, coefficient: float, mask: Tensor) -> Tensor:
+    """(B, T) rewards: -coefficient * kl on every token, and the score (B,) once, on the last true place of each row.
+
+    A row without tokens gets no score. Source: Ziegler et al. 2019, equation 2.
+    """
+    rewards = -coefficient * kl * mask
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    last = torch.where(mask.bool(), places, -1).amax(dim=1)
+    rows = (last >= 0).nonzero().squeeze(-1)
+    rewards[rows, last[rows]] += scores[rows].to(rewards.dtype)
+    return rewards
 
 
 @dataclass

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from selfplay.config import Recipe
 from selfplay.config.load import parse_yaml, validate
-from selfplay.rl.advantages import advantages_and_returns, token_rewards
-from selfplay.rl.kl import kl_estimate
+from selfplay.rl.advantages import advantages_and_returns
+from selfplay.rl.kl import kl_estimate, token_rewards
 from selfplay.rl.losses import policy_loss
 
 PAGE = (Path(__file__).parents[2] / "docs" / "concepts.md").read_text(encoding="utf-8")

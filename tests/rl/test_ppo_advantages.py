@@ -12,9 +12,9 @@ from selfplay.rl.advantages import (
     masked_variance,
     normalise_scores,
     penalise_missing_end,
-    token_rewards,
     whiten,
 )
+from selfplay.rl.kl import token_rewards
 
 
 def float64(rows: object) -> torch.Tensor:

@@ -5,7 +5,8 @@ from math import exp, log
 import pytest
 import torch
 
-from selfplay.rl.advantages import Groups, advantages_and_returns, compare_in_groups, penalise_overlong, token_rewards
+from selfplay.rl.advantages import Groups, advantages_and_returns, compare_in_groups, penalise_overlong
+from selfplay.rl.kl import token_rewards
 from selfplay.rl.losses import loss_shares, policy_loss, pool_log_ratios
 
 PROMPTS = torch.tensor([7, 2, 7, 2, 7, 5])
