@@ -140,6 +140,7 @@ def _wait_for(fit: Callable[[], object], logs: Path, size: int) -> str | None:
     It is not waited for where a signal asked to stop and all workers have failed.
     """
     lost: str | None = "the workers did not finish"
+    done = threading.Event()  # a Ctrl-C while a thread is joined makes Python take it for ended (bpo-45274)
 
     def call() -> None:
         nonlocal lost
@@ -148,16 +149,18 @@ def _wait_for(fit: Callable[[], object], logs: Path, size: int) -> str | None:
             lost = None
         except BaseException as error:  # of many classes of Ray's: a worker's own is in its log
             lost = f"a worker was lost ({first_line(error)[:200]})"
+        finally:
+            done.set()
 
     # In the main thread Ray Train would take Ctrl-C for itself, end with exit code 0, and leave its handler behind.
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
+    threading.Thread(target=call, daemon=True).start()
     try:
-        while thread.is_alive() and not (stopping.requested() and len(_failures(logs)) == size):
-            thread.join(SECONDS_BETWEEN_LOOKS)
+        while not done.wait(SECONDS_BETWEEN_LOOKS):
+            if stopping.requested() and len(_failures(logs)) == size:
+                break
     except KeyboardInterrupt:  # Ray ends this process with code 1 if it is left while the thread still asks it
         _ask_to_stop(logs, "SIGINT")
-        thread.join(SECONDS_TO_LEAVE)
+        done.wait(SECONDS_TO_LEAVE)
         raise
     finally:
         shutil.rmtree(logs / "ray", ignore_errors=True)

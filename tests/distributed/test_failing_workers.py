@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -70,6 +71,21 @@ def test_ctrl_c_is_heard_also_where_the_workers_cannot_be_told(tmp_path: Path, m
     with pytest.raises(KeyboardInterrupt):
         launch._wait_for(leaving.wait, tmp_path / "gone", 1)
     assert leaving.is_set(), "the workers had time to leave"
+
+
+def test_ctrl_c_in_the_middle_of_waiting_gives_the_workers_time_to_leave(tmp_path: Path) -> None:
+    """While a thread is joined it would be taken for ended: what it still asks Ray then ends the process with code 1."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    leaving = threading.Event()
+    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(2, leaving.set).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launch._wait_for(leaving.wait, tmp_path, 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert leaving.is_set(), "the workers had time to leave"
+    assert (tmp_path / launch.STOP).read_text() == "SIGINT"
 
 
 def test_an_error_is_told_by_its_first_line_and_as_what_it_was() -> None:
