@@ -67,7 +67,7 @@ def test_ctrl_c_is_heard_also_where_the_workers_cannot_be_told(tmp_path: Path, m
 
     monkeypatch.setattr(stopping, "requested", interrupt)
     leaving = threading.Event()
-    threading.Timer(0.5, leaving.set).start()
+    threading.Timer(4 * launch.SECONDS_BETWEEN_LOOKS, leaving.set).start()
     with pytest.raises(KeyboardInterrupt):
         launch._wait_for(leaving.wait, tmp_path / "gone", 1)
     assert leaving.is_set(), "the workers had time to leave"
