@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,20 @@ def test_ctrl_c_is_heard_also_where_the_workers_cannot_be_told(tmp_path: Path, m
 def test_ctrl_c_in_the_middle_of_waiting_gives_the_workers_time_to_leave(tmp_path: Path) -> None:
     """While a thread is joined it would be taken for ended: what it still asks Ray then ends the process with code 1."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    leaving = threading.Event()
-    threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
-    threading.Timer(2, leaving.set).start()
+    left = threading.Event()
+
+    def interrupted_fit() -> None:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        left.set()
+
     try:
         with pytest.raises(KeyboardInterrupt):
-            launch._wait_for(leaving.wait, tmp_path, 1)
+            launch._wait_for(interrupted_fit, tmp_path, 1)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert leaving.is_set(), "the workers had time to leave"
+    assert left.is_set(), "the workers had time to leave"
     assert (tmp_path / launch.STOP).read_text() == "SIGINT"
 
 
