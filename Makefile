@@ -20,12 +20,14 @@ PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 OLDEST := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 
+# At the ends of the ranges in pyproject.toml: not what compares the environment with those ranges.
+AT_THE_ENDS := --deselect tests/install/test_install.py \
+	--deselect tests/test_doctor.py::test_this_environment_has_no_problem_and_explains_what_pip_check_says
 COMMANDS := tests/docs/test_commands.py::test_the_commands_of_a_page_work
-WITHOUT_VLLM := --deselect tests/install/test_install.py \
+WITHOUT_VLLM := $(AT_THE_ENDS) \
 	$(patsubst runs/%.yaml,--deselect "tests/test_cli.py::test_every_shipped_recipe_dry_runs[%]",$(shell grep -lE "kind: vllm" runs/*.yaml)) \
 	--deselect "$(COMMANDS)[seed0-docs/howto/real-model.md]" --deselect "$(COMMANDS)[seed0-docs/scaling.md]" \
 	--deselect tests/test_doctor.py::test_a_vllm_without_what_it_needs \
-	--deselect tests/test_doctor.py::test_this_environment_has_no_problem_and_explains_what_pip_check_says \
 	--deselect tests/test_preflight.py::test_packages_that_a_recipe_needs $(shell grep -lsE "VllmEngine|vllm_serve|kind=vllm|-vllm.yaml" \
 	tests/*/test_*.py | sed "s/^/--ignore=/")
 
@@ -63,16 +65,15 @@ test-portable: .venv/installed-test
 torture: .venv/installed-test
 	PYTHONPATH=.:tests:tests/engines .venv/bin/python tests/torture/torture.py
 
-# Not with the newest versions: what compares the environment with the ranges in pyproject.toml, and JSON by vLLM 0.32, which
-# writes {"verdict":"A"} where 0.31 leaves a judge the space that it was taught, so that it answers otherwise.
-WITHIN_RANGES := --deselect tests/install/test_install.py \
-	--deselect tests/test_doctor.py::test_this_environment_has_no_problem_and_explains_what_pip_check_says \
+# Not with the newest versions: JSON by vLLM 0.32, which writes {"verdict":"A"} where 0.31 leaves a judge the space that it was
+# taught, so that it answers otherwise.
+WITHOUT_JSON := $(AT_THE_ENDS) \
 	--deselect "tests/loop/test_trained_judge.py::test_through_vllm_it_agrees_with_the_rules_as_often[seed0-json]" \
 	--deselect "tests/loop/test_trained_judge.py::test_every_answer_in_json_can_be_read_whatever_is_asked[seed0]"
 
 # The ends of the ranges in pyproject.toml. The lowest without the tests that need vLLM, whose pin decides torch.
 test-newest: .venv-newest/installed
-	$(subst .venv,.venv-newest,$(PYTEST)) $(WITHIN_RANGES)
+	$(subst .venv,.venv-newest,$(PYTEST)) $(WITHOUT_JSON)
 
 test-lowest: .venv-lowest/installed
 	$(subst .venv,.venv-lowest,$(PYTEST)) $(WITHOUT_VLLM)
